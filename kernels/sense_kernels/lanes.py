@@ -1,0 +1,164 @@
+"""The packed description of every aggregator of a bank.
+
+A *head* (one readout of a probe) is a sum of *lanes*; a lane is one streaming recurrence over one value column of the
+logits, attention lanes over a query column as well. Lanes of the same kind, span and window form a *group*: one
+vectorised update, one contiguous slice of the state. Which rows a lane folds is said by its *span*, a bit mask that is
+compared with each row's code.
+
+Shape letters: N slots, S state floats of a slot, G groups, L lanes of a group, C logit columns, H heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["PROMPT", "RESPONSE", "TAIL", "WATCHED", "Lane", "LaneGroup", "LaneKind", "LaneTable"]
+
+PROMPT = 1
+"""Row code bit: the row is a prompt token."""
+TAIL = 2
+"""Row code bit: the row is one of the last prompt tokens, the ones the chat template adds after the user's turn."""
+RESPONSE = 4
+"""Row code bit: the row is a generated token."""
+WATCHED = 8
+"""Row code bit: after this row the readout counts towards the maximum over time."""
+
+LaneKind = Literal["mean", "max", "ema_max", "attention", "cusum", "rolling_mean_max", "rolling_attention"]
+
+_FIXED_WIDTH = {"mean": 1, "max": 1, "ema_max": 2, "attention": 3, "cusum": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """One streaming recurrence.
+
+    Raises:
+        ValueError: for an unknown kind, a window below 1, or an attention lane without a query column.
+    """
+
+    kind: LaneKind
+    head: int
+    """Index of the head that this lane's readout is added to."""
+    value: int
+    """Logit column of the value z (or v)."""
+    query: int = -1
+    """Logit column of the attention score q; attention kinds only."""
+    span: int = PROMPT | RESPONSE
+    """Rows to fold: those whose code shares a bit with this mask."""
+    param: float = 1.0
+    """ema_max: alpha. cusum: kappa, the drift taken off each token. attention kinds: factor on the query."""
+    window: int = 0
+    """Rolling kinds: tokens in the window."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(LaneKind):
+            raise ValueError(f"unknown lane kind {self.kind!r}; known: {', '.join(get_args(LaneKind))}")
+        if self.kind.startswith("rolling") and self.window < 1:
+            raise ValueError(f"{self.kind} needs a window of at least 1 token, got {self.window}")
+        if self.kind.endswith("attention") and self.query < 0:
+            raise ValueError(f"{self.kind} needs a query column, got {self.query}")
+
+    @property
+    def width(self) -> int:
+        """State floats of this lane."""
+        if self.kind == "rolling_mean_max":
+            return self.window + 1
+        if self.kind == "rolling_attention":
+            return 2 * self.window + 1
+        return _FIXED_WIDTH[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneGroup:
+    """Lanes that one vectorised update serves."""
+
+    kind: LaneKind
+    span: int
+    window: int
+    width: int
+    offset: int
+    """First state float of the group; lane l of the group starts at ``offset + l * width``."""
+    value: Tensor  # [L] int64
+    query: Tensor  # [L] int64
+    param: Tensor  # [L] float32
+    head: Tensor  # [L] int64
+
+    @property
+    def stop(self) -> int:
+        """One past the group's last state float."""
+        return self.offset + self.width * len(self.value)
+
+
+class LaneTable:
+    """All lanes of a bank, grouped and laid out in the state of a slot.
+
+    Args:
+        lanes: in any order; they are sorted by group here.
+        heads: number of heads H; every head needs a lane.
+        device: where the index and parameter tensors live.
+
+    Raises:
+        ValueError: if a head has no lane, or lanes of one head have different spans.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], heads: int, device: torch.device | str = "cpu") -> None:
+        spans_by_head: dict[int, set[int]] = {head: set() for head in range(heads)}
+        for lane in lanes:
+            spans_by_head[lane.head].add(lane.span)
+        for head, spans in spans_by_head.items():
+            if len(spans) != 1:
+                raise ValueError(f"head {head} has lanes of {len(spans)} spans; it needs lanes of exactly one")
+
+        def key(lane: Lane) -> tuple[str, int, int]:
+            return lane.kind, lane.span, lane.window
+
+        self.heads = heads
+        self.groups: list[LaneGroup] = []
+        offset = 0
+        for _, members in groupby(sorted(lanes, key=key), key=key):
+            group = _make_group(list(members), offset, device)
+            self.groups.append(group)
+            offset = group.stop
+        self.state_floats = offset
+        """S, floats of state that one slot needs."""
+        self.spans = sorted({group.span for group in self.groups})
+
+    def new_state(self, slots: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """Return fresh tables: state [N, S] float32, count [N, G] int64, peak [N, H] float32."""
+        state = torch.zeros(slots, self.state_floats, device=device)
+        count = torch.zeros(slots, len(self.groups), dtype=torch.int64, device=device)
+        peak = torch.empty(slots, self.heads, device=device)
+        self.reset(state, count, peak, torch.arange(slots, device=device))
+        return state, count, peak
+
+    def reset(self, state: Tensor, count: Tensor, peak: Tensor, slots: Tensor) -> None:
+        """Make the given slots [B] as if no token had ever been folded into them."""
+        blank = torch.zeros(self.state_floats, device=state.device)
+        for group in self.groups:
+            view = blank[group.offset : group.stop].view(-1, group.width)
+            if group.kind in ("max", "attention"):
+                view[:, 0] = -torch.inf
+            elif group.kind in ("ema_max", "cusum", "rolling_mean_max", "rolling_attention"):
+                view[:, -1] = -torch.inf
+        state[slots] = blank
+        count[slots] = 0
+        peak[slots] = -torch.inf
+
+
+def _make_group(lanes: list[Lane], offset: int, device: torch.device | str) -> LaneGroup:
+    first = lanes[0]
+    return LaneGroup(
+        kind=first.kind,
+        span=first.span,
+        window=first.window,
+        width=first.width,
+        offset=offset,
+        value=torch.tensor([lane.value for lane in lanes], device=device),
+        query=torch.tensor([max(lane.query, 0) for lane in lanes], device=device),
+        param=torch.tensor([lane.param for lane in lanes], device=device),
+        head=torch.tensor([lane.head for lane in lanes], device=device),
+    )

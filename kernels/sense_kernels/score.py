@@ -1,0 +1,61 @@
+"""Score packed hidden states with every probe column of one site.
+
+    y[t] = x[t] @ W / rms(x[t]) + b,    columns [K, K + M) of y through relu and a second matrix
+
+One op, registered with ``torch.library`` and declared to write its last argument, so that ``torch.compile`` can neither
+drop nor reorder it. Standardisation and gains are folded into W and b by whoever packs the bank.
+
+Shape letters: T packed rows, D width, K linear columns, M hidden units of all MLP probes of the site, J their columns.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["score", "score_torch"]
+
+
+def score_torch(
+    hidden_TD: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mlp_weight: Tensor,
+    mlp_bias: Tensor,
+    eps: float,
+    out: Tensor,
+) -> None:
+    """Write the site's logits into the first T rows of ``out``.
+
+    Args:
+        hidden_TD: [..., D] any float dtype; leading dimensions are flattened into T.
+        weight: [D, K + M] float32.
+        bias: [K + M] float32.
+        mlp_weight: [M, J] float32; M = 0 for a site without MLP probes.
+        mlp_bias: [J] float32.
+        eps: added to the mean square before the root, as in RMSNorm.
+        out: [R, K + J] float32 with R >= T, written in place; further rows are left alone.
+    """
+    x_TD = hidden_TD.detach().reshape(-1, hidden_TD.shape[-1]).float()
+    inverse_rms_T1 = torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + eps)
+    y = torch.addcmul(bias, x_TD @ weight, inverse_rms_T1)
+    if mlp_weight.shape[0]:
+        linear = y.shape[1] - mlp_weight.shape[0]
+        y = torch.cat((y[:, :linear], torch.addmm(mlp_bias, y[:, linear:].relu(), mlp_weight)), 1)
+    out[: y.shape[0]] = y
+
+
+_library = torch.library.Library("sense", "DEF")
+_library.define(
+    "score(Tensor hidden, Tensor weight, Tensor bias, Tensor mlp_weight, Tensor mlp_bias, float eps, Tensor(a!) out) -> ()"
+)
+_library.impl("score", score_torch, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sense::score", lib=_library)
+def _score_fake(
+    hidden_TD: Tensor, weight: Tensor, bias: Tensor, mlp_weight: Tensor, mlp_bias: Tensor, eps: float, out: Tensor
+) -> None:
+    return None
+
+
+score = torch.ops.sense.score
+"""The registered op; same arguments as :func:`score_torch`."""

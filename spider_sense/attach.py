@@ -1,0 +1,207 @@
+"""Attach readers to the sites of a model, and take every trace of them away again.
+
+A reader runs inside the model's forward pass, so it must be tensor-only; it may be compiled. What happens before and
+after a pass (naming the rows, folding the scores) runs outside the compiled graph.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from spider_sense.forward import Forward, packed_rows, read_forward
+from spider_sense.sites import resolve_all
+from spider_sense.types import Site
+
+__all__ = ["Attachment", "Reader", "Writer"]
+
+Reader = Callable[[Tensor], None]
+"""Takes hidden states [..., D] at a site."""
+Writer = Callable[[Tensor], Tensor]
+"""Takes hidden states [..., D] at a site and returns what flows on; it sits on outputs only."""
+
+
+class Attachment:
+    """Readers and writers on one model; use it as a context manager or call ``detach``.
+
+    It registers forward hooks, and while it is attached, wraps the generation step of transformers' continuous batching
+    (for rows of packed batches). With a model that was compiled before, compiled code is discarded on both ends
+    (``torch.compiler.reset``), because a graph that was traced without hooks would silently run without them.
+
+    Args:
+        model: a transformers causal language model, or ``torch.compile`` of one.
+        readers: what to call at each site.
+        begin: called before each forward pass with its rows.
+        end: called after it.
+        writers: what to apply to the output of each site.
+
+    Raises:
+        SiteError: if the model has no such site.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        readers: Mapping[Site, Reader],
+        begin: Callable[[Forward], None],
+        end: Callable[[], None],
+        writers: Mapping[Site, Writer] | None = None,
+    ) -> None:
+        self._model, self._begin, self._end = model, begin, end
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.forward_rows: Callable[[tuple[Any, ...], Mapping[str, Any]], Forward] = read_forward
+        """Names the rows of a forward pass; an engine that knows better puts its own function here."""
+        self._packed: Forward | None = None
+        inner = getattr(model, "_orig_mod", model)
+        # Compiling a model in place puts the hooks of the model itself inside the graph; its compiled entry point is
+        # wrapped instead.
+        self._compiled_call = getattr(model, "_compiled_call_impl", None)
+        resolved = {place.site: place for place in resolve_all(model, [*readers, *(writers or {})])}
+        for site, reader in readers.items():
+            self._handles.append(_hook_reader(resolved[site], reader))
+        for site, writer in (writers or {}).items():
+            self._handles.append(_hook_writer(resolved[site], writer))
+        if self._compiled_call is not None:
+            model._compiled_call_impl = self._wrap(self._compiled_call)
+        else:
+            self._handles.append(model.register_forward_pre_hook(self._before, with_kwargs=True))
+            self._handles.append(model.register_forward_hook(self._after))
+        _continuous.add(inner, self)
+        _forget_compiled()
+
+    def detach(self) -> None:
+        """Remove everything; calling it twice is harmless."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._compiled_call is not None:
+            self._model._compiled_call_impl = self._compiled_call
+            self._compiled_call = None
+        _continuous.discard(getattr(self._model, "_orig_mod", self._model), self)
+        _forget_compiled()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @torch.compiler.disable
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._begin(self._packed or self.forward_rows(args, kwargs))
+
+    @torch.compiler.disable
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        self._end()
+
+    def _wrap(self, call: Callable[..., object]) -> Callable[..., object]:
+        def run(*args: Any, **kwargs: Any) -> object:
+            self._begin(self._packed or self.forward_rows(args, kwargs))
+            output = call(*args, **kwargs)
+            self._end()
+            return output
+
+        return run
+
+
+def _hook_reader(place: Any, reader: Reader) -> torch.utils.hooks.RemovableHandle:
+    cut = slice(place.start, place.stop)
+
+    def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        reader((output[0] if isinstance(output, tuple) else output)[..., cut])
+
+    def on_input(module: nn.Module, args: tuple[Any, ...]) -> None:
+        reader(args[0][..., cut])
+
+    if place.reads == "input":
+        return place.module.register_forward_pre_hook(on_input)  # type: ignore[no-any-return]
+    return place.module.register_forward_hook(on_output)  # type: ignore[no-any-return]
+
+
+def _hook_writer(place: Any, writer: Writer) -> torch.utils.hooks.RemovableHandle:
+    def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (writer(output[0]), *output[1:])
+        return writer(output)
+
+    return place.module.register_forward_hook(on_output)  # type: ignore[no-any-return]
+
+
+def _forget_compiled() -> None:
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+class _ContinuousBatching:
+    """Tells attachments the rows of each packed batch of transformers' continuous batching.
+
+    The model's own arguments do not name requests; the batch processor's bookkeeping does. Its generation step is
+    wrapped while at least one attachment exists.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._attached: dict[int, list[Attachment]] = {}
+        self._original: Callable[..., None] | None = None
+
+    def add(self, model: nn.Module, attachment: Attachment) -> None:
+        with self._lock:
+            self._attached.setdefault(id(model), []).append(attachment)
+            if self._original is None:
+                processor = _processor_class()
+                self._original = processor._generation_step
+                processor._generation_step = self._wrap(self._original)
+
+    def discard(self, model: nn.Module, attachment: Attachment) -> None:
+        with self._lock:
+            attached = self._attached.get(id(model), [])
+            if attachment in attached:
+                attached.remove(attachment)
+            if not attached:
+                self._attached.pop(id(model), None)
+            if not self._attached and self._original is not None:
+                _processor_class()._generation_step = self._original
+                self._original = None
+
+    def _wrap(self, original: Callable[..., None]) -> Callable[..., None]:
+        def step(processor: Any, model: nn.Module) -> None:
+            attachments = list(self._attached.get(id(getattr(model, "_orig_mod", model)), []))
+            forward = _packed_forward(processor) if attachments else None
+            for attachment in attachments:
+                attachment._packed = forward
+            try:
+                original(processor, model)
+            finally:
+                for attachment in attachments:
+                    attachment._packed = None
+
+        return step
+
+
+def _processor_class() -> Any:
+    from transformers.generation.continuous_batching.continuous_api import ContinuousBatchProcessor
+
+    return ContinuousBatchProcessor
+
+
+def _packed_forward(processor: Any) -> Forward:
+    batch = processor.inputs_and_outputs
+    if hasattr(batch, "io_pairs"):
+        batch = batch.io_pairs[batch.current_pair].host_io
+    requests = batch.requests_in_batch
+    length = [item.query_length for item in requests]
+    # The processor has already counted this step's tokens.
+    past = [item.state.position_offset - n for item, n in zip(requests, length, strict=True)]
+    # A request that was preempted carries what it had generated as part of its prompt.
+    prompt = [item.state._true_initial_tokens or len(item.state.initial_tokens) for item in requests]
+    forward = packed_rows([item.state.request_id for item in requests], past, length, prompt)
+    return Forward(max(forward.total, batch.num_q_tokens), forward.sequences, forward.tokens, 0)
+
+
+_continuous = _ContinuousBatching()

@@ -1,0 +1,71 @@
+"""Everything the library raises on purpose.
+
+SpiderSenseError
+ |- ConfigError        a YAML file, a command-line value
+ |- DataError          a prompt set
+ |- SiteError          an unknown architecture, layer or place
+ |- GuardError         an artifact that is damaged or made by another version
+ |   |- MismatchError  an artifact that belongs to another model, tokenizer or serving configuration
+ |- SignatureError     an artifact whose signature is missing or wrong
+ |- MissingExtraError  an optional dependency that is not installed
+
+A message names the bad value, what is allowed, and the next step.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "GuardError",
+    "MismatchError",
+    "MissingExtraError",
+    "SignatureError",
+    "SiteError",
+    "SpiderSenseError",
+    "nearest",
+]
+
+
+class SpiderSenseError(Exception):
+    """Base of all errors raised on purpose; the command line prints it and exits with code 2."""
+
+
+class ConfigError(SpiderSenseError):
+    """A configuration value or command-line argument is wrong."""
+
+
+class DataError(SpiderSenseError):
+    """A prompt set cannot be used as it is."""
+
+
+class SiteError(SpiderSenseError):
+    """A model has no such site, or its architecture is not in the table."""
+
+
+class GuardError(SpiderSenseError):
+    """A guard folder is incomplete, damaged or of another schema version."""
+
+
+class MismatchError(GuardError):
+    """A guard belongs to another model, tokenizer, chat template or serving configuration."""
+
+
+class SignatureError(SpiderSenseError):
+    """A guard's signature is missing or does not match its files."""
+
+
+class MissingExtraError(SpiderSenseError):
+    """A feature needs an optional dependency."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'spider-sense[{extra}]'")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the tail of an error message: the closest known name, if any, and all known names."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(names)}"

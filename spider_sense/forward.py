@@ -1,0 +1,86 @@
+"""Which request and which position each row of a forward pass belongs to.
+
+A forward pass of a transformers model packs rows ``[batch * tokens]``. Rows are named by (key, absolute position) when
+they are computed and never re-derived from lengths afterwards; padding has no name.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["Forward", "SequenceRows", "packed_rows", "padded_rows", "read_forward"]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRows:
+    """The rows of one sequence in a forward pass."""
+
+    key: Hashable
+    """Row of the batch, or request id under continuous batching."""
+    rows: np.ndarray
+    """Indices into the packed rows, int64."""
+    positions: np.ndarray
+    """Absolute positions, int64, without gaps; padding is not counted."""
+    prompt_length: int | None = None
+    """Tokens of the prompt, where the engine says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One forward pass."""
+
+    total: int
+    """Packed rows, padding included."""
+    sequences: tuple[SequenceRows, ...]
+    tokens: int
+    """Columns of the batch that are computed in this pass."""
+    past: int
+    """Columns computed before."""
+
+
+def padded_rows(mask_BK: np.ndarray, past: int, tokens: int) -> tuple[SequenceRows, ...]:
+    """Name the rows of a padded batch.
+
+    Args:
+        mask_BK: bool, which of all K columns so far are real tokens; left, right or mixed padding.
+        past: columns that the KV cache holds.
+        tokens: columns computed now.
+    """
+    position_BK = np.cumsum(mask_BK, 1) - 1
+    result = []
+    for index, mask_K in enumerate(mask_BK):
+        column = past + np.flatnonzero(mask_K[past : past + tokens])
+        result.append(SequenceRows(index, index * tokens + column - past, position_BK[index, column]))
+    return tuple(result)
+
+
+def packed_rows(keys: Sequence[Hashable], past: Sequence[int], length: Sequence[int], prompt: Sequence[int]) -> Forward:
+    """Name the rows of a packed batch: sequences one after the other, without padding."""
+    start = np.concatenate(([0], np.cumsum(length)))
+    sequences = tuple(
+        SequenceRows(key, np.arange(first, first + n), np.arange(done, done + n), total)
+        for key, first, done, n, total in zip(keys, start, past, length, prompt, strict=False)
+    )
+    return Forward(int(start[-1]), sequences, int(start[-1]), 0)
+
+
+def read_forward(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Forward:
+    """Name the rows of a plain call ``model(input_ids, attention_mask=..., past_key_values=...)``."""
+    inputs = next((x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]) if x is not None), None)
+    if not isinstance(inputs, torch.Tensor):
+        raise TypeError("the model was called without input_ids or inputs_embeds")
+    batch, tokens = inputs.shape[:2]
+    mask = kwargs.get("attention_mask")
+    cache = kwargs.get("past_key_values")
+    past = int(cache.get_seq_length()) if cache is not None else 0
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        mask_BK = mask.cpu().numpy().astype(bool)
+        past = max(past, mask_BK.shape[1] - tokens) if cache is not None else 0
+        if mask_BK.shape[1] < past + tokens:
+            mask_BK = np.concatenate((np.ones((batch, past + tokens - mask_BK.shape[1]), dtype=bool), mask_BK), 1)
+    else:
+        mask_BK = np.ones((batch, past + tokens), dtype=bool)
+    return Forward(batch * tokens, padded_rows(mask_BK, past, tokens), tokens, past)

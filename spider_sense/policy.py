@@ -1,0 +1,136 @@
+"""The policy: what is done about the verdicts on a request.
+
+A policy is a list of rules, (detector, zone) -> action, read from YAML::
+
+    rules:
+      - {detector: misuse, zone: breach, action: stop}
+      - {detector: "*", zone: suspect, action: flag}
+    on_missing: stop
+    refusal: "I can't help with that."
+    steer: {vector: refusal, strength: 4.0}   # only where a rule says steer
+
+It fails closed: a breach that no rule names is stopped, and so is a request that was not seen in full.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from spider_sense.config import Settings
+from spider_sense.types import Action, Verdict
+
+__all__ = ["SEVERITY", "Decision", "Policy", "Rule", "Steer"]
+
+SEVERITY: tuple[Action, ...] = ("observe", "flag", "throttle", "escalate", "patch", "steer", "stop")
+"""All actions, from mildest to strictest: where several are asked for, the strictest is taken."""
+
+ANY = "*"
+
+
+class Rule(Settings):
+    """One line of a policy."""
+
+    detector: str = Field(min_length=1)
+    """Name of a detector of the guard, or ``*`` for all of them."""
+    zone: Literal["suspect", "breach"]
+    action: Action
+
+    def matches(self, verdict: Verdict) -> bool:
+        """Whether the rule speaks of this verdict."""
+        return self.detector in (ANY, verdict.detector) and self.zone == verdict.zone
+
+
+class Steer(Settings):
+    """What the action ``steer`` adds to the residual stream."""
+
+    vector: str = Field(min_length=1)
+    """Name of a vector of the guard."""
+    strength: FiniteFloat
+    """Multiple of the vector as the guard stores it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What is to be done about one request."""
+
+    action: Action
+    verdict: Verdict | None
+    """The verdict that asked for the action; None if all are clear or there is none."""
+    reason: str
+    """Names the detector and the rule, never the score: an untrusted client may read it."""
+
+
+class Policy(Settings):
+    """An ordered list of rules and what else acting needs."""
+
+    rules: tuple[Rule, ...]
+    """For each verdict the first rule that matches counts."""
+    on_missing: Action = "stop"
+    """What is done when a verdict's coverage has a hole, or there is no verdict at all."""
+    refusal: str = "I can't help with that."
+    """The text that a stopped request ends with."""
+    steer: Steer | None = None
+
+    @model_validator(mode="after")
+    def _steer_is_defined(self) -> Self:
+        asked = [f"rules.{index}.action" for index, rule in enumerate(self.rules) if rule.action == "steer"]
+        if self.on_missing == "steer":
+            asked.append("on_missing")
+        if asked and self.steer is None:
+            places = ", ".join(asked)
+            raise ValueError(f"{places}: 'steer' needs a vector; add a section steer: {{vector: NAME, strength: 4.0}}")
+        return self
+
+    @classmethod
+    def default(cls) -> Self:
+        """Return the policy that stops a breach and flags a suspect."""
+        return cls(rules=_for_all_detectors(breach="stop", suspect="flag"))
+
+    @classmethod
+    def shadow(cls) -> Self:
+        """Return the policy that scores everything and acts on nothing, not even on a hole in the coverage."""
+        return cls(rules=_for_all_detectors(breach="observe", suspect="observe"), on_missing="observe")
+
+    def decide(self, verdicts: Sequence[Verdict]) -> Decision:
+        """Weigh the verdicts on one request.
+
+        Args:
+            verdicts: one a detector, of the same request at the same position.
+
+        Returns:
+            The strictest action that any verdict asks for; of equally strict ones the first.
+        """
+        if not verdicts:
+            return Decision(
+                action=self.on_missing, verdict=None, reason=f"no verdict at all: on_missing says {self.on_missing}"
+            )
+        asked = [decision for verdict in verdicts for decision in self._asked(verdict)]
+        clear = Decision(action="observe", verdict=None, reason="all detectors are clear")
+        return max(asked, key=lambda decision: SEVERITY.index(decision.action), default=clear)
+
+    def _asked(self, verdict: Verdict) -> Iterator[Decision]:
+        if verdict.zone != "clear":
+            yield self._by_rule(verdict)
+        if verdict.coverage.missing > 0:
+            hole = f"{verdict.detector} has not seen {verdict.coverage.missing} tokens"
+            reason = f"{hole}: on_missing says {self.on_missing}"
+            yield Decision(action=self.on_missing, verdict=verdict, reason=reason)
+
+    def _by_rule(self, verdict: Verdict) -> Decision:
+        event = f"{verdict.detector} {verdict.zone}"
+        for number, rule in enumerate(self.rules, start=1):
+            if rule.matches(verdict):
+                reason = f"{event}: rule {number} ({rule.detector}, {rule.zone}) says {rule.action}"
+                return Decision(action=rule.action, verdict=verdict, reason=reason)
+        if verdict.zone == "breach":
+            return Decision(action="stop", verdict=verdict, reason=f"{event}: no rule matches, fails closed with stop")
+        return Decision(action="flag", verdict=verdict, reason=f"{event}: no rule matches, flag")
+
+
+def _for_all_detectors(*, breach: Action, suspect: Action) -> tuple[Rule, ...]:
+    return (
+        Rule(detector=ANY, zone="breach", action=breach),
+        Rule(detector=ANY, zone="suspect", action=suspect),
+    )

@@ -1,0 +1,141 @@
+"""The one path from logits to a request's score.
+
+Training, evaluation, calibration and every serving engine call ``Scorer.step`` with the logits of packed rows and the
+request and position of each: nothing here knows where the hidden states came from.
+
+Shape letters: T packed rows, C logit columns, H heads, B requests.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from sense_kernels import PROMPT, RESPONSE, TAIL, WATCHED, FoldRows
+from torch import Tensor
+
+from spider_sense.scoring.bank import Bank
+from spider_sense.scoring.stream import Stream
+from spider_sense.types import Coverage
+
+__all__ = ["Request", "RequestRows", "Scorer"]
+
+
+@dataclass(slots=True)
+class Request:
+    """One conversation that is being scored."""
+
+    id: str
+    slot: int
+    prompt_length: int
+    """Tokens before the first generated one."""
+    skip: int
+    """Leading tokens that are never folded: the template's constant head, or the first token of a bare prompt."""
+    tail: int
+    """Last prompt tokens that the chat template adds after the user's turn."""
+    principal: str | None = None
+    position: int = 0
+    """Absolute position of the next token to fold."""
+    scored: int = 0
+    cached: int = 0
+    missing: int = 0
+
+    @property
+    def coverage(self) -> Coverage:
+        """What the score rests on."""
+        return Coverage(self.scored, self.cached, self.missing)
+
+    def codes(self, positions: np.ndarray) -> np.ndarray:
+        """Return the row code of each absolute position, int64; 0 for a row that is not folded."""
+        prompt = positions < self.prompt_length
+        code = np.where(prompt, PROMPT, RESPONSE)
+        code |= np.where(prompt & (positions >= self.prompt_length - self.tail), TAIL, 0)
+        code |= np.where(positions >= self.prompt_length - 1, WATCHED, 0)
+        return np.where(positions < self.skip, 0, code)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRows:
+    """Rows of one request in a step."""
+
+    request: Request
+    rows: np.ndarray
+    """Indices into the packed rows, int64, in token order."""
+    positions: np.ndarray
+    """Absolute position of each, int64, strictly increasing."""
+
+
+@dataclass(slots=True)
+class Scorer:
+    """Streaming scores of many requests over one bank."""
+
+    bank: Bank
+    stream: Stream = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stream = Stream(self.bank.table, device=self.bank.device)
+
+    def open(self, id: str, prompt_length: int, skip: int, tail: int, principal: str | None = None) -> Request:  # noqa: A002
+        """Start a request; the arguments are the fields of :class:`Request`."""
+        return Request(id, self.stream.open(), prompt_length, skip, tail, principal)
+
+    def close(self, request: Request) -> None:
+        """Forget a request's state."""
+        self.stream.close(request.slot)
+
+    def step(self, logits_TC: Tensor, batch: Sequence[RequestRows], trace: Tensor | None = None) -> None:
+        """Fold a step.
+
+        A row whose position was folded before (a preempted request that is computed again) is dropped; a position that
+        was passed over counts as missing.
+
+        Args:
+            logits_TC: [T, C] float32.
+            batch: rows of each request, any order of requests.
+            trace: [T, H] float32 or None; receives the readout at each watched row.
+        """
+        rows, codes, lengths, slots = [], [], [], []
+        for item in batch:
+            fresh = item.positions >= item.request.position
+            if not fresh.any():
+                continue
+            positions = item.positions[fresh]
+            _account(item.request, positions)
+            code = item.request.codes(positions)
+            folded = code != 0
+            if folded.any():
+                rows.append(item.rows[fresh][folded])
+                codes.append(code[folded])
+                lengths.append(int(folded.sum()))
+                slots.append(item.request.slot)
+        if slots:
+            starts = np.concatenate(([0], np.cumsum(lengths)))
+            fold = FoldRows(np.concatenate(rows), np.concatenate(codes), starts, np.array(slots))
+            self.stream.fold(logits_TC, fold, trace)
+
+    def peak(self, requests: Sequence[Request]) -> Tensor:
+        """Return each head's maximum over time [B, H]."""
+        return self.stream.peak([request.slot for request in requests])
+
+    def score_sequence(self, logits_TC: Tensor, request: Request) -> tuple[Tensor, Tensor]:
+        """Score a whole conversation at once, as offline evaluation does.
+
+        Args:
+            logits_TC: [T, C], rows for positions ``request.position`` onwards.
+            request: an open request.
+
+        Returns:
+            Peak [H] and the readout after each row [T, H], NaN before the end of the prompt.
+        """
+        rows = np.arange(len(logits_TC))
+        trace = torch.full((len(rows), self.bank.table.heads), torch.nan, device=logits_TC.device)
+        self.step(logits_TC, [RequestRows(request, rows, rows + request.position)], trace)
+        return self.peak([request])[0], trace
+
+
+def _account(request: Request, positions: np.ndarray) -> None:
+    """Update coverage and the next position."""
+    end = int(positions[-1]) + 1
+    request.scored += len(positions)
+    request.missing += end - request.position - len(positions)
+    request.position = end

@@ -1,0 +1,109 @@
+"""The state table: one row per running request, grown on demand, with slots handed out and taken back.
+
+Shape letters: N slots, S state floats, G lane groups, H heads, B requests of a step, T packed rows, C logit columns.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from sense_kernels import MERGE, FoldRows, LaneTable, fold_torch, readout_torch
+from torch import Tensor
+
+__all__ = ["Snapshot", "Stream"]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy of some slots' state, independent of the table."""
+
+    state_BS: Tensor
+    count_BG: Tensor
+    peak_BH: Tensor
+
+
+class Stream:
+    """Streaming state of all running requests.
+
+    Args:
+        table: the lanes of the bank.
+        slots: rows to begin with.
+        device: where the state lives.
+    """
+
+    def __init__(self, table: LaneTable, slots: int = 16, device: torch.device | str = "cpu") -> None:
+        self.table = table
+        self._device = torch.device(device)
+        self._state, self._count, self._peak = table.new_state(slots, device)
+        self._free = list(range(slots))[::-1]
+
+    def open(self) -> int:
+        """Return a fresh slot."""
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        self.table.reset(self._state, self._count, self._peak, self._index([slot]))
+        return slot
+
+    def close(self, slot: int) -> None:
+        """Give a slot back.
+
+        Raises:
+            ValueError: if the slot is not in use.
+        """
+        if slot in self._free or not 0 <= slot < len(self._state):
+            raise ValueError(f"slot {slot} is not in use")
+        self._free.append(slot)
+
+    def fold(self, logits_TC: Tensor, rows: FoldRows, trace: Tensor | None = None) -> None:
+        """Fold rows of a step; see :func:`sense_kernels.fold_torch`."""
+        if len(rows.slot_B):
+            fold_torch(self._state, self._count, self._peak, logits_TC, rows, self.table, trace)
+
+    def readout(self, slots: list[int]) -> Tensor:
+        """Return the running values [B, H]."""
+        return readout_torch(self._state, self._count, self._index(slots), self.table)
+
+    def peak(self, slots: list[int]) -> Tensor:
+        """Return the maxima over time [B, H]; -inf before the end of the prompt, NaN after a bad logit."""
+        return self._peak[self._index(slots)]
+
+    def save(self, slots: list[int]) -> Snapshot:
+        """Copy the state of some slots, to undo what follows or to resume elsewhere."""
+        index_B = self._index(slots)
+        return Snapshot(self._state[index_B], self._count[index_B], self._peak[index_B])
+
+    def restore(self, slots: list[int], snapshot: Snapshot) -> None:
+        """Put a snapshot into slots, as many as it holds."""
+        index_B = self._index(slots)
+        self._state[index_B] = snapshot.state_BS
+        self._count[index_B] = snapshot.count_BG
+        self._peak[index_B] = snapshot.peak_BH
+
+    def merge(self, left: Snapshot, right: Snapshot) -> Snapshot:
+        """Join the states of two neighbouring segments of the same requests.
+
+        Raises:
+            ValueError: if a lane kind of the bank cannot be merged.
+        """
+        state_BS = torch.empty_like(left.state_BS)
+        for index, group in enumerate(self.table.groups):
+            if group.kind not in MERGE:
+                raise ValueError(f"{group.kind} cannot be merged; mergeable: {', '.join(sorted(MERGE))}")
+            sides = [
+                side.state_BS[:, group.offset : group.stop].view(len(side.state_BS), -1, group.width)
+                for side in (left, right)
+            ]
+            merged = MERGE[group.kind](sides[0], left.count_BG[:, index], sides[1], right.count_BG[:, index])
+            state_BS[:, group.offset : group.stop] = merged.flatten(1)
+        return Snapshot(state_BS, left.count_BG + right.count_BG, torch.maximum(left.peak_BH, right.peak_BH))
+
+    def _index(self, slots: list[int]) -> Tensor:
+        return torch.tensor(slots, dtype=torch.int64, device=self._device)
+
+    def _grow(self) -> None:
+        size = len(self._state)
+        more = self.table.new_state(size, self._device)
+        self._state, self._count, self._peak = (
+            torch.cat(pair) for pair in zip((self._state, self._count, self._peak), more, strict=True)
+        )
+        self._free = list(range(size, 2 * size))[::-1]

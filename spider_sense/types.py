@@ -1,0 +1,80 @@
+"""The nouns that every floor shares."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from spider_sense.errors import SiteError, nearest
+
+__all__ = ["ACTIONS", "Action", "Coverage", "Place", "Site", "Verdict", "Zone"]
+
+Place = Literal["resid", "mlp_in", "gate", "up"]
+"""resid: the residual stream after a block. mlp_in: what enters a block's MLP. gate, up: the outputs of the two MLP
+projections before the activation function."""
+
+Zone = Literal["clear", "suspect", "breach"]
+"""Where a score lies: below both thresholds, between them, at or above the upper one (or not a number)."""
+
+Action = Literal["observe", "flag", "steer", "patch", "escalate", "stop", "throttle"]
+"""What a policy asks for, from mildest to strictest as far as an order exists; see ``ACTIONS``."""
+
+ACTIONS: tuple[str, ...] = get_args(Action)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Site:
+    """A place in the model where hidden activations are read, written ``resid.12``."""
+
+    layer: int
+    """Index of the block, from 0."""
+    place: Place
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """Read ``place.layer``.
+
+        Raises:
+            SiteError: if the text is anything else.
+        """
+        match = re.fullmatch(r"(\w+)\.(\d+)", text)
+        if match is None:
+            raise SiteError(f"cannot read site {text!r}; write it as place.layer, for example resid.12")
+        place = match[1]
+        if place not in get_args(Place):
+            raise SiteError(f"unknown place {place!r} in site {text!r}; {nearest(place, get_args(Place))}")
+        return cls(layer=int(match[2]), place=place)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return f"{self.place}.{self.layer}"
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of a request the verdict rests on, in tokens."""
+
+    scored: int = 0
+    """Tokens whose activations were scored."""
+    cached: int = 0
+    """Tokens that were not recomputed, whose state was restored instead."""
+    missing: int = 0
+    """Tokens that nothing is known about."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing and something was seen."""
+        return self.missing == 0 and self.scored + self.cached > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one detector says of one request up to one token."""
+
+    detector: str
+    score: float
+    """Maximum over time of the detector's readout, in logits; -inf before the end of the prompt."""
+    threshold: float
+    """The breach threshold that the score is compared with."""
+    zone: Zone
+    position: int
+    """Absolute position of the last token that the verdict includes."""
+    coverage: Coverage

@@ -1,0 +1,45 @@
+"""What every test sees: the environment, and tiny random models."""
+
+import os
+
+# Triton reads this when it is first imported, and torch imports it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def _load(name: str) -> ModuleType:
+    # pytest's importlib mode puts no folder on the path, so a test cannot import its neighbour by name.
+    spec = importlib.util.spec_from_file_location(f"tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_tiny: Any = _load("tiny_models")
+
+
+@pytest.fixture(params=_tiny.ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    """Run the test once for each architecture in the table of sites."""
+    return str(request.param)
+
+
+@pytest.fixture
+def tiny_model() -> "Callable[[str], PreTrainedModel]":
+    """Return the builder of tiny random models: ``tiny_model("llama")``."""
+    builder: Callable[[str], PreTrainedModel] = _tiny.tiny_model
+    return builder
