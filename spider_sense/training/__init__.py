@@ -1,0 +1,1 @@
+"""Training: capture activations, fit probes of every family, choose one, calibrate it."""
