@@ -6,14 +6,15 @@ after a pass (naming the rows, folding the scores) runs outside the compiled gra
 
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spider_sense.forward import Forward, packed_rows, read_forward
+from spider_sense.forward import Forward, SequenceRows, read_forward
 from spider_sense.sites import resolve_all
 from spider_sense.types import Site
 
@@ -53,7 +54,7 @@ class Attachment:
     ) -> None:
         self._model, self._begin, self._end = model, begin, end
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self.forward_rows: Callable[[tuple[Any, ...], Mapping[str, Any]], Forward] = read_forward
+        self.forward_rows: Callable[[Sequence[Any], Mapping[str, Any]], Forward] = read_forward
         """Names the rows of a forward pass; an engine that knows better puts its own function here."""
         self._packed: Forward | None = None
         inner = getattr(model, "_orig_mod", model)
@@ -194,14 +195,17 @@ def _packed_forward(processor: Any) -> Forward:
     batch = processor.inputs_and_outputs
     if hasattr(batch, "io_pairs"):
         batch = batch.io_pairs[batch.current_pair].host_io
-    requests = batch.requests_in_batch
-    length = [item.query_length for item in requests]
-    # The processor has already counted this step's tokens.
-    past = [item.state.position_offset - n for item, n in zip(requests, length, strict=True)]
-    # A request that was preempted carries what it had generated as part of its prompt.
-    prompt = [item.state._true_initial_tokens or len(item.state.initial_tokens) for item in requests]
-    forward = packed_rows([item.state.request_id for item in requests], past, length, prompt)
-    return Forward(max(forward.total, batch.num_q_tokens), forward.sequences, forward.tokens, 0)
+    sequences, start = [], 0
+    for item in batch.requests_in_batch:
+        state, length = item.state, item.query_length
+        # The processor has already counted this step's tokens.
+        past = state.position_offset - length
+        # A request that was preempted carries what it had generated as part of its prompt.
+        prompt = state.initial_tokens[: state._true_initial_tokens or None]
+        rows = np.arange(start, start + length)
+        sequences.append(SequenceRows(state.request_id, rows, np.arange(past, past + length), prompt, state))
+        start += length
+    return Forward(max(start, batch.num_q_tokens), tuple(sequences), start, 0)
 
 
 _continuous = _ContinuousBatching()

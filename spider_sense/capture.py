@@ -90,8 +90,8 @@ class Capture:
         silent = [str(site) for site in self._sites if site not in seen]
         if silent:
             raise SpiderSenseError(
-                f"nothing was captured at {', '.join(silent)}: the hook did not run. If the model was compiled after the "
-                "capture began, compile it first, or enter the capture again"
+                f"nothing was captured at {', '.join(silent)}: the hook did not run. If the model was compiled "
+                "after the capture began, compile it first, or enter the capture again"
             )
         for sequence in self._forward.sequences:
             if len(sequence.rows):

@@ -4,9 +4,9 @@ The scored text is the chat-templated conversation. Special tokens that a user t
 prompt cannot close its own turn.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 from spider_sense.errors import ConfigError
@@ -17,6 +17,8 @@ Turn = tuple[str, str]
 """(role, content)."""
 
 _CONTENTS = ("Alpha one", "Zulu, two")
+# Unicode reserves these characters for marks that no text holds.
+_MARK = re.compile("\ufdd0(\\d+)\ufdd1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,13 @@ class Chat:
                 "use an instruction-tuned model, or set tokenizer.chat_template"
             )
         self.tokenizer = tokenizer
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        # Some tokenizers name few of their control tokens among all_special_tokens.
+        self._special = tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
         samples = [self._ids([("user", content)]) for content in _CONTENTS]
-        self.head: tuple[int, ...] = tuple(commonprefix(samples))
+        self.head: tuple[int, ...] = tuple(samples[0][: _common_length(*samples)])
         """Tokens that open every conversation: system prompt and the user header."""
-        self.tail = len(commonprefix([sample[::-1] for sample in samples]))
+        self.tail = _common_length(*(sample[::-1] for sample in samples))
         """Tokens that close every prompt: the end of the user's turn and the assistant header."""
 
     def render(self, turns: Sequence[Turn] | str, max_tokens: int | None = None) -> Rendered:
@@ -75,25 +80,46 @@ class Chat:
         return len(self.head) if tuple(ids[: len(self.head)]) == self.head else 1
 
     def _ids(self, turns: Sequence[Turn]) -> list[int]:
+        text = self._text(turns)
+        if not any(token in content for token in self._special for _, content in turns):
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids: list[int] = []
+        for piece, typed in self._pieces(text, turns):
+            ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=typed)["input_ids"]
+        return ids
+
+    def _text(self, turns: Sequence[Turn]) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
         text: str = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        special = [token for token in self.tokenizer.all_special_tokens if any(token in turn[1] for turn in turns)]
-        if not special:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return self._ids_with_literal_content(text, turns)
+        return text
 
-    def _ids_with_literal_content(self, text: str, turns: Sequence[Turn]) -> list[int]:
-        """Tokenise the template's own text with special tokens and each content without."""
-        ids: list[int] = []
-        for _, content in turns:
-            # A template may trim what it is given.
-            content = content if content in text else content.strip()
-            before, found, text = text.partition(content)
-            if not found:
-                raise ConfigError(
-                    "the chat template rewrites message content, so special tokens in it cannot be kept apart; "
-                    f"remove {self.tokenizer.all_special_tokens} from the text"
-                )
-            ids += self.tokenizer(before, add_special_tokens=False)["input_ids"]
-            ids += self.tokenizer(content, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids + list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _pieces(self, text: str, turns: Sequence[Turn]) -> Iterator[tuple[str, bool]]:
+        """Split a rendered text into what the template wrote and, marked True, what was typed.
+
+        The places come from rendering marks instead of contents: searching for a content could find the same words in
+        the template, such as the very token it must not be taken for.
+        """
+        frame = _MARK.split(self._text([(role, f"\ufdd0{index}\ufdd1") for index, (role, _) in enumerate(turns)]))
+        for index, piece in enumerate(frame):
+            typed = index % 2 == 1
+            if typed:
+                content = turns[int(piece)][1]
+                # A template may trim what it is given.
+                piece = content if text.startswith(content + frame[index + 1]) else content.strip()
+            if not text.startswith(piece):
+                raise self._rewritten()
+            yield piece, typed
+            text = text[len(piece) :]
+        if text:
+            raise self._rewritten()
+
+    def _rewritten(self) -> ConfigError:
+        return ConfigError(
+            "the chat template rewrites message content, so special tokens in it cannot be kept apart; "
+            f"remove them from the text: {', '.join(self._special)}"
+        )
+
+
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many leading tokens two sequences share."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Forward", "SequenceRows", "packed_rows", "padded_rows", "read_forward"]
+__all__ = ["Forward", "SequenceRows", "padded_rows", "read_forward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,10 @@ class SequenceRows:
     """Indices into the packed rows, int64."""
     positions: np.ndarray
     """Absolute positions, int64, without gaps; padding is not counted."""
-    prompt_length: int | None = None
-    """Tokens of the prompt, where the engine says so."""
+    prompt: Sequence[int] | None = None
+    """Token ids of the prompt, where the engine keeps them."""
+    handle: Any = None
+    """The engine's own record of the request, where it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +57,6 @@ def padded_rows(mask_BK: np.ndarray, past: int, tokens: int) -> tuple[SequenceRo
         column = past + np.flatnonzero(mask_K[past : past + tokens])
         result.append(SequenceRows(index, index * tokens + column - past, position_BK[index, column]))
     return tuple(result)
-
-
-def packed_rows(keys: Sequence[Hashable], past: Sequence[int], length: Sequence[int], prompt: Sequence[int]) -> Forward:
-    """Name the rows of a packed batch: sequences one after the other, without padding."""
-    start = np.concatenate(([0], np.cumsum(length)))
-    sequences = tuple(
-        SequenceRows(key, np.arange(first, first + n), np.arange(done, done + n), total)
-        for key, first, done, n, total in zip(keys, start, past, length, prompt, strict=False)
-    )
-    return Forward(int(start[-1]), sequences, int(start[-1]), 0)
 
 
 def read_forward(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Forward:

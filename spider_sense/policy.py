@@ -72,6 +72,9 @@ class Policy(Settings):
     refusal: str = "I can't help with that."
     """The text that a stopped request ends with."""
     steer: Steer | None = None
+    same_step: bool = False
+    """Whether the verdict is awaited in the step that scores it, so that not one token follows a breach. Otherwise it
+    is read at the next step boundary, one token later, and no step waits for it."""
 
     @model_validator(mode="after")
     def _steer_is_defined(self) -> Self:

@@ -3,7 +3,7 @@
 from sense_kernels.fold import FoldRows, fold_torch, readout_torch
 from sense_kernels.lanes import PROMPT, RESPONSE, TAIL, WATCHED, Lane, LaneKind, LaneTable
 from sense_kernels.recurrences import MERGE
-from sense_kernels.score import score, score_torch
+from sense_kernels.score import score, score_torch, steer, steer_torch
 
 __all__ = [
     "MERGE",
@@ -19,4 +19,6 @@ __all__ = [
     "readout_torch",
     "score",
     "score_torch",
+    "steer",
+    "steer_torch",
 ]

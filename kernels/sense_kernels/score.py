@@ -1,4 +1,4 @@
-"""Score packed hidden states with every probe column of one site.
+"""Score packed hidden states with every probe column of one site, and steer chosen rows.
 
     y[t] = x[t] @ W / rms(x[t]) + b,    columns [K, K + M) of y through relu and a second matrix
 
@@ -11,7 +11,7 @@ Shape letters: T packed rows, D width, K linear columns, M hidden units of all M
 import torch
 from torch import Tensor
 
-__all__ = ["score", "score_torch"]
+__all__ = ["score", "score_torch", "steer", "steer_torch"]
 
 
 def score_torch(
@@ -45,7 +45,8 @@ def score_torch(
 
 _library = torch.library.Library("sense", "DEF")
 _library.define(
-    "score(Tensor hidden, Tensor weight, Tensor bias, Tensor mlp_weight, Tensor mlp_bias, float eps, Tensor(a!) out) -> ()"
+    "score(Tensor hidden, Tensor weight, Tensor bias, Tensor mlp_weight, Tensor mlp_bias, float eps, Tensor(a!) out)"
+    " -> ()"
 )
 _library.impl("score", score_torch, "CompositeExplicitAutograd")
 
@@ -59,3 +60,30 @@ def _score_fake(
 
 score = torch.ops.sense.score
 """The registered op; same arguments as :func:`score_torch`."""
+
+
+def steer_torch(hidden_TD: Tensor, strength: Tensor, vector: Tensor) -> Tensor:
+    """Return ``hidden + strength * vector`` for rows whose strength is not 0; the others bit for bit as they were.
+
+    Args:
+        hidden_TD: [..., D] any float dtype; leading dimensions are T rows together.
+        strength: [R] float32 with R >= T.
+        vector: [D] float32.
+    """
+    rows = hidden_TD.numel() // hidden_TD.shape[-1]
+    strength_T1 = strength[:rows].view(*hidden_TD.shape[:-1], 1)
+    moved_TD = (hidden_TD.float() + strength_T1 * vector).to(hidden_TD.dtype)
+    return torch.where(strength_T1 != 0, moved_TD, hidden_TD)
+
+
+_library.define("steer(Tensor hidden, Tensor strength, Tensor vector) -> Tensor")
+_library.impl("steer", steer_torch, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sense::steer", lib=_library)
+def _steer_fake(hidden_TD: Tensor, strength: Tensor, vector: Tensor) -> Tensor:
+    return torch.empty_like(hidden_TD)
+
+
+steer = torch.ops.sense.steer
+"""The registered op; same arguments as :func:`steer_torch`."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import model_validator
-from sense_kernels import PROMPT, RESPONSE, TAIL, Lane
 
+from sense_kernels import PROMPT, RESPONSE, TAIL, Lane
 from spider_sense.config import Settings
 
 __all__ = ["SPAN_BITS", "Aggregator", "AggregatorKind", "Span"]

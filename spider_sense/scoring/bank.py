@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from sense_kernels import Lane, LaneTable, score
 from torch import Tensor
 
+from sense_kernels import Lane, LaneTable, score
 from spider_sense.scoring.probe import Probe, SiteMap
 from spider_sense.types import Site
 

@@ -40,7 +40,7 @@ class Probe:
     """
 
     name: str
-    detector: str
+    """Name of the detector that it is."""
     family: str
     aggregator: Aggregator
     maps: dict[Site, SiteMap]

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from sense_kernels import PROMPT, RESPONSE, TAIL, WATCHED, FoldRows
 from torch import Tensor
 
+from sense_kernels import PROMPT, RESPONSE, TAIL, WATCHED, FoldRows
 from spider_sense.scoring.bank import Bank
 from spider_sense.scoring.stream import Stream
 from spider_sense.types import Coverage

@@ -6,8 +6,9 @@ Shape letters: N slots, S state floats, G lane groups, H heads, B requests of a 
 from dataclasses import dataclass
 
 import torch
-from sense_kernels import MERGE, FoldRows, LaneTable, fold_torch, readout_torch
 from torch import Tensor
+
+from sense_kernels import MERGE, FoldRows, LaneTable, fold_torch, readout_torch
 
 __all__ = ["Snapshot", "Stream"]
 

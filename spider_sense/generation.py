@@ -1,0 +1,180 @@
+"""One guarded call of ``model.generate``: names the rows of each forward pass, and carries out what the judge decides.
+
+Rows of the batch that are stopped are made to emit the refusal text and then the end token, through the logits; the
+other rows are not touched.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spider_sense.errors import SpiderSenseError
+from spider_sense.forward import Forward, SequenceRows, padded_rows
+from spider_sense.judge import Case, Judge, Reading
+from spider_sense.scoring import RequestRows
+
+__all__ = ["GuardedCall"]
+
+
+class GuardedCall:
+    """State of one ``generate`` call.
+
+    Args:
+        judge: scores and decides.
+        cases: one per row of the batch.
+        mask_BP: bool, which columns of the prompt are real tokens.
+        end_ids: tokens after which a row has ended; the first one is emitted after a refusal.
+        refusal: token ids that a stopped row ends with.
+        steer: called with the batch rows that are steered, whenever they change.
+        on_step: called with the running cases after each step that was judged.
+        assisted: whether tokens are drafted and verified several at a time.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        cases: Sequence[Case],
+        mask_BP: np.ndarray,
+        end_ids: Sequence[int],
+        refusal: Sequence[int],
+        steer: Callable[[list[int]], None],
+        on_step: Callable[[Sequence[Case]], None] | None = None,
+        assisted: bool = False,
+    ) -> None:
+        self.cases = list(cases)
+        self._judge, self._steer, self._on_step = judge, steer, on_step
+        self._mask_BP, self._end_ids, self._refusal = mask_BP, tuple(end_ids), tuple(refusal)
+        self._alive = [True] * len(cases)
+        self._assisted = assisted
+        self._past = 0
+        self._forward: Forward | None = None
+        self._draft: Tensor | None = None
+        self.stopped_at: dict[int, int] = {}
+        """Column at which the refusal of a stopped row begins."""
+        self._reading: Reading | None = None
+        self._judged_columns = 0
+
+    def name_rows(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Forward:
+        """Name the rows of the next forward pass, and commit the drafts that it shows to be accepted."""
+        input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        tokens, prompt = input_ids.shape[1], self._mask_BP.shape[1]
+        past = _cached_columns(kwargs.get("past_key_values"), self._past)
+        self._commit_draft(past)
+        if past >= prompt:
+            self._retire_ended(input_ids[:, 0].tolist())
+        columns = past + tokens
+        ones = np.ones((len(self.cases), max(0, columns - prompt)), dtype=bool)
+        mask_BK = np.concatenate((self._mask_BP, ones), 1)[:, :columns]
+        sequences = tuple(rows for rows in padded_rows(mask_BK, past, tokens) if self._alive[int(str(rows.key))])
+        self._past = columns
+        self._forward = Forward(len(self.cases) * tokens, sequences, tokens, past)
+        return self._forward
+
+    def scored(self, logits_TC: Tensor) -> None:
+        """Take the logits of the pass that has just ended; drafts wait until it is known which are accepted."""
+        assert self._forward is not None
+        prompt = self._mask_BP.shape[1]
+        drafted = self._forward.tokens > 1 and self._past > prompt
+        ready = self._before(prompt) if drafted else self._forward.sequences
+        self._fold(logits_TC, ready)
+        self._draft = logits_TC.clone() if drafted else None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Force the refusal of stopped rows; transformers calls this logits processor before it picks each token.
+
+        Args:
+            input_ids: [B, K] tokens so far.
+            scores: [B, V] next-token scores.
+        """
+        column = input_ids.shape[1]
+        if self._past < column and not self._assisted:
+            raise SpiderSenseError(
+                f"the guard saw {self._past} of {column} columns: its hooks did not run. Attach the monitor after "
+                "the model was compiled, and call generate on the model that it is attached to"
+            )
+        # A drafting engine asks about columns that no forward pass has reached yet.
+        if self._judged_columns < column <= self._past:
+            self._judge_step(column)
+        for row, start in self.stopped_at.items():
+            offset = column - start
+            if offset >= 0:
+                token = self._refusal[offset] if offset < len(self._refusal) else self._end_ids[0]
+                scores[row] = -torch.inf
+                scores[row, token] = 0.0
+        return scores
+
+    def finish(self, columns: int) -> None:
+        """Fold what is left and close the cases.
+
+        Args:
+            columns: length of the output, prompt included.
+        """
+        self._commit_draft(columns - 1)
+        if self._past < columns - 1:
+            raise SpiderSenseError(f"the guard saw {self._past} of {columns} columns: its hooks did not run")
+        if self._reading is not None:
+            self._decide(self._reading, columns)
+        self._decide(self._judge.read(self._live()), columns)
+        for case in self.cases:
+            self._judge.close(case)
+
+    def abandon(self) -> None:
+        """Close the cases of a call that failed."""
+        for case in self.cases:
+            self._judge.close(case)
+
+    def _judge_step(self, column: int) -> None:
+        """Decide on this step's scores, or on those of the step before while this step's are on their way."""
+        reading: Reading | None = self._judge.read(self._live())
+        if not self._judge.policy.same_step:
+            reading, self._reading = self._reading, reading
+        if reading is not None:
+            self._decide(reading, column)
+        self._judged_columns = max(column, self._past)
+
+    def _live(self) -> list[Case]:
+        return [case for row, case in enumerate(self.cases) if self._alive[row]]
+
+    def _decide(self, reading: Reading, column: int) -> None:
+        changed = {id(case) for case in self._judge.decide(reading)}
+        for row, case in enumerate(self.cases):
+            if id(case) in changed and case.decision.action == "stop":
+                self.stopped_at[row] = column
+                self._alive[row] = False
+        if self._on_step is not None:
+            self._on_step(reading.cases)
+        if changed:
+            self._steer([row for row, case in enumerate(self.cases) if case.decision.action == "steer"])
+
+    def _fold(self, logits_TC: Tensor, sequences: Sequence[SequenceRows]) -> None:
+        rows = [RequestRows(self.cases[int(str(item.key))].request, item.rows, item.positions) for item in sequences]
+        self._judge.step(logits_TC, rows)
+
+    def _commit_draft(self, past: int) -> None:
+        """Fold the first rows of a draft, those that the cache has kept."""
+        if self._draft is not None:
+            # Rows that were folded already are dropped by their position.
+            self._fold(self._draft, [item for item in self._before(past) if self._alive[int(str(item.key))]])
+            self._draft = None
+
+    def _before(self, column: int) -> list[SequenceRows]:
+        """Return the rows of the last forward pass that lie before a column."""
+        assert self._forward is not None
+        count = max(0, column - self._forward.past)
+        kept = ((item, item.rows % self._forward.tokens < count) for item in self._forward.sequences)
+        return [SequenceRows(item.key, item.rows[keep], item.positions[keep]) for item, keep in kept]
+
+    def _retire_ended(self, tokens: Sequence[int]) -> None:
+        """Stop scoring rows that have ended: what follows in them is padding."""
+        for row, token in enumerate(tokens):
+            self._alive[row] = self._alive[row] and token not in self._end_ids
+
+
+def _cached_columns(cache: Any, counted: int) -> int:
+    """Return the columns in the KV cache; a static cache would have to be asked on the device, so it is counted."""
+    from transformers import DynamicCache
+
+    return int(cache.get_seq_length()) if isinstance(cache, DynamicCache) else counted

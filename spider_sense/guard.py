@@ -1,0 +1,227 @@
+"""The guard: probes, thresholds and the manifest that says what they are good for.
+
+On disk a guard is a folder: ``guard.json`` (this module's :class:`Manifest`), ``probes.safetensors``, the baselines
+that were trained beside it, and steering vectors in ``vectors.safetensors``. Nothing is pickled.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spider_sense.calibration import Calibration
+from spider_sense.errors import GuardError, MismatchError
+from spider_sense.fingerprint import Fingerprint, ServingConfig, check_match
+from spider_sense.scoring import Aggregator, Probe, SiteMap
+from spider_sense.types import Site
+
+__all__ = ["SCHEMA_VERSION", "Detector", "Guard", "Manifest", "Template"]
+
+SCHEMA_VERSION = 1
+MANIFEST, PROBES, VECTORS = "guard.json", "probes.safetensors", "vectors.safetensors"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Template(_Record):
+    """What the chat template writes around a user's turn, in tokens."""
+
+    head: tuple[int, ...]
+    """Token ids that open every conversation; they are not scored."""
+    tail: int
+    """Tokens after the user's turn, up to where the model answers."""
+
+
+class Detector(_Record):
+    """One head: a probe, its aggregator and its thresholds."""
+
+    name: str
+    family: str
+    sites: tuple[str, ...]
+    aggregator: Aggregator
+    calibration: Calibration
+    evidence: dict[str, Any]
+    """Test metrics, the controls beside them, and what they do not show."""
+
+
+class Manifest(_Record):
+    """``guard.json``."""
+
+    schema_version: int
+    fingerprint: Fingerprint
+    template: Template
+    detectors: tuple[Detector, ...]
+    certified: tuple[ServingConfig, ...]
+    """Serving configurations that the thresholds were calibrated in."""
+    training: dict[str, Any]
+    """What the guard was trained on: digests, counts, the sweep."""
+    probes_digest: str
+    """SHA-256 of ``probes.safetensors``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A guard in memory."""
+
+    manifest: Manifest
+    probes: tuple[Probe, ...]
+    """One per detector, in the manifest's order."""
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    """Steering vectors [D] by ``name@site``."""
+
+    @property
+    def digest(self) -> str:
+        """Short name of this guard version, for audit records."""
+        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()[:16]
+
+    def check_model(self, found: Fingerprint, serving: ServingConfig, allow_uncertified: bool = False) -> None:
+        """Check that the guard was made for this model, served this way.
+
+        Args:
+            found: fingerprint of the model at hand.
+            serving: how it is served.
+            allow_uncertified: accept another dtype, quantisation or adapter, whose effect on the thresholds is unknown.
+
+        Raises:
+            MismatchError: with both values.
+        """
+        expected = self.manifest.fingerprint
+        if serving in self.manifest.certified:
+            check_match(expected, found)
+            return
+        if not allow_uncertified:
+            known = "; ".join(config.model_dump_json() for config in self.manifest.certified)
+            raise MismatchError(
+                f"uncertified serving configuration {serving.model_dump_json()}; thresholds were calibrated for "
+                f"{known}. Run `spider-sense calibrate` in this configuration, or accept unknown error rates with "
+                "allow_uncertified"
+            )
+        # Weights of another precision hash differently, so only the rest can be compared.
+        check_match(expected.model_copy(update={"weight_digest": found.weight_digest}), found)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the guard; an existing guard of that name is replaced only once the new one is complete."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for file in folder.glob("baselines.*") if folder.is_dir() else ():
+                shutil.copy2(file, beside)
+            self.write_into(beside)
+            publish(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def write_into(self, folder: Path) -> None:
+        """Write the guard's own files into an existing folder."""
+        save_file(_tensors(self.probes), folder / PROBES)
+        if self.vectors:
+            save_file({name: vector.contiguous() for name, vector in self.vectors.items()}, folder / VECTORS)
+        manifest = self.manifest.model_copy(update={"probes_digest": _sha256(folder / PROBES)})
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Guard":
+        """Read a guard.
+
+        Raises:
+            GuardError: if a file is missing, damaged, of another schema version, or not the one the manifest names.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder / MANIFEST)
+        found = _sha256(_existing(folder / PROBES))
+        if found != manifest.probes_digest:
+            raise GuardError(
+                f"{folder / PROBES} has SHA-256 {found}, the manifest says {manifest.probes_digest}: "
+                "the file is truncated or was exchanged; train or copy the guard again"
+            )
+        probes = _probes(manifest, _read_tensors(folder / PROBES))
+        vectors = _read_tensors(folder / VECTORS) if (folder / VECTORS).exists() else {}
+        return cls(manifest, probes, vectors)
+
+
+def publish(beside: Path, folder: Path) -> None:
+    """Put a finished folder in the place of another, with nothing half-written in between."""
+    old = folder.with_name(f".{folder.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    beside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _tensors(probes: tuple[Probe, ...]) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = {}
+    for probe in probes:
+        for site, site_map in probe.maps.items():
+            for name in ("weight", "bias", "mlp_weight", "mlp_bias"):
+                value = getattr(site_map, name)
+                if value is not None:
+                    result[f"{probe.name}/{site}/{name}"] = value.float().contiguous().clone()
+    return result
+
+
+def _probes(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[Probe, ...]:
+    probes = []
+    for detector in manifest.detectors:
+        maps = {}
+        for site in detector.sites:
+            parts = {
+                name: tensors.get(f"{detector.name}/{site}/{name}")
+                for name in ("weight", "bias", "mlp_weight", "mlp_bias")
+            }
+            if parts["weight"] is None or parts["bias"] is None:
+                raise GuardError(f"{PROBES} holds no weights for detector {detector.name!r} at {site}; train it again")
+            maps[Site.parse(site)] = SiteMap(parts["weight"], parts["bias"], parts["mlp_weight"], parts["mlp_bias"])
+        probes.append(Probe(detector.name, detector.family, detector.aggregator, maps))
+    return tuple(probes)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    text = _existing(path).read_text(encoding="utf-8")
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise GuardError(
+            f"{path}: {where or 'file'}: {first['msg']}; it was damaged or made by another version"
+        ) from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise GuardError(
+            f"{path} has schema version {manifest.schema_version}, this library reads {SCHEMA_VERSION}; "
+            "train the guard again"
+        )
+    return manifest
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(_existing(path))
+    except (SafetensorError, OSError) as error:
+        raise GuardError(f"{path} cannot be read: {error}; train or copy the guard again") from error
+    bad = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
+    if bad is not None:
+        raise GuardError(f"{path}: {bad} holds numbers that are not finite; train the guard again")
+    return tensors
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise GuardError(f"{path} does not exist; name a folder that `spider-sense train` wrote")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,214 @@
+"""The judge: from maxima over time to zones, verdicts, decisions and audit records, for many requests at once.
+
+It knows nothing of the engine: one feeds it logits and asks what is to be done.
+
+Shape letters: B requests, H heads, T packed rows, C logit columns.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spider_sense.audit import AuditEvent, AuditLog
+from spider_sense.guard import Guard
+from spider_sense.policy import SEVERITY, Decision, Policy
+from spider_sense.scoring import Bank, Request, RequestRows, Scorer
+from spider_sense.types import Coverage, Verdict, Zone
+
+__all__ = ["Case", "Judge", "Reading"]
+
+Event = Literal["open", "verdict", "action", "close"]
+
+_BREACH = 2
+_ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
+
+
+@dataclass(slots=True)
+class Case:
+    """A request before the judge."""
+
+    request: Request
+    thresholds: np.ndarray
+    """[2, H] float32: suspect and breach for the request's prompt length."""
+    peak: np.ndarray
+    """[H] float32, each head's maximum over time as last read; -inf before the end of the prompt."""
+    zone: np.ndarray
+    """[H] int8; a zone never falls back."""
+    decision: Decision
+    """The strictest decision so far."""
+    position: int = -1
+    """Last token that ``peak`` includes."""
+    missing: int = 0
+    """Tokens known to be missing when it was last judged."""
+    detectors: tuple[str, ...] = ()
+    history: list[tuple[int, float]] = field(default_factory=list)
+    """(position, readout of the first detector) at each step; filled only by a judge that keeps history."""
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What each detector says so far."""
+        return tuple(
+            Verdict(name, float(score), float(breach), _ZONES[zone], self.position, self.coverage)
+            for name, score, breach, zone in zip(self.detectors, self.peak, self.thresholds[1], self.zone, strict=True)
+        )
+
+    @property
+    def coverage(self) -> Coverage:
+        """What the verdicts rest on."""
+        return self.request.coverage
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Scores on their way to the host."""
+
+    cases: tuple[Case, ...]
+    positions: tuple[int, ...]
+    """Last token that each score includes."""
+    host: Tensor
+    """[1, B, H] maxima over time, or [2, B, H] with the readouts; valid after ``event``."""
+    event: torch.cuda.Event | None
+
+
+class Judge:
+    """Scores requests with a guard and decides by a policy.
+
+    Args:
+        guard: probes and thresholds.
+        policy: what to do.
+        audit: where to record; None records nothing.
+        device: where logits arrive.
+        keep_history: whether cases keep the first detector's readout at every step.
+        on_decision: called when a request's decision becomes stricter.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        policy: Policy,
+        audit: AuditLog | None = None,
+        device: torch.device | str = "cpu",
+        keep_history: bool = False,
+        on_decision: Callable[[Case], None] | None = None,
+    ) -> None:
+        self.guard, self.policy, self._audit = guard, policy, audit
+        self.bank = Bank(guard.probes, device)
+        self.scorer = Scorer(self.bank)
+        self._names = tuple(detector.name for detector in guard.manifest.detectors)
+        self._keep_history, self._on_decision = keep_history, on_decision
+        self._digest = guard.digest
+
+    def open(self, name: str, prompt: Sequence[int], principal: str | None = None, text: str | None = None) -> Case:
+        """Start a request.
+
+        Args:
+            name: for the audit log.
+            prompt: its token ids.
+            principal: whom it is attributed to.
+            text: the prompt, recorded only by an audit log that was asked to.
+        """
+        template = self.guard.manifest.template
+        # A prompt that does not open with the template's head word for word loses only the attention sink.
+        skip = len(template.head) if tuple(prompt[: len(template.head)]) == template.head else 1
+        request = self.scorer.open(name, len(prompt), skip, template.tail, principal)
+        heads = len(self._names)
+        case = Case(
+            request=request,
+            thresholds=self._thresholds(len(prompt)),
+            peak=np.full(heads, -np.inf, dtype=np.float32),
+            zone=np.zeros(heads, dtype=np.int8),
+            decision=Decision(action="observe", verdict=None, reason="not judged yet"),
+            detectors=self._names,
+        )
+        self._record(case, "open", text=text)
+        return case
+
+    def step(self, logits_TC: Tensor, rows: Sequence[RequestRows]) -> None:
+        """Fold a step of the engine; see :meth:`spider_sense.scoring.Scorer.step`."""
+        self.scorer.step(logits_TC, rows)
+
+    def read(self, cases: Sequence[Case]) -> Reading:
+        """Start copying the scores of some cases to the host; nothing waits for the device."""
+        slots = [case.request.slot for case in cases]
+        scores = [self.scorer.stream.peak(slots)]
+        if self._keep_history:
+            scores.append(self.scorer.stream.readout(slots))
+        host = torch.stack(scores).to("cpu", non_blocking=True)
+        event = None
+        if self.bank.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+        return Reading(tuple(cases), tuple(case.request.position - 1 for case in cases), host, event)
+
+    def decide(self, reading: Reading) -> list[Case]:
+        """Turn a reading into verdicts and decisions.
+
+        Returns:
+            The cases whose decision has become stricter.
+        """
+        if not reading.cases:
+            return []
+        if reading.event is not None:
+            reading.event.synchronize()
+        peak_BH, *readout_BH = reading.host.numpy()
+        if readout_BH:
+            for case, position, readout_H in zip(reading.cases, reading.positions, readout_BH[0], strict=True):
+                case.history.append((position, float(readout_H[0])))
+        thresholds_B2H = np.stack([case.thresholds for case in reading.cases])
+        # Written with "not below" so that NaN is a breach.
+        zone_BH = (~(peak_BH < thresholds_B2H[:, 0])).astype(np.int8)
+        zone_BH[~(peak_BH < thresholds_B2H[:, 1])] = _BREACH
+        changed = []
+        for case, position, peak_H, zone_H in zip(reading.cases, reading.positions, peak_BH, zone_BH, strict=True):
+            case.peak, case.position = peak_H, position
+            if case.request.missing > case.missing or (zone_H > case.zone).any():
+                case.missing = case.request.missing
+                case.zone = np.maximum(case.zone, zone_H)
+                if self._decide(case):
+                    changed.append(case)
+        return changed
+
+    def close(self, case: Case) -> None:
+        """End a request and forget its state; its last verdicts stay readable."""
+        self._record(case, "close")
+        self.scorer.close(case.request)
+
+    def _decide(self, case: Case) -> bool:
+        decision = self.policy.decide(case.verdicts)
+        self._record(case, "verdict", decision)
+        if SEVERITY.index(decision.action) <= SEVERITY.index(case.decision.action):
+            return False
+        case.decision = decision
+        self._record(case, "action", decision)
+        if self._on_decision is not None:
+            self._on_decision(case)
+        return True
+
+    def _thresholds(self, prompt_tokens: int) -> np.ndarray:
+        buckets = [detector.calibration.thresholds(prompt_tokens) for detector in self.guard.manifest.detectors]
+        pairs = [[bucket.suspect.value for bucket in buckets], [bucket.breach.value for bucket in buckets]]
+        return np.array(pairs, dtype=np.float32)
+
+    def _record(self, case: Case, event: Event, decision: Decision | None = None, text: str | None = None) -> None:
+        if self._audit is None:
+            return
+        verdict = decision.verdict if decision else None
+        about = AuditEvent(
+            request=case.request.id,
+            principal=case.request.principal,
+            event=event,
+            position=case.position,
+            coverage=case.coverage,
+            guard=self._digest,
+            text=text,
+        )
+        if decision is not None:
+            about = about.model_copy(update={"action": decision.action, "reason": decision.reason})
+        if verdict is not None:
+            fields = ("detector", "zone", "score", "threshold")
+            about = about.model_copy(update={name: getattr(verdict, name) for name in fields})
+        self._audit.write(about)

@@ -1,0 +1,268 @@
+"""The monitor: a guard in front of a transformers model's own ``generate``.
+
+    with Monitor.from_pretrained("guard/").attach(model) as monitor:
+        output = model.generate(**inputs)
+        for case in monitor.cases:
+            print(case.verdicts, case.decision.action)
+
+While it is attached, ``model.generate`` is wrapped on the instance and hooks read the guard's sites; ``detach`` takes
+both away. Forward passes outside ``generate`` and ``generate_batch`` are not judged.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from sense_kernels import steer
+from spider_sense.attach import Attachment, Writer
+from spider_sense.audit import AuditLog
+from spider_sense.continuous import ContinuousCalls
+from spider_sense.errors import ConfigError, nearest
+from spider_sense.fingerprint import fingerprint, serving_config
+from spider_sense.forward import Forward, read_forward
+from spider_sense.generation import GuardedCall
+from spider_sense.guard import Guard
+from spider_sense.judge import Case, Judge
+from spider_sense.models import LoadedModel
+from spider_sense.policy import Policy
+from spider_sense.types import Action, Site
+
+__all__ = ["Monitor"]
+
+SUPPORTED: tuple[Action, ...] = ("observe", "flag", "escalate", "steer", "stop")
+"""Actions that this engine can carry out; flag and escalate arrive at ``on_decision`` and in the audit log."""
+
+_ASSISTED_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+_READ_OPTIONS = ("num_beams", "num_return_sequences", "eos_token_id", "pad_token_id")
+
+
+class Monitor:
+    """Watches a model with a guard.
+
+    Args:
+        guard: probes and thresholds.
+        policy: what to do about a verdict; by default a breach is stopped and a suspect flagged.
+        audit: where to record events.
+        keep_history: whether cases keep the readout at every step.
+        on_decision: called when a request's decision becomes stricter; this is where ``flag`` and ``escalate`` arrive.
+        on_step: called after each judged step with the running cases.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        policy: Policy | None = None,
+        audit: AuditLog | None = None,
+        keep_history: bool = False,
+        on_decision: Callable[[Case], None] | None = None,
+        on_step: Callable[[Sequence[Case]], None] | None = None,
+    ) -> None:
+        self.guard, self.policy = guard, policy or Policy.default()
+        self._audit, self._keep_history = audit, keep_history
+        self._on_decision, self._on_step = on_decision, on_step
+        self.cases: list[Case] = []
+        """The requests of the last ``generate`` call, in the order of its rows."""
+        self._attachment: Attachment | None = None
+        self._call: GuardedCall | None = None
+        _check_policy(self.policy, guard)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, policy: Policy | None = None, **options: Any) -> Self:
+        """Read a guard folder; further arguments are those of the class."""
+        return cls(Guard.from_pretrained(folder), policy, **options)
+
+    def attach(self, model: Any, tokenizer: Any = None, allow_uncertified: bool = False) -> Self:
+        """Put the guard in front of a model.
+
+        Args:
+            model: a transformers causal language model.
+            tokenizer: its tokenizer; if None, it is loaded from where the model came from.
+            allow_uncertified: accept a dtype, quantisation or adapter that the thresholds were not calibrated for.
+
+        Raises:
+            MismatchError: if the guard was made for another model, tokenizer or serving configuration.
+            SiteError: if the model lacks a site of the guard.
+            ConfigError: if the monitor is attached already, or no tokenizer is found.
+        """
+        if self._attachment is not None:
+            raise ConfigError("this monitor is attached already; detach it first, or use one monitor per model")
+        model = getattr(model, "_orig_mod", model)
+        tokenizer = tokenizer or _find_tokenizer(model)
+        loaded = LoadedModel(model=model, tokenizer=tokenizer, source=str(model.name_or_path))
+        self.guard.check_model(fingerprint(loaded), serving_config(model), allow_uncertified)
+        self._judge = Judge(self.guard, self.policy, self._audit, model.device, self._keep_history, self._on_decision)
+        self._model, self._tokenizer = model, tokenizer
+        self._continuous = ContinuousCalls(self._judge)
+        self._strength = torch.zeros(64, device=model.device)
+        self._steered: list[int] = []
+        bank = self._judge.bank
+        readers = {site: bank.tap(site) for site in bank.sites}
+        self._attachment = Attachment(model, readers, self._begin, self._end, self._writers())
+        self._attachment.forward_rows = self._name_rows
+        self._generate = model.generate
+        model.generate = self._guarded_generate
+        return self
+
+    def detach(self) -> None:
+        """Leave the model as it was; calling it twice is harmless."""
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+            del self._model.generate
+            self._continuous.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def continuous(self) -> dict[str, Case]:
+        """Requests of continuous batching by their id, running and ended."""
+        return self._continuous.cases
+
+    def _name_rows(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Forward:
+        return self._call.name_rows(args, kwargs) if self._call else read_forward(args, kwargs)
+
+    def _begin(self, forward: Forward) -> None:
+        self._forward = forward
+        self._judge.bank.begin(forward.total)
+        if self._steer_site is not None:
+            self._fill_strength(forward)
+
+    def _end(self) -> None:
+        forward = self._forward
+        if self._call is not None:
+            self._call.scored(self._judge.bank.logits(forward.total))
+        elif any(item.prompt is not None for item in forward.sequences):
+            self._continuous.scored(self._judge.bank.logits(forward.total), forward.sequences)
+
+    def _guarded_generate(self, *args: Any, **kwargs: Any) -> Any:
+        ids, kwargs = _prompt_ids(args, kwargs)
+        principals = kwargs.pop("principals", None) or [None] * len(ids)
+        config = kwargs.get("generation_config") or self._model.generation_config
+        options = {name: kwargs.get(name, getattr(config, name, None)) for name in _READ_OPTIONS}
+        if (options["num_beams"] or 1) > 1:
+            raise ConfigError(f"num_beams={options['num_beams']}: beams are not scored; use num_beams=1")
+        mask_BP = _prompt_mask(ids, kwargs.get("attention_mask"), options)
+        copies = options["num_return_sequences"] or 1
+        cases = [
+            self._judge.open(f"{index}", ids[index][torch.from_numpy(mask_BP[index])].tolist(), principals[index])
+            for index in range(len(ids))
+            for _ in range(copies)
+        ]
+        call = GuardedCall(
+            self._judge,
+            cases,
+            np.repeat(mask_BP, copies, 0),
+            self._end_ids(options),
+            self._tokenizer(self.policy.refusal, add_special_tokens=False)["input_ids"],
+            self._set_steered,
+            self._on_step,
+            any(kwargs.get(name, getattr(config, name, None)) for name in _ASSISTED_OPTIONS),
+        )
+        processors = [*(kwargs.pop("logits_processor", None) or []), call]
+        self.cases, self._call, self._steered = cases, call, []
+        try:
+            output = self._generate(ids, **kwargs, logits_processor=LogitsProcessorList(processors))
+            call.finish((output if isinstance(output, Tensor) else output.sequences).shape[1])
+        except BaseException:
+            call.abandon()
+            raise
+        finally:
+            self._call, self._steered = None, []
+        return output
+
+    def _end_ids(self, options: dict[str, Any]) -> list[int]:
+        eos = options["eos_token_id"] if options["eos_token_id"] is not None else self._tokenizer.eos_token_id
+        pad = options["pad_token_id"]
+        ends = [*(eos if isinstance(eos, list) else [eos]), *([pad] if pad is not None else [])]
+        if ends[0] is None:
+            raise ConfigError(
+                "the model has no end token, so a request cannot be stopped; pass eos_token_id to generate"
+            )
+        return ends
+
+    def _set_steered(self, rows: list[int]) -> None:
+        self._steered = rows
+
+    def _writers(self) -> dict[Site, Writer]:
+        self._steer_site, vector = _steering(self.policy, self.guard)
+        if vector is None or self._steer_site is None:
+            return {}
+        vector = vector.to(self._model.device)
+        return {self._steer_site: lambda hidden: steer(hidden, self._strength, vector)}
+
+    def _fill_strength(self, forward: Forward) -> None:
+        assert self.policy.steer is not None
+        if forward.total > len(self._strength):
+            self._strength = torch.zeros(2 * forward.total, device=self._strength.device)
+        self._strength.zero_()
+        rows = [item.rows for item in forward.sequences if item.key in self._steered]
+        if rows:
+            self._strength[torch.from_numpy(np.concatenate(rows))] = self.policy.steer.strength
+
+
+def _prompt_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Take the prompt out of the arguments of ``generate``."""
+    kwargs = dict(kwargs)
+    found = [args[0] if args else None, kwargs.pop("inputs", None), kwargs.pop("input_ids", None)]
+    ids = next((value for value in found if value is not None), None)
+    if not isinstance(ids, Tensor) or len(args) > 1:
+        raise ConfigError("a guarded generate needs input_ids as a tensor [batch, tokens], and other arguments by name")
+    return ids, kwargs
+
+
+def _prompt_mask(ids_BP: Tensor, mask: Tensor | None, options: dict[str, Any]) -> np.ndarray:
+    """Return which prompt columns are real tokens, inferred as transformers does where no mask is given."""
+    if mask is None:
+        eos, pad = options["eos_token_id"], options["pad_token_id"]
+        ends = eos if isinstance(eos, list) else [eos]
+        mask = ids_BP != pad if pad is not None and pad not in ends else torch.ones_like(ids_BP)
+    return mask.cpu().numpy().astype(bool)
+
+
+def _check_policy(policy: Policy, guard: Guard) -> None:
+    asked = [(f"rules[{index}]", rule.action) for index, rule in enumerate(policy.rules)]
+    for place, action in [*asked, ("on_missing", policy.on_missing)]:
+        if action not in SUPPORTED:
+            raise ConfigError(f"{place}: the transformers engine cannot {action!r}; it can: {', '.join(SUPPORTED)}")
+    names = {detector.name for detector in guard.manifest.detectors}
+    for rule in policy.rules:
+        if rule.detector != "*" and rule.detector not in names:
+            raise ConfigError(f"the policy speaks of detector {rule.detector!r}; {nearest(rule.detector, names)}")
+    _steering(policy, guard)
+
+
+def _steering(policy: Policy, guard: Guard) -> tuple[Site | None, Tensor | None]:
+    """Return where and what the policy steers with."""
+    if policy.steer is None:
+        return None, None
+    for key, vector in guard.vectors.items():
+        name, _, site = key.partition("@")
+        if name == policy.steer.vector:
+            return Site.parse(site), vector
+    known = [key.partition("@")[0] for key in guard.vectors]
+    raise ConfigError(
+        f"the guard has no steering vector {policy.steer.vector!r}; {nearest(policy.steer.vector, known)}"
+    )
+
+
+def _find_tokenizer(model: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model.name_or_path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no tokenizer at {model.name_or_path!r}, where the model came from; pass attach(model, tokenizer)"
+        ) from error
