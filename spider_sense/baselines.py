@@ -147,22 +147,21 @@ def load_baselines(folder: Path) -> tuple[LengthBaseline, TfidfBaseline]:
 
 
 def best_random_direction(
-    features_ND: Floats, labels: Bools, evaluate_ND: Floats, directions: int = 100, seed: int = 0
-) -> Doubles:
-    """Scores of the random direction that happens to separate the labels best: what luck alone achieves.
+    features_ND: Floats, labels: Bools, directions: int = 100, seed: int = 0
+) -> tuple[Doubles, float]:
+    """The random direction that happens to separate the labels best: what luck alone achieves.
 
-    Directions are drawn from N(0, I) over the standardised features; the best one and its sign are chosen by AUROC on
-    ``features_ND`` only. The first directions of a seed stay the same when more are drawn.
+    Directions are drawn from N(0, I) over the standardised features; the best one and its sign are chosen by AUROC. The
+    first directions of a seed stay the same when more are drawn.
 
     Args:
         features_ND: ``[N, D]`` features to choose on.
         labels: ``[N]``.
-        evaluate_ND: ``[M, D]`` features to score.
         directions: how many to draw.
         seed: of the draw.
 
     Returns:
-        ``[M]`` scores.
+        Weight ``[D]`` and bias of the score ``features @ weight + bias``.
 
     Raises:
         ConfigError: if directions is not positive.
@@ -176,8 +175,8 @@ def best_random_direction(
     projections = (features_ND - mean) / deviation @ candidates.T
     areas = np.array([auroc(column, labels) for column in projections.T], dtype=np.float64)
     best = int(np.argmax(np.abs(areas - 0.5)))
-    sign = 1.0 if areas[best] >= 0.5 else -1.0
-    return np.asarray((evaluate_ND - mean) / deviation @ candidates[best] * sign, dtype=np.float64)
+    weight = candidates[best] / deviation * (1.0 if areas[best] >= 0.5 else -1.0)
+    return weight, -float(mean @ weight)
 
 
 def shuffled_labels(labels: Bools, seed: int) -> Bools:

@@ -60,15 +60,28 @@ def padded_rows(mask_BK: np.ndarray, past: int, tokens: int) -> tuple[SequenceRo
 
 
 def read_forward(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Forward:
-    """Name the rows of a plain call ``model(input_ids, attention_mask=..., past_key_values=...)``."""
+    """Name the rows of a plain call ``model(input_ids, attention_mask=..., past_key_values=...)``.
+
+    Raises:
+        TypeError: if the call has no inputs, or more than these by place.
+    """
     inputs = next((x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]) if x is not None), None)
     if not isinstance(inputs, torch.Tensor):
         raise TypeError("the model was called without input_ids or inputs_embeds")
+    if len(args) > 1:
+        # What comes second differs between architectures, and an overlooked mask would name padding.
+        raise TypeError(
+            "the model was called with more than its inputs by place; pass attention_mask and others by name"
+        )
     batch, tokens = inputs.shape[:2]
     mask = kwargs.get("attention_mask")
     cache = kwargs.get("past_key_values")
     past = int(cache.get_seq_length()) if cache is not None else 0
-    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+    spread = _spread_mask(mask)
+    if spread is not None:
+        sequences = _spread_rows(spread, kwargs.get("position_ids"), (batch, tokens), past)
+        return Forward(batch * tokens, sequences, tokens, past)
+    if isinstance(mask, torch.Tensor):
         mask_BK = mask.cpu().numpy().astype(bool)
         past = max(past, mask_BK.shape[1] - tokens) if cache is not None else 0
         if mask_BK.shape[1] < past + tokens:
@@ -76,3 +89,21 @@ def read_forward(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Forward:
     else:
         mask_BK = np.ones((batch, past + tokens), dtype=bool)
     return Forward(batch * tokens, padded_rows(mask_BK, past, tokens), tokens, past)
+
+
+def _spread_mask(mask: Any) -> torch.Tensor | None:
+    """Return a mask of queries against keys [B, 1, Q, K]; ``generate`` makes one a layer type for a static cache."""
+    values = mask.values() if isinstance(mask, Mapping) else [mask]
+    return next((value for value in values if isinstance(value, torch.Tensor) and value.dim() == 4), None)
+
+
+def _spread_rows(mask_B1QK: torch.Tensor, ids: Any, shape: tuple[int, int], past: int) -> tuple[SequenceRows, ...]:
+    batch, tokens = shape
+    # A real token attends to itself, padding does not. A sliding window may have fewer columns than there are tokens.
+    first = min(past, mask_B1QK.shape[-1] - tokens)
+    own_BQ = mask_B1QK[:, 0, :, first : first + tokens].diagonal(dim1=-2, dim2=-1).expand(batch, tokens)
+    real_BQ = (own_BQ if own_BQ.dtype == torch.bool else own_BQ == 0).cpu().numpy()
+    ids_BQ = torch.arange(past, past + tokens) if ids is None else ids.cpu()
+    position_BQ = ids_BQ.expand(batch, tokens).numpy()
+    columns = [np.flatnonzero(real_Q) for real_Q in real_BQ]
+    return tuple(SequenceRows(row, row * tokens + q, position_BQ[row, q]) for row, q in enumerate(columns))

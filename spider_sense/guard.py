@@ -7,7 +7,7 @@ that were trained beside it, and steering vectors in ``vectors.safetensors``. No
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from spider_sense.fingerprint import Fingerprint, ServingConfig, check_match
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.types import Site
 
-__all__ = ["SCHEMA_VERSION", "Detector", "Guard", "Manifest", "Template"]
+__all__ = ["BASELINES", "SCHEMA_VERSION", "Control", "Detector", "Guard", "Manifest", "Template", "publish"]
 
 SCHEMA_VERSION = 1
 MANIFEST, PROBES, VECTORS = "guard.json", "probes.safetensors", "vectors.safetensors"
+BASELINES = "baselines"
+"""Folder of the text baselines, one subfolder per detector; :mod:`spider_sense.baselines` writes them."""
 
 
 class _Record(BaseModel):
@@ -55,6 +57,16 @@ class Detector(_Record):
     """Test metrics, the controls beside them, and what they do not show."""
 
 
+class Control(_Record):
+    """A probe that the guard must beat: trained on shuffled labels, or a random direction."""
+
+    name: str
+    detector: str
+    family: str
+    sites: tuple[str, ...]
+    aggregator: Aggregator
+
+
 class Manifest(_Record):
     """``guard.json``."""
 
@@ -62,6 +74,7 @@ class Manifest(_Record):
     fingerprint: Fingerprint
     template: Template
     detectors: tuple[Detector, ...]
+    controls: tuple[Control, ...] = ()
     certified: tuple[ServingConfig, ...]
     """Serving configurations that the thresholds were calibrated in."""
     training: dict[str, Any]
@@ -77,6 +90,8 @@ class Guard:
     manifest: Manifest
     probes: tuple[Probe, ...]
     """One per detector, in the manifest's order."""
+    controls: tuple[Probe, ...] = ()
+    """Controls that are probes, in the manifest's order."""
     vectors: dict[str, Tensor] = field(default_factory=dict)
     """Steering vectors [D] by ``name@site``."""
 
@@ -116,8 +131,8 @@ class Guard:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            for file in folder.glob("baselines.*") if folder.is_dir() else ():
-                shutil.copy2(file, beside)
+            if (folder / BASELINES).is_dir():
+                shutil.copytree(folder / BASELINES, beside / BASELINES)
             self.write_into(beside)
             publish(beside, folder)
         finally:
@@ -125,7 +140,7 @@ class Guard:
 
     def write_into(self, folder: Path) -> None:
         """Write the guard's own files into an existing folder."""
-        save_file(_tensors(self.probes), folder / PROBES)
+        save_file(_tensors((*self.probes, *self.controls)), folder / PROBES)
         if self.vectors:
             save_file({name: vector.contiguous() for name, vector in self.vectors.items()}, folder / VECTORS)
         manifest = self.manifest.model_copy(update={"probes_digest": _sha256(folder / PROBES)})
@@ -146,9 +161,9 @@ class Guard:
                 f"{folder / PROBES} has SHA-256 {found}, the manifest says {manifest.probes_digest}: "
                 "the file is truncated or was exchanged; train or copy the guard again"
             )
-        probes = _probes(manifest, _read_tensors(folder / PROBES))
+        tensors = _read_tensors(folder / PROBES)
         vectors = _read_tensors(folder / VECTORS) if (folder / VECTORS).exists() else {}
-        return cls(manifest, probes, vectors)
+        return cls(manifest, _probes(manifest.detectors, tensors), _probes(manifest.controls, tensors), vectors)
 
 
 def publish(beside: Path, folder: Path) -> None:
@@ -172,9 +187,9 @@ def _tensors(probes: tuple[Probe, ...]) -> dict[str, Tensor]:
     return result
 
 
-def _probes(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[Probe, ...]:
+def _probes(records: Sequence[Detector | Control], tensors: Mapping[str, Tensor]) -> tuple[Probe, ...]:
     probes = []
-    for detector in manifest.detectors:
+    for detector in records:
         maps = {}
         for site in detector.sites:
             parts = {
@@ -182,7 +197,7 @@ def _probes(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[Probe, .
                 for name in ("weight", "bias", "mlp_weight", "mlp_bias")
             }
             if parts["weight"] is None or parts["bias"] is None:
-                raise GuardError(f"{PROBES} holds no weights for detector {detector.name!r} at {site}; train it again")
+                raise GuardError(f"{PROBES} holds no weights for {detector.name!r} at {site}; train it again")
             maps[Site.parse(site)] = SiteMap(parts["weight"], parts["bias"], parts["mlp_weight"], parts["mlp_bias"])
         probes.append(Probe(detector.name, detector.family, detector.aggregator, maps))
     return tuple(probes)

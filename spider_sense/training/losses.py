@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from spider_sense.training import pooling
 
@@ -71,9 +71,8 @@ def top_k_mean(mean_Bm: Tensor, exists_Bm: Tensor, k: int) -> Tensor:
 
 def segment_variance(mean_Bm: Tensor, exists_Bm: Tensor) -> Tensor:
     """Return the variance [B] of the window means, each weighted by its own sigmoid (SegVar of arXiv 2604.14865)."""
-    weight_Bm = torch.sigmoid(mean_Bm / SEGMENT_TEMPERATURE) * exists_Bm
-    # A sigmoid underflows below a logit of about -100.
-    weight_Bm = weight_Bm / weight_Bm.sum(1, keepdim=True).clamp(min=torch.finfo(weight_Bm.dtype).tiny)
+    # Proportional to the sigmoid, but by way of its logarithm: the sigmoid itself underflows far below 0.
+    weight_Bm = logsigmoid(mean_Bm / SEGMENT_TEMPERATURE).masked_fill(~exists_Bm, -torch.inf).softmax(1)
     center_B1 = (weight_Bm * mean_Bm).sum(1, keepdim=True)
     return (weight_Bm * (mean_Bm - center_B1).square()).sum(1)
 

@@ -2,7 +2,8 @@
 
 Every pool takes the padded logits ``[B, n, K]`` of B left-aligned conversations, query columns first, then values,
 and ``valid [B, n]``, with at least one row in each conversation; it returns one logit a conversation, ``[B]``. Padding
-enters no pool. On the last row of a conversation each pool equals the aggregator of the same name.
+enters no pool. On the last row of a conversation mean, attention and rolling_attention equal the aggregator of the
+same name; multimax and windows are training forms of aggregators that read the token logits otherwise.
 
 Formulas: attention arXiv 2506.10805, table 1; multimax and rolling_attention arXiv 2601.11516, section 3; windows SWiM,
 arXiv 2601.04603.
@@ -30,8 +31,11 @@ def attention(logits_BnK: Tensor, valid_Bn: Tensor) -> Tensor:
 
 
 def multimax(logits_BnK: Tensor, valid_Bn: Tensor) -> Tensor:
-    """Return the sum over the columns of their maxima."""
-    return logits_BnK.masked_fill(~valid_Bn[..., None], -torch.inf).amax(1).sum(-1)
+    """Return the sum over the columns of their averages, each weighted by the softmax of itself at temperature 1.
+
+    The soft form of the maximum, which is read at inference: every token gets a gradient, not the highest alone.
+    """
+    return _averages(torch.cat((logits_BnK, logits_BnK), -1), valid_Bn).sum(-1)
 
 
 def rolling_attention(window: int) -> Pool:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from safetensors.numpy import save_file
 
@@ -17,6 +18,9 @@ from spider_sense.baselines import (
 )
 from spider_sense.errors import ConfigError, DataError, GuardError, MissingExtraError
 from spider_sense.metrics import auroc
+
+Floats = npt.NDArray[np.floating[Any]]
+Bools = npt.NDArray[np.bool_]
 
 TEXTS = [
     "how do I pick a lock without the key",
@@ -141,16 +145,21 @@ def test_more_random_directions_find_a_better_one_on_the_rows_chosen_on() -> Non
     generator = np.random.default_rng(0)
     features, labels = generator.normal(size=(60, 8)), np.arange(60) < 30
     features[:, 3] = 7.0
-    areas = [auroc(best_random_direction(features, labels, features, count), labels) for count in (1, 10, 300)]
+    areas = [auroc(random_scores(features, labels, features, count), labels) for count in (1, 10, 300)]
     assert all(area is not None and area >= 0.5 for area in areas)
     assert areas == sorted(areas, key=lambda area: area or 0)
     assert areas[0] != areas[-1]
 
 
+def random_scores(features: Floats, labels: Bools, evaluate: Floats, directions: int = 100, seed: int = 0) -> Floats:
+    weight, bias = best_random_direction(features, labels, directions, seed)
+    return evaluate @ weight + bias
+
+
 def test_a_random_direction_points_towards_the_positives() -> None:
     features, labels = np.arange(20.0)[:, None], np.arange(20) >= 10
     for seed in range(6):
-        scores = best_random_direction(features, labels, features, directions=1, seed=seed)
+        scores = random_scores(features, labels, features, directions=1, seed=seed)
         assert auroc(scores, labels) == 1
 
 
@@ -158,8 +167,8 @@ def test_a_lucky_direction_does_not_carry_over_to_noise() -> None:
     generator = np.random.default_rng(1)
     features, labels = generator.normal(size=(40, 16)), np.arange(40) < 20
     fresh, fresh_labels = generator.normal(size=(4000, 16)), np.arange(4000) < 2000
-    chosen = auroc(best_random_direction(features, labels, features), labels)
-    carried = auroc(best_random_direction(features, labels, fresh), fresh_labels)
+    chosen = auroc(random_scores(features, labels, features), labels)
+    carried = auroc(random_scores(features, labels, fresh), fresh_labels)
     assert chosen is not None
     assert chosen > 0.65
     assert carried == pytest.approx(0.5, abs=0.04)
@@ -169,16 +178,17 @@ def test_random_directions_ignore_the_scale_of_a_feature() -> None:
     generator = np.random.default_rng(2)
     features, labels = generator.normal(size=(50, 4)), np.arange(50) % 2 == 0
     scale = np.array([1.0, 1e6, 1e-6, 3.0])
-    plain = best_random_direction(features, labels, features[:5])
-    np.testing.assert_allclose(best_random_direction(features * scale, labels, features[:5] * scale), plain, atol=1e-9)
+    plain = random_scores(features, labels, features[:5])
+    scaled = random_scores(features * scale, labels, features[:5] * scale)
+    np.testing.assert_allclose(scaled, plain, atol=1e-9)
 
 
 def test_random_directions_need_both_classes_and_a_direction() -> None:
     features = np.zeros((4, 2))
     with pytest.raises(DataError, match="0 positives among 4 rows"):
-        best_random_direction(features, np.zeros(4, dtype=bool), features)
+        best_random_direction(features, np.zeros(4, dtype=bool))
     with pytest.raises(ConfigError, match="directions=0"):
-        best_random_direction(features, np.arange(4) < 2, features, directions=0)
+        best_random_direction(features, np.arange(4) < 2, directions=0)
 
 
 def test_shuffled_labels_keep_the_count_and_repeat_with_the_seed() -> None:

@@ -79,13 +79,14 @@ def moving_average_max(logits: list[float], alpha: float) -> float:
 
 
 def pooled(family: str, logits: Tensor) -> float:
-    """The score of one conversation by the functions that training pools with."""
+    """The score of one conversation by the functions that training pools with, where inference has no form of its own."""
     if family in ("swim", "topk"):
         return moving_average_max(logits[:, 0].tolist(), SHORT.alpha)
+    if family == "multimax":
+        return float(logits.amax(0).sum())
     pools = {
         "attention": pooling.attention,
         "mlp": pooling.mean,
-        "multimax": pooling.multimax,
         "rolling_attention": pooling.rolling_attention(10),
     }
     return float(pools[family](logits[None], torch.ones(1, len(logits), dtype=torch.bool)))
@@ -95,13 +96,13 @@ def holds_together(streaming: float, training: float) -> bool:
     return abs(streaming - training) <= 1e-5 * max(1.0, abs(training))
 
 
-@pytest.mark.parametrize("sites", [SITES[1:2], SITES[::-1]], ids=["one site", "three sites"])
-@pytest.mark.parametrize("family", sorted(DESIGNS))
+@pytest.mark.parametrize(
+    ("family", "sites"),
+    [(family, SITES[1:2]) for family in DESIGNS] + [(family, SITES[::-1]) for family in DESIGNS if family != "mlp"],
+)
 def test_the_streaming_score_of_the_exported_probe_equals_the_score_in_training(
     family: str, sites: tuple[Site, ...]
 ) -> None:
-    if family == "mlp" and len(sites) > 1:
-        return
     data, labels = synthetic(40)
     probe = fit(family, data, ALL, labels, sites, "misuse", SHORT)
     rows = TrainingSet.of(data, ALL, labels, sites, None)

@@ -32,7 +32,7 @@ def chosen(
     labels: npt.NDArray[np.bool_] = LABELS,
     weights: npt.NDArray[np.float64] | None = None,
 ) -> TrainingSet:
-    return TrainingSet.of(activations(), np.array(train), labels, sites, weights)
+    return TrainingSet.of(activations(), np.array(train, dtype=np.int64), labels, sites, weights)
 
 
 def test_packing_lists_rows_conversation_by_conversation() -> None:

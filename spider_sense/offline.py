@@ -1,0 +1,149 @@
+"""Scores of whole conversations, through the same bank and the same fold that score live requests.
+
+Shape letters: N conversations, T packed rows, P sites, H heads.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spider_sense.attach import Attachment
+from spider_sense.chat import Chat, Rendered
+from spider_sense.data import Example
+from spider_sense.forward import Forward
+from spider_sense.models import LoadedModel
+from spider_sense.scoring import Bank, Probe, RequestRows, Scorer
+from spider_sense.training.activations import ActivationSet
+
+__all__ = ["ScoredSet", "score_activations", "score_examples"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredSet:
+    """Scores of N conversations."""
+
+    prompt_NH: np.ndarray
+    """Readout at the last prompt token, float64."""
+    peak_NH: np.ndarray
+    """Maximum over time from there on, float64; equal to ``prompt_NH`` where there is no response."""
+    tokens: np.ndarray
+    """Tokens of each prompt, int64 [N]."""
+
+
+def score_activations(probes: Sequence[Probe], data: ActivationSet, which: np.ndarray, chunk: int = 256) -> ScoredSet:
+    """Score captured conversations with many probes at once.
+
+    Args:
+        probes: H of them.
+        data: the captured conversations.
+        which: indices of the conversations to score.
+        chunk: conversations that are folded together.
+    """
+    bank = Bank(probes)
+    parts = [_score_chunk(bank, data, which[start : start + chunk]) for start in range(0, len(which), chunk)]
+    prompt, peak = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
+    return ScoredSet(prompt, peak, data.skips[which] + data.prompt_rows[which])
+
+
+def _score_chunk(bank: Bank, data: ActivationSet, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scorer = Scorer(bank)
+    spans = [data.rows(index) for index in which]
+    hidden_TPD = torch.cat([data.hidden[span] for span in spans])
+    bank.begin(len(hidden_TPD))
+    for site in bank.sites:
+        bank.tap(site)(hidden_TPD[:, data.sites.index(site)])
+    logits_TC = bank.logits(len(hidden_TPD))
+    batch, start = [], 0
+    for index, span in zip(which, spans, strict=True):
+        skip, length = int(data.skips[index]), span.stop - span.start
+        request = scorer.open(data.ids[index], skip + int(data.prompt_rows[index]), skip, data.tail)
+        request.position = skip
+        rows = np.arange(length)
+        batch.append(RequestRows(request, rows + start, rows + skip))
+        start += length
+    return _fold(scorer, logits_TC, batch)
+
+
+def _fold(scorer: Scorer, logits_TC: Tensor, batch: Sequence[RequestRows]) -> tuple[np.ndarray, np.ndarray]:
+    """Return readouts at the end of the prompt and maxima over time of a batch, [B, H] each."""
+    trace_TH = torch.full((len(logits_TC), scorer.bank.table.heads), torch.nan, device=logits_TC.device)
+    scorer.step(logits_TC, batch, trace_TH)
+    ends = [int(item.rows[np.searchsorted(item.positions, item.request.prompt_length - 1)]) for item in batch]
+    peak_BH = scorer.peak([item.request for item in batch])
+    return trace_TH[ends].double().cpu().numpy(), peak_BH.double().cpu().numpy()
+
+
+def score_examples(
+    loaded: LoadedModel,
+    probes: Sequence[Probe],
+    examples: Sequence[Example],
+    *,
+    max_tokens: int = 4096,
+    batch_tokens: int = 2048,
+    advance: Callable[[int], None] | None = None,
+) -> ScoredSet:
+    """Run the model over prompts and score them, without keeping any activation.
+
+    Args:
+        loaded: the model and its tokenizer.
+        probes: H of them.
+        examples: rendered with the chat template, up to where the model answers.
+        max_tokens: longer prompts are cut in the middle.
+        batch_tokens: padded tokens of a forward pass.
+        advance: called with the number of prompts that have just been scored.
+    """
+    chat = Chat(loaded.tokenizer)
+    prompts = [chat.render(example.turns or example.text, max_tokens) for example in examples]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
+    bank = Bank(probes, loaded.model.device)
+    result_N2H = np.empty((len(prompts), 2, len(probes)))
+    seen: list[Forward] = []
+    readers = {site: bank.tap(site) for site in bank.sites}
+
+    def begin(forward: Forward) -> None:
+        seen[:] = [forward]
+        bank.begin(forward.total)
+
+    with Attachment(loaded.model, readers, begin, lambda: None), torch.inference_mode():
+        for batch in _batches(order, prompts, batch_tokens):
+            _run(loaded, [prompts[index] for index in batch])
+            result_N2H[batch] = _score_forward(bank, seen[0], [prompts[index] for index in batch])
+            if advance is not None:
+                advance(len(batch))
+    tokens = np.array([len(prompt.ids) for prompt in prompts])
+    return ScoredSet(result_N2H[:, 0], result_N2H[:, 1], tokens)
+
+
+def _batches(order: Sequence[int], prompts: Sequence[Rendered], batch_tokens: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for index in order:
+        width = len(prompts[index].ids)
+        if not batches or (len(batches[-1]) + 1) * width > batch_tokens:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _run(loaded: LoadedModel, prompts: Sequence[Rendered]) -> None:
+    model: Any = loaded.model
+    width = max(len(prompt.ids) for prompt in prompts)
+    ids_BT = torch.full((len(prompts), width), loaded.tokenizer.pad_token_id)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, prompt in enumerate(prompts):
+        ids_BT[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
+        mask_BT[row, : len(prompt.ids)] = 1
+    device = model.device
+    model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False, logits_to_keep=1)
+
+
+def _score_forward(bank: Bank, forward: Forward, prompts: Sequence[Rendered]) -> np.ndarray:
+    scorer = Scorer(bank)
+    batch = [
+        RequestRows(scorer.open(str(item.key), len(prompt.ids), prompt.skip, prompt.tail), item.rows, item.positions)
+        for item, prompt in zip(forward.sequences, prompts, strict=True)
+    ]
+    return np.stack(_fold(scorer, bank.logits(forward.total), batch), 1)

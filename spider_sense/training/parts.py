@@ -1,0 +1,108 @@
+"""Which conversations a training run uses, and for what."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from spider_sense.corpus import load_corpus
+from spider_sense.data import Example, LabelledSet, labelled, split
+from spider_sense.training.config import DetectorConfig, TrainConfig, read_sets
+
+__all__ = ["Parts", "choose_parts"]
+
+WITH_TEST_FILES = {"train": 0.6, "validation": 0.15, "calibration": 0.25}
+WITHOUT_TEST_FILES = {"train": 0.5, "validation": 0.12, "calibration": 0.25, "test": 0.13}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The conversations of a run.
+
+    Ids are ``source/id``, unique over all files. A text that is in the test part is nowhere else, and no text occurs
+    twice.
+    """
+
+    examples: tuple[Example, ...]
+    """Training, validation and calibration conversations, N of them."""
+    part: np.ndarray
+    """Name of each one's part, [N]."""
+    test: dict[str, list[Example]]
+    """Test conversations by file."""
+    dropped: int
+    """Rows left out because their text was in another part already."""
+
+    def labels(self, detector: DetectorConfig) -> tuple[np.ndarray, np.ndarray]:
+        """Return which conversations a detector uses [N] and which of them are positive [N]."""
+        classes = [detector.label_map.label(example) for example in self.examples]
+        return np.array([label is not None for label in classes]), np.array([bool(label) for label in classes])
+
+    def respond(self, config: TrainConfig) -> dict[str, int]:
+        """Choose the conversations that get a response: benign ones to calibrate on, both classes to train on."""
+        used, positive = self.labels(config.detectors[0])
+        order = np.array([_hash(example.id, config.seed) for example in self.examples]).argsort()
+        chosen: list[int] = []
+        for part, wanted, count in (
+            ("calibration", ~positive, config.responses),
+            ("train", ~positive, config.responses // 4),
+            ("train", positive, config.responses // 4),
+        ):
+            chosen += [index for index in order if used[index] and wanted[index] and self.part[index] == part][:count]
+        return {self.examples[index].id: config.respond for index in chosen} if config.respond else {}
+
+
+def choose_parts(config: TrainConfig) -> Parts:
+    """Read the prompt sets of a run and split them.
+
+    Raises:
+        ConfigError, DataError: see :func:`spider_sense.training.config.read_sets`.
+        DataError: if a detector lacks a class.
+    """
+    test = {name: _named(rows) for name, rows in read_sets(config.test).items()}
+    files = {name: rows for name, rows in read_sets(config.data).items() if name not in test}
+    rows = [example for examples in files.values() for example in _capped(examples, config)]
+    rows = _named([*(load_corpus() if config.corpus else []), *rows])
+    known = frozenset(label for item in config.detectors for label in (*item.positive, *item.negative))
+    kept = _unseen([row for row in rows if row.label in known], {_key(row) for part in test.values() for row in part})
+    for detector in config.detectors:
+        labelled(kept, detector.label_map)
+    placed = _split(kept, WITH_TEST_FILES if test else WITHOUT_TEST_FILES, config.seed)
+    for example in placed.pop("test", ()):
+        test.setdefault(example.source, []).append(example)
+    part = np.array([name for name, members in placed.items() for _ in members])
+    examples = tuple(example for members in placed.values() for example in members)
+    return Parts(examples, part, test, len(rows) - len(kept))
+
+
+def _split(rows: Sequence[Example], fractions: Mapping[str, float], seed: int) -> dict[str, tuple[Example, ...]]:
+    # A split stratifies by class; with several detectors the label itself stands in for it.
+    positives = np.array([row.label not in ("benign", "utility", "jailbreak_benign_payload") for row in rows])
+    parts = split(LabelledSet(examples=tuple(rows), labels=positives), fractions, seed)
+    return {name: part.examples for name, part in parts.items()}
+
+
+def _capped(rows: Sequence[Example], config: TrainConfig) -> list[Example]:
+    return sorted(rows, key=lambda row: _hash(row.id, config.seed))[: config.cap]
+
+
+def _named(rows: Iterable[Example]) -> list[Example]:
+    return [replace(row, id=f"{row.source}/{row.id}") for row in rows]
+
+
+def _unseen(rows: Sequence[Example], seen: set[str]) -> list[Example]:
+    """Drop rows whose text was seen; a pair loses both halves, so that topics stay matched."""
+    repeated: set[str] = set()
+    for row in rows:
+        if _key(row) in seen:
+            repeated.add(row.group)
+        seen.add(_key(row))
+    return [row for row in rows if row.group not in repeated]
+
+
+def _key(row: Example) -> str:
+    return " ".join(row.text.lower().split())
+
+
+def _hash(name: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
