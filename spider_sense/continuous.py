@@ -3,7 +3,7 @@
 A stopped request ends with the token of the step that found it; the engine offers no way to append a refusal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,22 +20,24 @@ class ContinuousCalls:
 
     A request whose prompt begins with blocks that another request filled arrives with these tokens missing: unless the
     engine runs with ``allow_block_sharing=False``, the policy's ``on_missing`` decides about it.
+
+    Args:
+        judge: scores and decides.
+        steer: called after each step with the ids of the requests that are steered.
     """
 
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
+    def __init__(self, judge: Judge, steer: Callable[[Sequence[Hashable]], None]) -> None:
+        self._judge, self._steer = judge, steer
         self.cases: dict[str, Case] = {}
-        """All requests seen, by the engine's id."""
+        """The latest request of each of the engine's ids."""
         self._running: dict[str, Any] = {}
 
     def scored(self, logits_TC: Tensor, sequences: Sequence[SequenceRows]) -> None:
         """Take the logits of a step, and end the requests that the policy stops."""
         self._sweep()
         for item in sequences:
-            name = str(item.key)
-            if name not in self.cases and item.prompt is not None:
-                self.cases[name] = self._judge.open(name, item.prompt)
-                self._running[name] = item.handle
+            if item.prompt is not None:
+                self._meet(str(item.key), item.prompt, item.handle)
         self._judge.step(
             logits_TC, [RequestRows(self.cases[str(item.key)].request, item.rows, item.positions) for item in sequences]
         )
@@ -44,11 +46,21 @@ class ContinuousCalls:
                 state = self._running[case.request.id]
                 # The engine compares this with the tokens so far when it takes in the step's token.
                 state._new_tokens_limit = state.generated_len() + 1
+        self._steer([name for name in self._running if self.cases[name].decision.action == "steer"])
 
     def close(self) -> None:
         """Close every request."""
         for name in list(self._running):
             self._close(name)
+
+    def _meet(self, name: str, prompt: Sequence[int], handle: Any) -> None:
+        # Ids begin anew with each manager, and a preempted request comes back in a record of its own.
+        known = self._running.get(name)
+        if known is None or (known is not handle and not handle._true_initial_tokens):
+            if known is not None:
+                self._close(name)
+            self.cases[name] = self._judge.open(name, prompt)
+        self._running[name] = handle
 
     def _sweep(self) -> None:
         from transformers.generation.continuous_batching.requests import RequestStatus

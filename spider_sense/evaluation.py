@@ -9,15 +9,15 @@ import numpy as np
 from spider_sense.baselines import LengthBaseline, TfidfBaseline, load_baselines
 from spider_sense.calibration import Calibration
 from spider_sense.data import Example, LabelMap, labelled
-from spider_sense.errors import DataError
+from spider_sense.errors import DataError, nearest
 from spider_sense.fingerprint import fingerprint, serving_config
-from spider_sense.guard import BASELINES, Guard
-from spider_sense.metrics import rate_above
+from spider_sense.guard import BASELINES, Guard, Manifest
+from spider_sense.metrics import rate_above, roc_points
 from spider_sense.models import LoadedModel
 from spider_sense.offline import score_examples
 from spider_sense.training.evidence import evidence
 
-__all__ = ["OVERALL", "evaluate", "evaluate_folder", "file_results"]
+__all__ = ["OVERALL", "detector_labels", "evaluate", "evaluate_folder", "file_results"]
 
 OVERALL = "overall"
 
@@ -48,12 +48,25 @@ def evaluate_folder(
     """
     guard = Guard.from_pretrained(folder)
     guard.check_model(fingerprint(loaded), serving_config(loaded.model), allow_uncertified)
-    names = [item.name for item in guard.manifest.detectors]
-    name = detector or names[0]
-    if name not in names:
-        raise DataError(f"the guard has no detector {name!r}; it has: {', '.join(names)}")
+    name = _detector_name(guard.manifest, detector)
+    index = [item.name for item in guard.manifest.detectors].index(name)
     baselines = load_baselines(folder / BASELINES / name)
-    return evaluate(guard, names.index(name), baselines, loaded, sets, label_map, advance)
+    return evaluate(guard, index, baselines, loaded, sets, label_map, advance)
+
+
+def detector_labels(folder: Path, detector: str | None = None) -> LabelMap:
+    """Return the labels that a detector was trained to tell apart; by default those of the guard's first detector."""
+    manifest = Guard.from_pretrained(folder).manifest
+    name = _detector_name(manifest, detector)
+    config = next(item for item in manifest.training["config"]["detectors"] if item["name"] == name)
+    return LabelMap(positive=frozenset(config["positive"]), negative=frozenset(config["negative"]))
+
+
+def _detector_name(manifest: Manifest, detector: str | None) -> str:
+    names = [item.name for item in manifest.detectors]
+    if detector is not None and detector not in names:
+        raise DataError(f"the guard has no detector {detector!r}; {nearest(detector, names)}")
+    return detector or names[0]
 
 
 def evaluate(
@@ -80,17 +93,10 @@ def evaluate(
         if item.detector == record.name
     ]
     scored = score_examples(loaded, [guard.probes[index], *controls], chosen.examples, advance=advance)
-    scores = {
-        "guard": scored.peak_NH[:, 0],
-        **{
-            name: baseline.scores([example.text for example in chosen.examples])
-            for name, baseline in zip(("length", "tfidf"), baselines, strict=True)
-        },
-        **{
-            probe.family if probe.family == "random_direction" else "shuffled_labels": scored.peak_NH[:, 1 + place]
-            for place, probe in enumerate(controls)
-        },
-    }
+    texts = [example.text for example in chosen.examples]
+    length, tfidf = baselines
+    scores = {"guard": scored.peak_NH[:, 0], "length": length.scores(texts), "tfidf": tfidf.scores(texts)}
+    scores |= {probe.family: scored.peak_NH[:, 1 + place] for place, probe in enumerate(controls)}
     sources = np.array([example.source for example in chosen.examples])
     return {
         "detector": record.name,
@@ -98,9 +104,10 @@ def evaluate(
             str(name): file_results(scores, chosen.labels, scored.tokens, record.calibration, sources == name)
             for name in dict.fromkeys(sources.tolist())
         },
-        OVERALL: file_results(
-            scores, chosen.labels, scored.tokens, record.calibration, np.ones(len(sources), dtype=bool)
-        ),
+        OVERALL: {
+            **file_results(scores, chosen.labels, scored.tokens, record.calibration, np.ones(len(sources), dtype=bool)),
+            "roc": {name: _low_roc(values, chosen.labels) for name, values in scores.items()},
+        },
         "ignored": {"rows": chosen.ignored, "labels": dict(chosen.ignored_labels)},
     }
 
@@ -138,6 +145,14 @@ def file_results(
             for level in ("suspect", "breach")
         },
     }
+
+
+def _low_roc(scores: np.ndarray, labels: np.ndarray) -> list[tuple[float, float]]:
+    """Return the points of the ROC up to 10% false positives, at most 200 of them."""
+    fpr, tpr = roc_points(scores, labels)
+    low = np.flatnonzero(fpr <= 0.1)
+    picked = low[np.unique(np.linspace(0, len(low) - 1, 200).astype(int))]
+    return [(round(float(fpr[index]), 5), round(float(tpr[index]), 5)) for index in picked]
 
 
 def _rate(margins: np.ndarray, side: np.ndarray) -> dict[str, float | None]:

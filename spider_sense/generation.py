@@ -5,6 +5,7 @@ other rows are not touched.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ class GuardedCall:
         judge: scores and decides.
         cases: one per row of the batch.
         mask_BP: bool, which columns of the prompt are real tokens.
-        end_ids: tokens after which a row has ended; the first one is emitted after a refusal.
+        eos_ids: tokens after which ``generate`` ends a row; a token that merely looks like one must not be among them,
+            for what follows is not scored.
         refusal: token ids that a stopped row ends with.
+        end_id: emitted after the refusal.
         steer: called with the batch rows that are steered, whenever they change.
         on_step: called with the running cases after each step that was judged.
         assisted: whether tokens are drafted and verified several at a time.
@@ -38,15 +41,18 @@ class GuardedCall:
         judge: Judge,
         cases: Sequence[Case],
         mask_BP: np.ndarray,
-        end_ids: Sequence[int],
+        eos_ids: Sequence[int],
         refusal: Sequence[int],
+        end_id: int,
         steer: Callable[[list[int]], None],
         on_step: Callable[[Sequence[Case]], None] | None = None,
         assisted: bool = False,
     ) -> None:
         self.cases = list(cases)
+        self._open = list(cases)
         self._judge, self._steer, self._on_step = judge, steer, on_step
-        self._mask_BP, self._end_ids, self._refusal = mask_BP, tuple(end_ids), tuple(refusal)
+        self._mask_BP, self._eos_ids = mask_BP, tuple(eos_ids)
+        self._refusal, self._end_id = tuple(refusal), end_id
         self._alive = [True] * len(cases)
         self._assisted = assisted
         self._past = 0
@@ -55,7 +61,7 @@ class GuardedCall:
         self.stopped_at: dict[int, int] = {}
         """Column at which the refusal of a stopped row begins."""
         self._reading: Reading | None = None
-        self._judged_columns = 0
+        self._judged = True
 
     def name_rows(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Forward:
         """Name the rows of the next forward pass, and commit the drafts that it shows to be accepted."""
@@ -63,13 +69,15 @@ class GuardedCall:
         tokens, prompt = input_ids.shape[1], self._mask_BP.shape[1]
         past = _cached_columns(kwargs.get("past_key_values"), self._past)
         self._commit_draft(past)
-        if past >= prompt:
-            self._retire_ended(input_ids[:, 0].tolist())
+        # Without a cache a pass repeats all columns; of drafted tokens only the first is certain.
+        newest = 0 if self._assisted else tokens - 1
+        if past + newest >= prompt:
+            self._retire_ended(input_ids[:, newest].tolist())
         columns = past + tokens
         ones = np.ones((len(self.cases), max(0, columns - prompt)), dtype=bool)
         mask_BK = np.concatenate((self._mask_BP, ones), 1)[:, :columns]
         sequences = tuple(rows for rows in padded_rows(mask_BK, past, tokens) if self._alive[int(str(rows.key))])
-        self._past = columns
+        self._past, self._judged = columns, False
         self._forward = Forward(len(self.cases) * tokens, sequences, tokens, past)
         return self._forward
 
@@ -77,7 +85,7 @@ class GuardedCall:
         """Take the logits of the pass that has just ended; drafts wait until it is known which are accepted."""
         assert self._forward is not None
         prompt = self._mask_BP.shape[1]
-        drafted = self._forward.tokens > 1 and self._past > prompt
+        drafted = self._assisted and self._forward.tokens > 1 and self._past > prompt
         ready = self._before(prompt) if drafted else self._forward.sequences
         self._fold(logits_TC, ready)
         self._draft = logits_TC.clone() if drafted else None
@@ -95,13 +103,13 @@ class GuardedCall:
                 f"the guard saw {self._past} of {column} columns: its hooks did not run. Attach the monitor after "
                 "the model was compiled, and call generate on the model that it is attached to"
             )
-        # A drafting engine asks about columns that no forward pass has reached yet.
-        if self._judged_columns < column <= self._past:
+        # A drafting engine asks several times a pass, and about columns that no pass has reached yet.
+        if not self._judged and column <= self._past:
             self._judge_step(column)
         for row, start in self.stopped_at.items():
             offset = column - start
             if offset >= 0:
-                token = self._refusal[offset] if offset < len(self._refusal) else self._end_ids[0]
+                token = self._refusal[offset] if offset < len(self._refusal) else self._end_id
                 scores[row] = -torch.inf
                 scores[row, token] = 0.0
         return scores
@@ -118,13 +126,13 @@ class GuardedCall:
         if self._reading is not None:
             self._decide(self._reading, columns)
         self._decide(self._judge.read(self._live()), columns)
-        for case in self.cases:
-            self._judge.close(case)
+        self.close()
 
-    def abandon(self) -> None:
-        """Close the cases of a call that failed."""
-        for case in self.cases:
-            self._judge.close(case)
+    def close(self) -> None:
+        """Close the cases, each of them even if another cannot be recorded; a second call does nothing."""
+        with ExitStack() as stack:
+            while self._open:
+                stack.callback(self._judge.close, self._open.pop())
 
     def _judge_step(self, column: int) -> None:
         """Decide on this step's scores, or on those of the step before while this step's are on their way."""
@@ -133,7 +141,7 @@ class GuardedCall:
             reading, self._reading = self._reading, reading
         if reading is not None:
             self._decide(reading, column)
-        self._judged_columns = max(column, self._past)
+        self._judged = True
 
     def _live(self) -> list[Case]:
         return [case for row, case in enumerate(self.cases) if self._alive[row]]
@@ -170,11 +178,16 @@ class GuardedCall:
     def _retire_ended(self, tokens: Sequence[int]) -> None:
         """Stop scoring rows that have ended: what follows in them is padding."""
         for row, token in enumerate(tokens):
-            self._alive[row] = self._alive[row] and token not in self._end_ids
+            self._alive[row] = self._alive[row] and token not in self._eos_ids
 
 
 def _cached_columns(cache: Any, counted: int) -> int:
-    """Return the columns in the KV cache; a static cache would have to be asked on the device, so it is counted."""
+    """Return the columns in the KV cache.
+
+    A static cache would have to be asked on the device, so it is asked once, before the first pass, and then counted.
+    """
     from transformers import DynamicCache
 
-    return int(cache.get_seq_length()) if isinstance(cache, DynamicCache) else counted
+    if cache is None:
+        return 0
+    return int(cache.get_seq_length()) if counted == 0 or isinstance(cache, DynamicCache) else counted

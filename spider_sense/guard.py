@@ -6,7 +6,7 @@ that were trained beside it, and steering vectors in ``vectors.safetensors``. No
 
 import hashlib
 import shutil
-import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +129,9 @@ class Guard:
         """Write the guard; an existing guard of that name is replaced only once the new one is complete."""
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        # A temporary folder of tempfile's would be closed to every other user.
+        beside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        beside.mkdir()
         try:
             if (folder / BASELINES).is_dir():
                 shutil.copytree(folder / BASELINES, beside / BASELINES)
@@ -142,7 +144,7 @@ class Guard:
         """Write the guard's own files into an existing folder."""
         save_file(_tensors((*self.probes, *self.controls)), folder / PROBES)
         if self.vectors:
-            save_file({name: vector.contiguous() for name, vector in self.vectors.items()}, folder / VECTORS)
+            save_file({name: vector.contiguous().clone() for name, vector in self.vectors.items()}, folder / VECTORS)
         manifest = self.manifest.model_copy(update={"probes_digest": _sha256(folder / PROBES)})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -172,7 +174,12 @@ def publish(beside: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    beside.rename(folder)
+    try:
+        beside.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -199,12 +206,15 @@ def _probes(records: Sequence[Detector | Control], tensors: Mapping[str, Tensor]
             if parts["weight"] is None or parts["bias"] is None:
                 raise GuardError(f"{PROBES} holds no weights for {detector.name!r} at {site}; train it again")
             maps[Site.parse(site)] = SiteMap(parts["weight"], parts["bias"], parts["mlp_weight"], parts["mlp_bias"])
-        probes.append(Probe(detector.name, detector.family, detector.aggregator, maps))
+        try:
+            probes.append(Probe(detector.name, detector.family, detector.aggregator, maps))
+        except ValueError as error:
+            raise GuardError(f"{MANIFEST} does not fit {PROBES}: {error}; train or copy the guard again") from error
     return tuple(probes)
 
 
 def _read_manifest(path: Path) -> Manifest:
-    text = _existing(path).read_text(encoding="utf-8")
+    text = _existing(path).read_bytes()
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:

@@ -124,7 +124,11 @@ class Judge:
             decision=Decision(action="observe", verdict=None, reason="not judged yet"),
             detectors=self._names,
         )
-        self._record(case, "open", text=text)
+        try:
+            self._record(case, "open", text=text)
+        except BaseException:
+            self.scorer.close(request)
+            raise
         return case
 
     def step(self, logits_TC: Tensor, rows: Sequence[RequestRows]) -> None:
@@ -174,8 +178,10 @@ class Judge:
 
     def close(self, case: Case) -> None:
         """End a request and forget its state; its last verdicts stay readable."""
-        self._record(case, "close")
-        self.scorer.close(case.request)
+        try:
+            self._record(case, "close")
+        finally:
+            self.scorer.close(case.request)
 
     def _decide(self, case: Case) -> bool:
         decision = self.policy.decide(case.verdicts)

@@ -9,7 +9,7 @@ While it is attached, ``model.generate`` is wrapped on the instance and hooks re
 both away. Forward passes outside ``generate`` and ``generate_batch`` are not judged.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,7 +39,7 @@ SUPPORTED: tuple[Action, ...] = ("observe", "flag", "escalate", "steer", "stop")
 """Actions that this engine can carry out; flag and escalate arrive at ``on_decision`` and in the audit log."""
 
 _ASSISTED_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
-_READ_OPTIONS = ("num_beams", "num_return_sequences", "eos_token_id", "pad_token_id")
+_READ_OPTIONS = ("num_beams", "num_return_sequences", "eos_token_id", "pad_token_id", *_ASSISTED_OPTIONS)
 
 
 class Monitor:
@@ -93,18 +93,21 @@ class Monitor:
         if self._attachment is not None:
             raise ConfigError("this monitor is attached already; detach it first, or use one monitor per model")
         model = getattr(model, "_orig_mod", model)
+        if getattr(vars(model).get("generate"), "__func__", None) is Monitor._guarded_generate:
+            raise ConfigError("another monitor is attached to this model; detach it first, or put both guards in one")
         tokenizer = tokenizer or _find_tokenizer(model)
         loaded = LoadedModel(model=model, tokenizer=tokenizer, source=str(model.name_or_path))
         self.guard.check_model(fingerprint(loaded), serving_config(model), allow_uncertified)
         self._judge = Judge(self.guard, self.policy, self._audit, model.device, self._keep_history, self._on_decision)
         self._model, self._tokenizer = model, tokenizer
-        self._continuous = ContinuousCalls(self._judge)
+        self._continuous = ContinuousCalls(self._judge, self._set_steered)
         self._strength = torch.zeros(64, device=model.device)
-        self._steered: list[int] = []
+        self._steered: Sequence[Hashable] = ()
         bank = self._judge.bank
         readers = {site: bank.tap(site) for site in bank.sites}
         self._attachment = Attachment(model, readers, self._begin, self._end, self._writers())
         self._attachment.forward_rows = self._name_rows
+        self._own_generate = vars(model).get("generate")
         self._generate = model.generate
         model.generate = self._guarded_generate
         return self
@@ -115,6 +118,8 @@ class Monitor:
             self._attachment.detach()
             self._attachment = None
             del self._model.generate
+            if self._own_generate is not None:
+                self._model.generate = self._own_generate
             self._continuous.close()
 
     def __enter__(self) -> Self:
@@ -147,53 +152,67 @@ class Monitor:
             self._continuous.scored(self._judge.bank.logits(forward.total), forward.sequences)
 
     def _guarded_generate(self, *args: Any, **kwargs: Any) -> Any:
+        if self._call is not None:
+            raise ConfigError("a guarded generate is running on this model; wait for it, or use continuous batching")
         ids, kwargs = _prompt_ids(args, kwargs)
-        principals = kwargs.pop("principals", None) or [None] * len(ids)
-        config = kwargs.get("generation_config") or self._model.generation_config
-        options = {name: kwargs.get(name, getattr(config, name, None)) for name in _READ_OPTIONS}
+        options = _options(kwargs, self._model.generation_config)
         if (options["num_beams"] or 1) > 1:
             raise ConfigError(f"num_beams={options['num_beams']}: beams are not scored; use num_beams=1")
         mask_BP = _prompt_mask(ids, kwargs.get("attention_mask"), options)
         copies = options["num_return_sequences"] or 1
-        cases = [
-            self._judge.open(f"{index}", ids[index][torch.from_numpy(mask_BP[index])].tolist(), principals[index])
-            for index in range(len(ids))
-            for _ in range(copies)
-        ]
+        eos_ids, end_id = self._end_ids(options["eos_token_id"])
+        refusal = self._tokenizer(self.policy.refusal, add_special_tokens=False)["input_ids"]
         call = GuardedCall(
             self._judge,
-            cases,
+            self._open_cases(ids, mask_BP, kwargs.pop("principals", None), copies),
             np.repeat(mask_BP, copies, 0),
-            self._end_ids(options),
-            self._tokenizer(self.policy.refusal, add_special_tokens=False)["input_ids"],
+            eos_ids,
+            refusal,
+            end_id,
             self._set_steered,
             self._on_step,
-            any(kwargs.get(name, getattr(config, name, None)) for name in _ASSISTED_OPTIONS),
+            any(options[name] for name in _ASSISTED_OPTIONS),
         )
         processors = [*(kwargs.pop("logits_processor", None) or []), call]
-        self.cases, self._call, self._steered = cases, call, []
+        self.cases, self._call, self._steered = call.cases, call, ()
         try:
             output = self._generate(ids, **kwargs, logits_processor=LogitsProcessorList(processors))
             call.finish((output if isinstance(output, Tensor) else output.sequences).shape[1])
-        except BaseException:
-            call.abandon()
-            raise
         finally:
-            self._call, self._steered = None, []
+            self._call, self._steered = None, ()
+            call.close()
         return output
 
-    def _end_ids(self, options: dict[str, Any]) -> list[int]:
-        eos = options["eos_token_id"] if options["eos_token_id"] is not None else self._tokenizer.eos_token_id
-        pad = options["pad_token_id"]
-        ends = [*(eos if isinstance(eos, list) else [eos]), *([pad] if pad is not None else [])]
-        if ends[0] is None:
+    def _open_cases(
+        self, ids_BP: Tensor, mask_BP: np.ndarray, principals: Sequence[str | None] | None, copies: int
+    ) -> list[Case]:
+        principals = principals or [None] * len(ids_BP)
+        if len(principals) != len(ids_BP):
+            raise ConfigError(f"{len(principals)} principals for {len(ids_BP)} prompts; give one for each")
+        cases: list[Case] = []
+        try:
+            for index, principal in enumerate(principals):
+                prompt = ids_BP[index][torch.from_numpy(mask_BP[index])].tolist()
+                for _ in range(copies):
+                    cases.append(self._judge.open(f"{index}", prompt, principal))
+        except BaseException:
+            for case in cases:
+                self._judge.scorer.close(case.request)
+            raise
+        return cases
+
+    def _end_ids(self, eos: int | list[int] | None) -> tuple[list[int], int]:
+        """Return the tokens at which ``generate`` ends a row, and the one that is to follow a refusal."""
+        eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        end_id = eos_ids[0] if eos_ids else self._tokenizer.eos_token_id
+        if end_id is None:
             raise ConfigError(
                 "the model has no end token, so a request cannot be stopped; pass eos_token_id to generate"
             )
-        return ends
+        return eos_ids, end_id
 
-    def _set_steered(self, rows: list[int]) -> None:
-        self._steered = rows
+    def _set_steered(self, keys: Sequence[Hashable]) -> None:
+        self._steered = keys
 
     def _writers(self) -> dict[Site, Writer]:
         self._steer_site, vector = _steering(self.policy, self.guard)
@@ -217,9 +236,18 @@ def _prompt_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, 
     kwargs = dict(kwargs)
     found = [args[0] if args else None, kwargs.pop("inputs", None), kwargs.pop("input_ids", None)]
     ids = next((value for value in found if value is not None), None)
-    if not isinstance(ids, Tensor) or len(args) > 1:
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or len(args) > 1:
         raise ConfigError("a guarded generate needs input_ids as a tensor [batch, tokens], and other arguments by name")
     return ids, kwargs
+
+
+def _options(kwargs: Mapping[str, Any], default: Any) -> dict[str, Any]:
+    """Return the options that ``generate`` will use: its arguments, else the given configuration, else the model's."""
+    configs = (kwargs.get("generation_config"), default)
+    set_values = {
+        name: [value for c in configs if (value := getattr(c, name, None)) is not None] for name in _READ_OPTIONS
+    }
+    return {name: kwargs[name] if name in kwargs else next(iter(values), None) for name, values in set_values.items()}
 
 
 def _prompt_mask(ids_BP: Tensor, mask: Tensor | None, options: dict[str, Any]) -> np.ndarray:
@@ -228,6 +256,11 @@ def _prompt_mask(ids_BP: Tensor, mask: Tensor | None, options: dict[str, Any]) -
         eos, pad = options["eos_token_id"], options["pad_token_id"]
         ends = eos if isinstance(eos, list) else [eos]
         mask = ids_BP != pad if pad is not None and pad not in ends else torch.ones_like(ids_BP)
+    if mask.shape != ids_BP.shape:
+        raise ConfigError(
+            f"attention_mask is {list(mask.shape)}, input_ids are {list(ids_BP.shape)}; with a filled past_key_values, "
+            "pass the tokens that it holds as well"
+        )
     return mask.cpu().numpy().astype(bool)
 
 

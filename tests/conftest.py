@@ -18,6 +18,8 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from spider_sense.models import LoadedModel
+
 
 def _load(name: str) -> ModuleType:
     # pytest's importlib mode puts no folder on the path, so a test cannot import its neighbour by name.
@@ -43,3 +45,11 @@ def tiny_model() -> "Callable[[str], PreTrainedModel]":
     """Return the builder of tiny random models: ``tiny_model("llama")``."""
     builder: Callable[[str], PreTrainedModel] = _tiny.tiny_model
     return builder
+
+
+@pytest.fixture
+def tiny_loaded() -> "LoadedModel":
+    """A tiny llama with a tokenizer that has a chat template."""
+    from spider_sense.models import LoadedModel
+
+    return LoadedModel(model=_tiny.tiny_model("llama"), tokenizer=_tiny.tiny_tokenizer(), source="org/tiny")

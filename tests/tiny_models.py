@@ -1,10 +1,10 @@
-"""One random model of two blocks for each architecture in the table of sites."""
+"""One random model of two blocks for each architecture in the table of sites, and a tokenizer with a chat template."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ARCHITECTURES: tuple[str, ...] = (
     "gemma2",
@@ -70,3 +70,35 @@ def tiny_model(name: str) -> "PreTrainedModel":
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+_CONTROL = ("<pad>", "<|im_start|>", "<|im_end|>", "<unk>", "<tool>")
+_WORDS = ("system", "user", "assistant", "<|", "im_start", "im_end", "|>", "Alpha", "one", "Zulu", ",", "two")
+_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system w0<|im_end|>{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] + ' ' + m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+
+
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
+    """Build a tokenizer of 64 words, of which ``w0`` to ``w46`` mean nothing.
+
+    ``<|im_start|>`` and ``<tool>`` are control tokens without a name, as in the tokenizers of many models.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*_CONTROL, *_WORDS, *(f"w{n}" for n in range(VOCAB))][:VOCAB]
+    backend = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = Whitespace()
+    backend.add_special_tokens(list(_CONTROL))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        chat_template=_TEMPLATE,
+    )

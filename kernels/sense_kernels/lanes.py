@@ -52,12 +52,12 @@ class Lane:
     param: float = 1.0
     """ema_max: alpha. cusum: kappa, the drift taken off each token. attention kinds: factor on the query."""
     window: int = 0
-    """Rolling kinds: tokens in the window."""
+    """Rolling kinds: tokens in the window. ema_max: tokens of warm-up."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(LaneKind):
             raise ValueError(f"unknown lane kind {self.kind!r}; known: {', '.join(get_args(LaneKind))}")
-        if self.kind.startswith("rolling") and self.window < 1:
+        if self.kind.startswith(("rolling", "ema")) and self.window < 1:
             raise ValueError(f"{self.kind} needs a window of at least 1 token, got {self.window}")
         if self.kind.endswith("attention") and self.query < 0:
             raise ValueError(f"{self.kind} needs a query column, got {self.query}")

@@ -4,8 +4,8 @@ Every function takes a :class:`Chunk` (the rows of B requests, left-aligned and 
 returns the new state; ``READOUT`` turns a state into the running value. NaN enters no maximum unnoticed: torch's
 ``amax`` and ``maximum`` propagate it, so that a poisoned lane stays poisoned.
 
-Recurrences: mean and max are folklore; ema_max after Gemini probes (arXiv 2601.11516, section 3), started at the first
-token instead of 0; attention as in online softmax (arXiv 1805.02867, algorithm 3); cusum after Page (1954);
+Recurrences: mean and max are folklore; ema_max after Gemini probes (arXiv 2601.11516, section 3), with a warm-up of 1 /
+alpha tokens instead of a start at 0; attention as in online softmax (arXiv 1805.02867, algorithm 3); cusum after Page (1954);
 rolling_mean_max is SWiM's window (arXiv 2601.04603) under a maximum; rolling_attention is arXiv 2601.11516's selected
 probe.
 
@@ -57,15 +57,16 @@ def _max(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
 
 
 def _ema_max(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
-    alpha_L = group.param
-    decay_BnL = chunk.masked((1 - alpha_L).expand_as(chunk.value_BnL), 1.0).clone()
-    input_BnL = chunk.masked(alpha_L * chunk.value_BnL, 0.0)
-    starts_B1 = ((chunk.count_B == 0) & chunk.valid_Bn[:, 0])[:, None]
-    decay_BnL[:, 0] = torch.where(starts_B1, 0.0, decay_BnL[:, 0])
-    input_BnL[:, 0] = torch.where(starts_B1, chunk.value_BnL[:, 0], input_BnL[:, 0])
-    ema_BnL = _affine_scan(decay_BnL, input_BnL, state_BLS[..., 0])
-    best_BL = torch.maximum(state_BLS[..., 1], chunk.masked(ema_BnL, -torch.inf).amax(1))
-    return torch.stack((ema_BnL[:, -1], best_BL), -1)
+    # A plain mean until 1 / alpha tokens have been seen: started at a single token, the average would carry that
+    # token's noise into its maximum.
+    seen_Bn1 = (chunk.count_B[:, None] + torch.arange(1, chunk.valid_Bn.shape[1] + 1, device=state_BLS.device))[
+        ..., None
+    ]
+    alpha_BnL = torch.maximum(group.param, 1.0 / seen_Bn1)
+    decay_BnL = chunk.masked(1.0 - alpha_BnL, 1.0)
+    ema_BnL = _affine_scan(decay_BnL, chunk.masked(alpha_BnL * chunk.value_BnL, 0.0), state_BLS[..., 0])
+    warm_BnL = ema_BnL.masked_fill(~_complete(chunk, group.window), -torch.inf)
+    return torch.stack((ema_BnL[:, -1], torch.maximum(state_BLS[..., 1], warm_BnL.amax(1))), -1)
 
 
 def _affine_scan(decay_BnL: Tensor, input_BnL: Tensor, start_BL: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def _write_ring(ring_BLw: Tensor, rows_BnL: Tensor, chunk: Chunk) -> Tensor:
 
 
 def _complete(chunk: Chunk, window: int) -> Tensor:
-    """Return which rows of the chunk end a full window of real tokens [B, n, 1]."""
+    """Return which rows of the chunk have at least ``window`` tokens up to and with themselves [B, n, 1]."""
     seen_Bn = chunk.count_B[:, None] + torch.arange(1, chunk.valid_Bn.shape[1] + 1, device=chunk.valid_Bn.device)
     return (chunk.valid_Bn & (seen_Bn >= window))[..., None]
 
@@ -175,6 +176,10 @@ def _read_last(group: LaneGroup, state_BLS: Tensor, count_B1: Tensor) -> Tensor:
     return state_BLS[..., -1]
 
 
+def _read_ema_max(group: LaneGroup, state_BLS: Tensor, count_B1: Tensor) -> Tensor:
+    return torch.where(count_B1 < group.window, state_BLS[..., 0], state_BLS[..., 1])
+
+
 def _read_attention(group: LaneGroup, state_BLS: Tensor, count_B1: Tensor) -> Tensor:
     return state_BLS[..., 1] / state_BLS[..., 2]
 
@@ -194,7 +199,7 @@ def _read_rolling_attention(group: LaneGroup, state_BLS: Tensor, count_B1: Tenso
 READOUT: dict[LaneKind, Callable[[LaneGroup, Tensor, Tensor], Tensor]] = {
     "mean": _read_last,
     "max": _read_last,
-    "ema_max": _read_last,
+    "ema_max": _read_ema_max,
     "attention": _read_attention,
     "cusum": _read_last,
     "rolling_mean_max": _read_rolling_mean,

@@ -36,6 +36,8 @@ def score_torch(
     """
     x_TD = hidden_TD.detach().reshape(-1, hidden_TD.shape[-1]).float()
     inverse_rms_T1 = torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + eps)
+    # A square that overflows would leave the bias alone as a plausible logit.
+    inverse_rms_T1 = inverse_rms_T1.masked_fill(inverse_rms_T1 == 0, torch.nan)
     y = torch.addcmul(bias, x_TD @ weight, inverse_rms_T1)
     if mlp_weight.shape[0]:
         linear = y.shape[1] - mlp_weight.shape[0]

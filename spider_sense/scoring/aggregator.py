@@ -4,6 +4,7 @@
 ``sense_kernels``. The formulas stand in ``sense_kernels.recurrences``.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Literal, Self
 
@@ -44,7 +45,7 @@ class Aggregator(Settings):
     parts: int = 1
     """Values per token, summed after aggregation: (query, value) pairs for the attention kinds, values for multimax."""
     alpha: float = 0.1
-    """ema_max: weight of the newest token, in (0, 1]."""
+    """ema_max: weight of the newest token, in (0, 1]; the first 1 / alpha tokens are averaged evenly."""
     temperature: float = 5.0
     """softmax: the logit is divided by it to give the weight's exponent."""
     kappa: float = 0.0
@@ -87,4 +88,5 @@ class Aggregator(Settings):
                 yield Lane(kind="max", head=head, value=value, span=span)
             else:
                 param = {"ema_max": self.alpha, "cusum": self.kappa}.get(self.kind, 1.0)
-                yield Lane(kind=self.kind, head=head, value=value, span=span, param=param, window=self.window)
+                window = math.ceil(1 / self.alpha) if self.kind == "ema_max" else self.window
+                yield Lane(kind=self.kind, head=head, value=value, span=span, param=param, window=window)

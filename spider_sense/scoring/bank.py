@@ -47,6 +47,10 @@ class Bank:
     """
 
     def __init__(self, probes: Sequence[Probe], device: torch.device | str = "cpu", rows: int = 64) -> None:
+        names = [probe.name for probe in probes]
+        if len(set(names)) != len(names):
+            # Columns go by name, and those of a second probe of the same name would stay 0.
+            raise ValueError(f"probes need names of their own, got {', '.join(names)}")
         self.probes = tuple(probes)
         self.device = torch.device(device)
         self.sites = tuple(sorted({site for probe in probes for site in probe.maps}))

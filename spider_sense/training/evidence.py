@@ -6,7 +6,7 @@ through the same bank and fold as the guard.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,10 @@ class Controls:
             TfidfBaseline.fit(texts, task.labels[task.train]),
             (
                 _random_direction(task, next(iter(chosen.maps)), options.seed),
-                fit(chosen.family, task.data, task.train, labels, tuple(chosen.maps), name, options),
+                replace(
+                    fit(chosen.family, task.data, task.train, labels, tuple(chosen.maps), name, options),
+                    family="shuffled_labels",
+                ),
             ),
         )
 

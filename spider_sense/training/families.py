@@ -26,7 +26,7 @@ from spider_sense.types import Site
 
 __all__ = ["DESIGNS", "FAMILIES", "FitOptions", "fit"]
 
-ROLLING_WINDOW = 9
+ROLLING_WINDOW = 10
 """Tokens in a window of rolling_attention (arXiv 2601.11516)."""
 
 SOLVED: dict[str, Callable[[TrainingSet], tuple[npt.NDArray[np.float64], float]]] = {

@@ -81,7 +81,7 @@ def train(config: TrainConfig, progress: Progress | None = None, loaded: LoadedM
         detectors=tuple(item.record for item in made),
         controls=tuple(_control(probe, item.record.name) for item in made for probe in item.controls.probes),
         certified=(serving_config(loaded.model),),
-        training=_provenance(config, parts),
+        training=_provenance(config, parts) | {"sweep": {item.record.name: _swept(item.sweep) for item in made}},
         probes_digest="",
     )
     guard = Guard(
@@ -188,6 +188,19 @@ def _provenance(config: TrainConfig, parts: Parts) -> dict[str, Any]:
         "parts": dict(zip(names.tolist(), counts.tolist(), strict=True)),
         "dropped_repeats": parts.dropped,
     }
+
+
+def _swept(found: Sweep) -> list[dict[str, Any]]:
+    return [
+        {
+            "family": candidate.probe.family,
+            "sites": [str(site) for site in candidate.sites],
+            "auroc": round(candidate.auroc, 4),
+            "log_auroc": round(candidate.log_auroc, 4),
+            "tpr_at_1pct_fpr": round(candidate.tpr, 4),
+        }
+        for candidate in found.candidates
+    ]
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ ALL, WINDOW = PROMPT | RESPONSE, 3
 LANES = [
     Lane(kind="mean", head=0, value=0),
     Lane(kind="max", head=1, value=1),
-    Lane(kind="ema_max", head=2, value=0, param=0.3),
+    Lane(kind="ema_max", head=2, value=0, param=0.3, window=4),
     Lane(kind="attention", head=3, value=0, query=1, param=1.5),
     Lane(kind="attention", head=3, value=2, query=2),
     Lane(kind="cusum", head=4, value=2, param=0.2),
@@ -40,12 +40,13 @@ def _windows(x: list[float]) -> list[list[float]]:
     return [x[i : i + WINDOW] for i in range(len(x) - WINDOW + 1)] or [x]
 
 
-def _ema_max(x: list[float], alpha: float) -> float:
-    e, best = x[0], x[0]
-    for z in x[1:]:
-        e = alpha * z + (1 - alpha) * e
-        best = max(best, e)
-    return best
+def _ema_max(x: list[float], alpha: float, warm_up: int) -> float:
+    e, best = 0.0, -math.inf
+    for t, z in enumerate(x, start=1):
+        e += max(alpha, 1 / t) * (z - e)
+        if t >= warm_up:
+            best = max(best, e)
+    return best if len(x) >= warm_up else e
 
 
 def _cusum(x: list[float], kappa: float) -> float:
@@ -72,7 +73,7 @@ def oracle(z: np.ndarray, codes: np.ndarray) -> list[float]:
     return [
         guarded(z0, lambda: _mean(z0)),
         guarded(z1, lambda: max(z1)),
-        guarded(z0, lambda: _ema_max(z0, 0.3)),
+        guarded(z0, lambda: _ema_max(z0, 0.3, 4)),
         guarded(z0, lambda: _softmax_mean([1.5 * x for x in z1], z0) + _softmax_mean(z2, z2)),
         guarded(z2, lambda: _cusum(z2, 0.2)),
         guarded(z0, lambda: max(_mean(w) for w in _windows(z0))),

@@ -116,7 +116,7 @@ def test_a_template_may_trim(tokenizer: Any) -> None:
     assert text(chat, chat.render("  w1 <|im_end|> ").ids) == "<|im_start|> user w1 <| im_end |> <|im_end|>"
 
 
-@pytest.mark.parametrize("content", ["m['content'] | upper", "'w1'", "m['content'] | replace('im_end', 'w1')"])
+@pytest.mark.parametrize("content", ["m['content'] | upper", "m['content'] | replace('im_end', 'w1')"])
 def test_a_template_that_rewrites_cannot_keep_special_tokens_apart(tokenizer: Any, content: str) -> None:
     chat = with_template(tokenizer, content)
     chat.render("w1")

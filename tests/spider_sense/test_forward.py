@@ -63,7 +63,8 @@ def test_a_cache_without_a_mask() -> None:
 
 def test_a_mask_of_the_new_tokens_alone_is_completed() -> None:
     forward = read_forward(
-        (IDS[:1, :2],), {"attention_mask": torch.ones(1, 2), "past_key_values": SimpleNamespace(get_seq_length=lambda: 5)}
+        (IDS[:1, :2],),
+        {"attention_mask": torch.ones(1, 2), "past_key_values": SimpleNamespace(get_seq_length=lambda: 5)},
     )
     assert names(forward) == [(0, [0, 1], [5, 6])]
 

@@ -71,15 +71,16 @@ def unit(data: ActivationSet, sites: tuple[Site, ...], rows: slice) -> Tensor:
 
 
 def moving_average_max(logits: list[float], alpha: float) -> float:
-    average, best = logits[0], logits[0]
-    for logit in logits[1:]:
-        average = alpha * logit + (1 - alpha) * average
-        best = max(best, average)
-    return best
+    average, best, warm_up = 0.0, -math.inf, math.ceil(1 / alpha)
+    for count, logit in enumerate(logits, start=1):
+        average += max(alpha, 1 / count) * (logit - average)
+        if count >= warm_up:
+            best = max(best, average)
+    return best if len(logits) >= warm_up else average
 
 
 def pooled(family: str, logits: Tensor) -> float:
-    """The score of one conversation by the functions that training pools with, where inference has no form of its own."""
+    """The score of one conversation: by the training pool, or by hand where inference reads the logits otherwise."""
     if family in ("swim", "topk"):
         return moving_average_max(logits[:, 0].tolist(), SHORT.alpha)
     if family == "multimax":

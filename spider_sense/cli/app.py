@@ -1,0 +1,31 @@
+"""The typer application, and what happens to an error."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from spider_sense.errors import SpiderSenseError
+
+__all__ = ["app", "console", "main"]
+
+app = typer.Typer(
+    name="spider-sense",
+    help="Probes on the hidden activations of a self-hosted language model: train, calibrate, watch, act.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+"""Where tables go."""
+
+
+def main() -> None:
+    """Run the command line; an error that the library raised on purpose is printed, and the exit code is 2."""
+    from spider_sense.cli import commands  # noqa: F401  registers the verbs
+
+    try:
+        app()
+    except SpiderSenseError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,5 @@
+"""Imports every verb, which registers it."""
+
+from spider_sense.cli import evaluate, train
+
+__all__ = ["evaluate", "train"]

@@ -1,0 +1,39 @@
+"""``spider-sense train``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from spider_sense.cli.app import app, console
+from spider_sense.cli.tables import results_table, sweep_table
+from spider_sense.config import load_yaml
+
+__all__ = ["progress_bars", "train"]
+
+
+def progress_bars() -> Progress:
+    """Return the progress display of long work."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=not console.is_terminal)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="YAML file with the training run, such as configs/train.yaml.")],
+) -> None:
+    """Capture activations, sweep probes, calibrate the best one and write a guard."""
+    from spider_sense.training.config import TrainConfig
+    from spider_sense.training.train import train as run
+
+    settings = load_yaml(config, TrainConfig)
+    with progress_bars() as progress:
+        trained = run(settings, progress)
+    for name, sweep in trained.sweeps.items():
+        console.print(sweep_table(sweep))
+        console.print(results_table(trained.results[name]))
+        warning = trained.guard.manifest.detectors[0].evidence["overall"].get("warning")
+        if warning:
+            console.print(f"[yellow]{warning}[/]")
+    console.print(f"wrote {trained.folder}")
