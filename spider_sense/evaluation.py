@@ -129,8 +129,8 @@ def file_results(
         where: [N] bool, the rows to measure.
 
     Returns:
-        The detector's :func:`spider_sense.training.evidence.evidence` and ``at_thresholds``: the false and true positive
-        rate at the guard's own thresholds.
+        The detector's :func:`spider_sense.training.evidence.evidence` and ``at_thresholds``: the false and true
+        positive rate at the guard's own thresholds.
     """
     part = {name: values[where] for name, values in scores.items()}
     guard_scores = part.pop("guard")

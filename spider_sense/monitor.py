@@ -193,8 +193,7 @@ class Monitor:
         try:
             for index, principal in enumerate(principals):
                 prompt = ids_BP[index][torch.from_numpy(mask_BP[index])].tolist()
-                for _ in range(copies):
-                    cases.append(self._judge.open(f"{index}", prompt, principal))
+                cases.extend(self._judge.open(f"{index}", prompt, principal) for _ in range(copies))
         except BaseException:
             for case in cases:
                 self._judge.scorer.close(case.request)

@@ -53,3 +53,9 @@ def tiny_loaded() -> "LoadedModel":
     from spider_sense.models import LoadedModel
 
     return LoadedModel(model=_tiny.tiny_model("llama"), tokenizer=_tiny.tiny_tokenizer(), source="org/tiny")
+
+
+@pytest.fixture
+def guards() -> Any:
+    """Return the builders of guards for tiny models, the module ``tiny_guards``."""
+    return _load("tiny_guards")

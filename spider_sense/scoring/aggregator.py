@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import FiniteFloat, model_validator
 
 from sense_kernels import PROMPT, RESPONSE, TAIL, Lane
 from spider_sense.config import Settings
@@ -44,11 +44,11 @@ class Aggregator(Settings):
     """Tokens that are folded."""
     parts: int = 1
     """Values per token, summed after aggregation: (query, value) pairs for the attention kinds, values for multimax."""
-    alpha: float = 0.1
+    alpha: FiniteFloat = 0.1
     """ema_max: weight of the newest token, in (0, 1]; the first 1 / alpha tokens are averaged evenly."""
-    temperature: float = 5.0
+    temperature: FiniteFloat = 5.0
     """softmax: the logit is divided by it to give the weight's exponent."""
-    kappa: float = 0.0
+    kappa: FiniteFloat = 0.0
     """cusum: drift taken off every token."""
     window: int = 0
     """Rolling kinds: tokens in the window."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchProcessor
+from transformers.generation.continuous_batching.requests import RequestState
 
 from spider_sense.capture import Capture, CapturedSequence
 from spider_sense.errors import SiteError, SpiderSenseError
@@ -263,33 +264,41 @@ def test_a_compiled_model_is_captured_as_an_eager_one(tiny_model: Builder, prepa
                 assert_captured(sequence, hidden)
 
 
-def generate_batch(model: Any, prompts: Sequence[list[int]], **settings: Any) -> dict[str, Any]:
-    model.set_attn_implementation("paged|eager")
+def generate_batch(model: Any, prompts: Sequence[list[int]], num_blocks: int) -> dict[str, Any]:
     results: dict[str, Any] = model.generate_batch(
         inputs=list(prompts),
-        generation_config=GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1),
+        generation_config=GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=-1),
         continuous_batching_config=ContinuousBatchingConfig(
-            page_size=16, num_blocks=32, allow_block_sharing=False, **settings
+            page_size=16, num_blocks=num_blocks, max_batch_tokens=16, allow_block_sharing=False
         ),
         warmup=False,
     )
-    model.set_attn_implementation("eager")
     return results
 
 
-@pytest.mark.parametrize("asynchronous", [False])
-def test_continuous_batching_captures_each_request(model: Any, asynchronous: bool) -> None:
+@pytest.mark.parametrize(("num_blocks", "preempted"), [(32, False), (6, True)])
+def test_continuous_batching_captures_each_request(
+    model: Any, num_blocks: int, preempted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = [list(range(5, 45)), [12, 13, 14], list(range(50, 30, -1)), [15]]
+    original, resets = RequestState.create_equivalent_initial_request, list[str]()
+
+    def counted(state: RequestState) -> RequestState:
+        resets.append(state.request_id)
+        return original(state)
+
+    monkeypatch.setattr(RequestState, "create_equivalent_initial_request", counted)
     with Capture(model, SITES) as capture, passes(model.model.layers[0]) as widths:
-        results = generate_batch(model, prompts, max_batch_tokens=16, use_async_batching=asynchronous)
-    # Prompts were cut into chunks and requests were packed: fewer passes than requests one by one would need.
-    assert 3 <= len(widths) < sum(1 + 5 for _ in prompts)
+        results = generate_batch(model, prompts, num_blocks)
+    # The longest prompt was cut into chunks, and requests were packed.
+    assert len(widths) < len(prompts) * 20
+    assert bool(resets) == preempted
     taken = {sequence.key: sequence for sequence in capture.take()}
     assert set(taken) == set(results)
     assert len(taken) == len(prompts)
     for name, result in results.items():
         tokens = [*result.prompt_ids, *result.generated_tokens]
-        assert len(result.generated_tokens) == 6
+        assert len(result.generated_tokens) == 20
         assert taken[name].positions.tolist() == list(range(len(tokens) - 1))
         assert_captured(taken[name], plain(model, tokens[:-1]))
 
@@ -343,6 +352,19 @@ def test_a_hook_that_does_not_run_is_an_error(model: Any) -> None:
         with pytest.raises(SpiderSenseError, match=r"nothing was captured at resid\.1"):
             model(torch.tensor([PROMPTS[0]]))
         model.model.layers[1] = layer
+
+
+def test_what_is_overwritten_afterwards_stays_captured(model: Any) -> None:
+    expected = plain(model, PROMPTS[0], [RESID])
+
+    def overwrite(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        output.zero_()
+
+    with Capture(model, [RESID]) as capture, torch.no_grad():
+        handle = model.model.layers[0].register_forward_hook(overwrite)
+        model(torch.tensor([PROMPTS[0]]))
+        handle.remove()
+    assert_captured(capture.take()[0], expected)
 
 
 def test_what_was_taken_is_gone(model: Any) -> None:

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_every_real_token_is_named_once_whatever_the_chunks() -> None:
         mask_BK = random.random((3, 12)) < 0.7
         cuts = sorted({0, 12, *random.integers(1, 12, 3).tolist()})
         found: list[list[int]] = [[], [], []]
-        for past, stop in zip(cuts, cuts[1:], strict=False):
+        for past, stop in pairwise(cuts):
             item: SequenceRows
             for item in padded_rows(mask_BK, past, stop - past):
                 found[int(str(item.key))] += item.positions.tolist()

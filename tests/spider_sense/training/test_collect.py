@@ -236,6 +236,17 @@ def test_only_what_changed_is_captured_anew(
 
 
 @pytest.mark.usefixtures("small_shards")
+def test_another_end_of_sequence_changes_what_was_generated_alone(loaded: LoadedModel, tmp_path: Path) -> None:
+    collect(loaded, EXAMPLES, SITES, tmp_path, respond={"b": 4})
+    loaded.model.generation_config.eos_token_id = 2
+    with passes(loaded) as seen:
+        collect(loaded, EXAMPLES, SITES, tmp_path, respond={"b": 4})
+    assert {rows for rows, _ in seen} == {1}
+    assert len(list(tmp_path.glob("shard-*"))) == len(EXAMPLES)
+    assert seen[0] == (1, len(prompt(loaded, EXAMPLES[1])))
+
+
+@pytest.mark.usefixtures("small_shards")
 def test_what_is_no_longer_asked_for_is_removed(loaded: LoadedModel, tmp_path: Path) -> None:
     collect(loaded, EXAMPLES, SITES, tmp_path)
     with passes(loaded) as seen:
@@ -322,9 +333,10 @@ def test_a_damaged_shard_is_named_and_can_be_deleted(
     whole = collect(loaded, EXAMPLES, SITES, tmp_path)
     shard = sorted(tmp_path.glob("shard-*"))[2]
     shard.write_bytes(damage(shard.read_bytes()))
-    for attempt in (lambda: load(tmp_path), lambda: collect(loaded, EXAMPLES, SITES, tmp_path)):
-        with pytest.raises(DataError, match=rf"{shard.name}.*delete it and run again"):
-            attempt()
+    with pytest.raises(DataError, match=rf"{shard.name}.*delete it and run again"):
+        load(tmp_path)
+    with pytest.raises(DataError, match=rf"{shard.name}.*delete it and run again"):
+        collect(loaded, EXAMPLES, SITES, tmp_path)
     shard.unlink()
     with pytest.raises(DataError, match=rf"cannot read .*{shard.name}"):
         load(tmp_path)

@@ -1,0 +1,35 @@
+"""``spider-sense bench``."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from spider_sense.cli.app import app, console
+from spider_sense.cli.train import progress_bars
+
+__all__ = ["bench"]
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str, typer.Option(help="Hub id, folder or .gguf file; smollm2 is the packaged model.")
+    ] = "smollm2",
+    batch: Annotated[int, typer.Option(min=1)] = 8,
+    new_tokens: Annotated[int, typer.Option(min=2)] = 32,
+    rounds: Annotated[int, typer.Option(min=1)] = 9,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Time guarded against bare generation; the last line is one JSON document."""
+    from spider_sense.bench import bench as run
+    from spider_sense.models import load_model
+
+    loaded = load_model(model, dtype, device)
+    with progress_bars() as progress:
+        bar = progress.add_task("Rounds", total=rounds + 1)
+        result = run(loaded, batch, new_tokens, rounds, lambda: progress.advance(bar))
+    for name, speed in result["tokens_per_s"].items():
+        console.print(f"{name:>16}: {speed:8.1f} tokens/s")
+    typer.echo(json.dumps(result))

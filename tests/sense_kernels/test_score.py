@@ -1,0 +1,131 @@
+"""Scoring and steering ops against plain formulas, and under ``torch.compile``."""
+
+from typing import Any
+
+import pytest
+import torch
+from sense_kernels import score, score_torch, steer, steer_torch
+from torch import Tensor
+
+D, K, M, J, EPS = 24, 3, 6, 2, 1e-6
+
+
+def weights(mlp: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    if mlp:
+        return torch.randn(D, K + M), torch.randn(K + M), torch.randn(M, J), torch.randn(J)
+    return torch.randn(D, K), torch.randn(K), torch.empty(0, 0), torch.empty(0)
+
+
+def plain(hidden_TD: Tensor, packed: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """Say the formula row by row in float64."""
+    weight, bias, mlp_weight, mlp_bias = (tensor.double() for tensor in packed)
+    rows = []
+    for x_D in hidden_TD.double():
+        y = (x_D / (x_D.square().mean() + EPS).sqrt()) @ weight + bias
+        tail = y[K:].relu() @ mlp_weight + mlp_bias if len(mlp_weight) else y[K:]
+        rows.append(torch.cat((y[:K], tail)))
+    return torch.stack(rows).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mlp", [False, True])
+@pytest.mark.parametrize("function", [score, score_torch])
+def test_score_is_the_formula(function: Any, mlp: bool, dtype: torch.dtype) -> None:
+    packed, hidden = weights(mlp), (torch.randn(2, 5, D) * 7).to(dtype)
+    out = torch.full((12, K + (J if mlp else 0)), 9.0)
+    assert function(hidden, *packed, EPS, out) is None
+    torch.testing.assert_close(out[:10], plain(hidden.reshape(-1, D).float(), packed), rtol=1e-5, atol=1e-5)
+    assert (out[10:] == 9).all()
+
+
+def test_the_mlp_columns_may_stand_alone() -> None:
+    weight, bias, mlp_weight, mlp_bias = weights(True)
+    hidden, out = torch.randn(4, D), torch.zeros(4, J)
+    score(hidden, weight[:, K:].contiguous(), bias[K:], mlp_weight, mlp_bias, EPS, out)
+    whole = torch.zeros(4, K + J)
+    score(hidden, weight, bias, mlp_weight, mlp_bias, EPS, whole)
+    torch.testing.assert_close(out, whole[:, K:])
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_an_empty_input_writes_nothing(mlp: bool) -> None:
+    packed = weights(mlp)
+    out = torch.full((3, K + (J if mlp else 0)), 9.0)
+    for shape in ((0, D), (2, 0, D)):
+        score(torch.zeros(shape), *packed, EPS, out)
+        assert (out == 9).all()
+        assert steer(torch.zeros(shape), torch.ones(4), torch.ones(D)).shape == shape
+
+
+def test_a_row_does_not_depend_on_its_batch_mates_scale() -> None:
+    packed, hidden = weights(False), torch.randn(6, D)
+    out, scaled = torch.zeros(6, K), torch.zeros(6, K)
+    score(hidden, *packed, EPS, out)
+    factor = torch.tensor([1.0, 0.5, 1e4, 1.0, 300.0, 1.0])[:, None]
+    score(hidden * factor, *packed, EPS, scaled)
+    torch.testing.assert_close(scaled, out, rtol=1e-5, atol=1e-5)
+    assert torch.equal(scaled[[0, 3, 5]], out[[0, 3, 5]])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e25])
+def test_what_cannot_be_normalised_is_not_a_plausible_logit(bad: float) -> None:
+    packed, hidden = weights(True), torch.randn(3, D)
+    hidden[1, 4] = bad
+    out = torch.zeros(3, K + J)
+    score(hidden, *packed, EPS, out)
+    assert not out[1].isfinite().any()
+    assert out[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("function", [steer, steer_torch])
+def test_steer_moves_chosen_rows_and_no_others(function: Any, dtype: torch.dtype) -> None:
+    hidden, vector = torch.randn(2, 3, D).to(dtype), torch.randn(D)
+    strength = torch.tensor([0.0, 2.0, 0.0, -1.5, 0.0, 0.0, 7.0])
+    moved = function(hidden, strength, vector)
+    want = (hidden.float() + strength[:6].view(2, 3, 1) * vector).to(dtype)
+    still = strength[:6].view(2, 3) == 0
+    assert moved.dtype == dtype
+    assert torch.equal(moved, want)
+    assert torch.equal(moved[still], hidden[still])
+    assert not torch.equal(moved[~still], hidden[~still])
+
+
+def test_a_row_at_rest_stays_bit_identical_even_where_the_vector_is_not_finite() -> None:
+    hidden = torch.tensor([[-0.0, float("nan")], [1.0, 2.0]])
+    moved = steer(hidden, torch.tensor([0.0, 1.0]), torch.tensor([float("inf"), 0.0]))
+    assert torch.equal(moved[0].view(torch.int32), hidden[0].view(torch.int32))
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_the_ops_are_registered_as_they_behave(mlp: bool) -> None:
+    packed = weights(mlp)
+    out = torch.zeros(8, 2 * (K + J))[:, : K + (J if mlp else 0)]
+    for hidden in (torch.randn(2, 3, D), torch.randn(4, D).bfloat16(), torch.randn(0, D)):
+        torch.library.opcheck(torch.ops.sense.score.default, (hidden, *packed, EPS, out))
+        torch.library.opcheck(torch.ops.sense.steer.default, (hidden, torch.rand(9), torch.rand(D)))
+    transposed = torch.randn(D, 4).T
+    torch.library.opcheck(torch.ops.sense.steer.default, (transposed, torch.rand(9), torch.rand(D)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_scores_are_written_and_equal_the_eager_ones(backend: str) -> None:
+    torch.compiler.reset()
+    packed, hidden, strength, vector = weights(True), torch.randn(4, D), torch.tensor([0.0, 1, 0, 1]), torch.randn(D)
+
+    def step(hidden: Tensor, out: Tensor) -> Tensor:
+        score(hidden, *packed, EPS, out[:, 1:])
+        moved = steer(hidden, strength, vector)
+        score(moved, *packed, EPS, out[4:, 1:])
+        return moved + 1
+
+    eager, compiled = torch.full((9, 1 + K + J), 9.0), torch.full((9, 1 + K + J), 9.0)
+    want = step(hidden, eager)
+    got = torch.compile(step, backend=backend, fullgraph=True)(hidden, compiled)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(compiled, eager)
+    assert (compiled[:8, 1:] != 9).all()
+    assert (compiled[8] == 9).all()
+    assert (compiled[:, 0] == 9).all()

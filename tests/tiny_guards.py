@@ -1,0 +1,134 @@
+"""Builders of guards for tiny models: random probes, thresholds at will, and an offline score."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spider_sense.calibration import BucketThresholds, Calibration, Threshold
+from spider_sense.fingerprint import fingerprint, serving_config
+from spider_sense.guard import SCHEMA_VERSION, Detector, Guard, Manifest, Template
+from spider_sense.models import LoadedModel
+from spider_sense.scoring import Aggregator, Bank, Probe, Scorer, SiteMap
+from spider_sense.sites import resolve
+from spider_sense.types import Site
+
+HEAD, TAIL, WIDTH = (1, 5), 2, 32
+
+
+def threshold(value: float) -> Threshold:
+    """Return a threshold with made-up evidence."""
+    return Threshold(
+        value=value, target_fpr=0.01, n=100, exceed=1, fpr_low=0.0, fpr_high=0.1, needed=299, supported=False
+    )
+
+
+def calibration(suspect: float, breach: float, longer: tuple[float, float] | None = None, bound: int = 8) -> Calibration:
+    """Return thresholds, those in ``longer`` for prompts of more than ``bound`` tokens."""
+    pairs = [(bound, suspect, breach), (None, *(longer or (suspect, breach)))]
+    buckets = [
+        BucketThresholds(max_tokens=most, suspect=threshold(low), breach=threshold(high), pooled=False)
+        for most, low, high in pairs
+    ]
+    return Calibration(
+        suspect_fpr=0.05, breach_fpr=0.01, buckets=tuple(buckets), n=100, horizon_tokens=128, digest="0", created="2026"
+    )
+
+
+def probe(name: str, kind: Any, *sites: str, seed: int = 0, mlp: bool = False, **options: Any) -> Probe:
+    """Return a random probe that reads one or several sites."""
+    draw = torch.Generator().manual_seed(seed)
+    aggregator = Aggregator(kind=kind, **options)
+    hidden, columns = 5, aggregator.columns
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw) * 0.3
+
+    maps = {
+        Site.parse(site): SiteMap(normal(WIDTH, hidden), normal(hidden), normal(hidden, columns), normal(columns))
+        if mlp
+        else SiteMap(normal(WIDTH, columns), normal(columns))
+        for site in sites
+    }
+    return Probe(name, "random", aggregator, maps)
+
+
+def many_probes() -> tuple[Probe, ...]:
+    """Return probes of several kinds, on several sites, with and without an MLP."""
+    return (
+        probe("attention", "attention", "resid.0", seed=1, parts=2),
+        probe("ema", "ema_max", "resid.0", "resid.1", seed=2),
+        probe("mlp", "mean", "mlp_in.1", seed=3, mlp=True),
+        probe("window", "rolling_mean_max", "resid.1", seed=4, window=3, span="response"),
+        probe("tail", "mean", "resid.1", seed=5, span="tail"),
+    )
+
+
+def seeker(name: str, hidden_D: Tensor, site: str = "resid.0") -> Probe:
+    """Return a probe whose greatest logit is 1, reached only at hidden states of exactly this direction."""
+    x_D = hidden_D / hidden_D.square().mean().sqrt()
+    return Probe(
+        name, "seeker", Aggregator(kind="max"), {Site.parse(site): SiteMap(x_D[:, None] / len(x_D), torch.zeros(1))}
+    )
+
+
+def guard(
+    what: LoadedModel, probes: Sequence[Probe], thresholds: Calibration | None = None, **fields: Any
+) -> Guard:
+    """Return a guard for a model; unless thresholds are given it finds everything clear."""
+    detectors = [
+        Detector(
+            name=item.name,
+            family=item.family,
+            sites=tuple(map(str, item.maps)),
+            aggregator=item.aggregator,
+            calibration=thresholds or calibration(1e6, 2e6),
+            evidence={},
+        )
+        for item in probes
+    ]
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        fingerprint=fingerprint(what),
+        template=Template(head=HEAD, tail=TAIL),
+        detectors=tuple(detectors),
+        certified=(serving_config(what.model),),
+        training={},
+        probes_digest="",
+    )
+    return Guard(manifest, tuple(probes), **fields)
+
+
+def hidden_states(model: Any, ids: Sequence[int], sites: Sequence[Site]) -> dict[Site, Tensor]:
+    """Return the hidden states [T, D] of one plain forward pass."""
+    found: dict[Site, Tensor] = {}
+
+    def keep(site: Site, value: Any) -> None:
+        found[site] = (value[0] if isinstance(value, tuple) else value).detach().squeeze(0)
+
+    handles = []
+    for site in sites:
+        place = resolve(model, site)
+        if place.reads == "input":
+            handles.append(place.module.register_forward_pre_hook(lambda _m, args, site=site: keep(site, args)))
+        else:
+            handles.append(place.module.register_forward_hook(lambda _m, _a, out, site=site: keep(site, out)))
+    with torch.no_grad():
+        model.forward(input_ids=torch.tensor([list(ids)]))
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def offline_peak(which: Guard, model: Any, ids: Sequence[int], prompt_length: int, template: bool = True) -> Tensor:
+    """Return each head's peak [H] over a whole conversation, without a monitor."""
+    bank = Bank(which.probes)
+    hidden = hidden_states(model, ids, bank.sites)
+    bank.begin(len(ids))
+    for site, hidden_TD in hidden.items():
+        bank.tap(site)(hidden_TD)
+    scorer = Scorer(bank)
+    head = tuple(ids[: len(HEAD)]) == HEAD
+    request = scorer.open("offline", prompt_length, len(HEAD) if head and template else 1, TAIL)
+    return scorer.score_sequence(bank.logits(len(ids)), request)[0]
