@@ -76,7 +76,7 @@ class Capture:
     def _reader(self, index: int) -> Reader:
         def read(hidden: Tensor) -> None:
             # The engine may overwrite its activations in place.
-            self._seen[index] = hidden.detach()
+            self._seen[index] = hidden.detach().clone()
 
         return read
 

@@ -10,12 +10,12 @@ from spider_sense.baselines import LengthBaseline, TfidfBaseline, load_baselines
 from spider_sense.calibration import Calibration
 from spider_sense.data import Example, LabelMap, labelled
 from spider_sense.errors import DataError, nearest
+from spider_sense.evidence import evidence
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import BASELINES, Guard, Manifest
 from spider_sense.metrics import rate_above, roc_points
 from spider_sense.models import LoadedModel
 from spider_sense.offline import score_examples
-from spider_sense.training.evidence import evidence
 
 __all__ = ["OVERALL", "detector_labels", "evaluate", "evaluate_folder", "file_results"]
 
@@ -129,7 +129,7 @@ def file_results(
         where: [N] bool, the rows to measure.
 
     Returns:
-        The detector's :func:`spider_sense.training.evidence.evidence` and ``at_thresholds``: the false and true
+        The detector's :func:`spider_sense.evidence.evidence` and ``at_thresholds``: the false and true
         positive rate at the guard's own thresholds.
     """
     part = {name: values[where] for name, values in scores.items()}

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spider_sense.activations import ActivationSet
 from spider_sense.attach import Attachment
 from spider_sense.chat import Chat, Rendered
 from spider_sense.data import Example
 from spider_sense.forward import Forward
 from spider_sense.models import LoadedModel
 from spider_sense.scoring import Bank, Probe, RequestRows, Scorer
-from spider_sense.training.activations import ActivationSet
 
 __all__ = ["ScoredSet", "score_activations", "score_examples"]
 

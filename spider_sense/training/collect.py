@@ -13,6 +13,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from spider_sense.activations import ActivationSet
 from spider_sense.capture import Capture, CapturedSequence
 from spider_sense.chat import Chat
 from spider_sense.data import Example
@@ -21,7 +22,6 @@ from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.models import LoadedModel
 from spider_sense.scoring.bank import EPS
 from spider_sense.sites import resolve_all
-from spider_sense.training.activations import ActivationSet
 from spider_sense.training.conversations import Conversation, batches, conversation, padded
 from spider_sense.training.manifest import Pins, resume
 from spider_sense.training.shards import CapturedRows, append, load, responses

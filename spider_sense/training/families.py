@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from spider_sense.activations import ActivationSet
 from spider_sense.errors import ConfigError, nearest
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.training import gradient, linear, losses, pooling
-from spider_sense.training.activations import ActivationSet
 from spider_sense.training.features import TrainingSet
 from spider_sense.training.gradient import Design
 from spider_sense.training.options import FitOptions

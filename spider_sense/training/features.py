@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from spider_sense.activations import ActivationSet
 from spider_sense.errors import ConfigError, DataError, nearest
-from spider_sense.training.activations import ActivationSet
 from spider_sense.types import Site
 
 __all__ = ["Packing", "TrainingSet", "fold", "moments"]

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spider_sense.activations import ActivationSet
 from spider_sense.errors import DataError
-from spider_sense.training.activations import ActivationSet
 from spider_sense.training.manifest import Manifest, ShardEntry, read_manifest, write_manifest
 from spider_sense.types import Site
 

@@ -11,6 +11,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from spider_sense.activations import ActivationSet
 from spider_sense.baselines import save_baselines
 from spider_sense.calibration import Calibration, calibrate
 from spider_sense.capture import Capture
@@ -23,10 +24,9 @@ from spider_sense.models import LoadedModel, load_model
 from spider_sense.offline import score_activations
 from spider_sense.scoring import Probe
 from spider_sense.sites import layer_count
-from spider_sense.training.activations import ActivationSet
 from spider_sense.training.collect import collect
 from spider_sense.training.config import DetectorConfig, TrainConfig
-from spider_sense.training.evidence import Controls
+from spider_sense.training.controls import Controls
 from spider_sense.training.families import fit
 from spider_sense.training.parts import Parts, choose_parts
 from spider_sense.training.sweep import Sweep, Task, sweep

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sense_kernels import PROMPT, RESPONSE, TAIL, WATCHED, FoldRows, Lane, LaneTable, fold_torch, readout_torch
 
 ALL, WINDOW = PROMPT | RESPONSE, 3

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from sense_kernels import score, score_torch, steer, steer_torch
 from torch import Tensor
+
+from sense_kernels import score, score_torch, steer, steer_torch
 
 D, K, M, J, EPS = 24, 3, 6, 2, 1e-6
 

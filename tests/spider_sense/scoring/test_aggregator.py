@@ -4,8 +4,8 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
-from sense_kernels import PROMPT, RESPONSE, TAIL, Lane
 
+from sense_kernels import PROMPT, RESPONSE, TAIL, Lane
 from spider_sense.scoring.aggregator import SPAN_BITS, Aggregator, AggregatorKind, Span
 
 ALL = PROMPT | RESPONSE

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from sense_kernels import LaneTable
 from torch import Tensor
 
+from sense_kernels import LaneTable
 from spider_sense.scoring import Bank, Probe
 from spider_sense.scoring.bank import EPS
 from spider_sense.types import Site

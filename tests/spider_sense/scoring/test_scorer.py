@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sense_kernels import PROMPT, RESPONSE, TAIL, WATCHED
 from torch import Tensor
 
+from sense_kernels import PROMPT, RESPONSE, TAIL, WATCHED
 from spider_sense.scoring import Aggregator, Bank, Probe, Request, RequestRows, Scorer, SiteMap
 from spider_sense.types import Coverage, Site
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sense_kernels import MERGE, PROMPT, RESPONSE, WATCHED, FoldRows, LaneTable
 from torch import Tensor
 
+from sense_kernels import MERGE, PROMPT, RESPONSE, WATCHED, FoldRows, LaneTable
 from spider_sense.scoring import Aggregator, Stream
 
 AGGREGATORS: dict[str, dict[str, Any]] = {

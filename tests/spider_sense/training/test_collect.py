@@ -11,12 +11,12 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from spider_sense.activations import ActivationSet
 from spider_sense.chat import Chat
 from spider_sense.data import Example
 from spider_sense.errors import ConfigError, DataError, SiteError
 from spider_sense.models import LoadedModel
 from spider_sense.training import collect as collect_module
-from spider_sense.training.activations import ActivationSet
 from spider_sense.training.collect import collect, load
 from spider_sense.types import Site
 

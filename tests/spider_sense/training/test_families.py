@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from spider_sense.activations import ActivationSet
 from spider_sense.errors import ConfigError, DataError
 from spider_sense.metrics import auroc
 from spider_sense.scoring import Bank, Probe, Scorer
 from spider_sense.training import gradient, pooling
-from spider_sense.training.activations import ActivationSet
 from spider_sense.training.families import DESIGNS, FAMILIES, FitOptions, fit
 from spider_sense.training.features import TrainingSet
 from spider_sense.types import Site

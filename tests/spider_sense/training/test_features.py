@@ -3,8 +3,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from spider_sense.activations import ActivationSet
 from spider_sense.errors import ConfigError, DataError
-from spider_sense.training.activations import ActivationSet
 from spider_sense.training.features import Packing, TrainingSet, fold, moments
 from spider_sense.types import Site
 

@@ -1,30 +1,26 @@
-"""What a trained probe is worth, and the controls that could explain it away.
+"""Controls that could explain a probe's result away.
 
 Every control is fitted on the probe's own training part and measured on the same test rows: text length, TF-IDF, the
 best of 100 random directions, and the same probe trained on shuffled labels. The last two are probes themselves and go
 through the same bank and fold as the guard.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from spider_sense.baselines import LengthBaseline, TfidfBaseline, best_random_direction, shuffled_labels
 from spider_sense.data import Example
-from spider_sense.metrics import paired_bootstrap_tpr_difference, summary
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.training.families import fit
 from spider_sense.training.options import FitOptions
 from spider_sense.training.sweep import Task
 from spider_sense.types import Site
 
-__all__ = ["CONTROLS", "Controls", "evidence"]
+__all__ = ["Controls"]
 
-CONTROLS = ("random_direction", "shuffled_labels")
-"""Controls that are probes."""
 DIRECTIONS = 100
 
 
@@ -35,7 +31,7 @@ class Controls:
     length: LengthBaseline
     tfidf: TfidfBaseline
     probes: tuple[Probe, ...]
-    """In the order of ``CONTROLS``, named ``detector.control``."""
+    """The random direction and the shuffled labels, named ``detector.control``."""
 
     @classmethod
     def fit(cls, examples: Sequence[Example], task: Task, chosen: Probe, options: FitOptions) -> "Controls":
@@ -74,24 +70,3 @@ def _random_direction(task: Task, site: Site, seed: int) -> Probe:
     weight_D, bias = best_random_direction(np.stack(means), task.labels[task.train], DIRECTIONS, seed)
     site_map = SiteMap(torch.from_numpy(weight_D).float()[:, None], torch.tensor([bias]).float())
     return Probe(f"{task.name}.random_direction", "random_direction", Aggregator(kind="mean"), {site: site_map})
-
-
-def evidence(guard_scores: np.ndarray, labels: np.ndarray, controls: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Measure the guard and its controls on the same rows.
-
-    Args:
-        guard_scores: [N] maxima over time.
-        labels: [N].
-        controls: scores [N] of each control; ``tfidf`` among them.
-
-    Returns:
-        JSON-ready: ``guard`` and each control as :func:`spider_sense.metrics.summary`, the paired difference of TPR at
-        1% FPR to TF-IDF, and whether its whole interval lies above zero.
-    """
-    gain = paired_bootstrap_tpr_difference(guard_scores, controls["tfidf"], labels, 0.01)
-    return {
-        "guard": summary(guard_scores, labels),
-        **{name: summary(scores, labels) for name, scores in controls.items()},
-        "tpr_gain_over_tfidf": None if gain is None else {"mean": gain.mean, "low": gain.low, "high": gain.high},
-        "beats_tfidf": gain is not None and gain.low > 0,
-    }
