@@ -20,7 +20,7 @@ from spider_sense.errors import ConfigError, DataError
 from spider_sense.metrics import clopper_pearson, most_within
 from spider_sense.types import Zone
 
-__all__ = ["LENGTH_BUCKETS", "BucketThresholds", "Calibration", "Threshold", "calibrate", "zone"]
+__all__ = ["LENGTH_BUCKETS", "BucketThresholds", "Calibration", "Threshold", "calibrate", "check_rates", "zone"]
 
 LENGTH_BUCKETS: tuple[float, ...] = (32, 128, 512, math.inf)
 """Upper bounds of the length buckets in tokens, inclusive."""
@@ -148,7 +148,7 @@ def calibrate(
         DataError: if there is no conversation, lengths or ids do not fit the scores, or a score is not finite.
         MissingExtraError: if scipy is not installed.
     """
-    _check_rates(suspect_fpr, breach_fpr)
+    check_rates(suspect_fpr, breach_fpr)
     _check_set(scores, token_counts, ids)
     return Calibration(
         suspect_fpr=suspect_fpr,
@@ -161,7 +161,12 @@ def calibrate(
     )
 
 
-def _check_rates(suspect_fpr: float, breach_fpr: float) -> None:
+def check_rates(suspect_fpr: float, breach_fpr: float) -> None:
+    """Check the two rates, before any work that only ends in :func:`calibrate`.
+
+    Raises:
+        ConfigError: unless 0 < breach_fpr <= suspect_fpr < 1.
+    """
     for name, rate in (("suspect_fpr", suspect_fpr), ("breach_fpr", breach_fpr)):
         if not 0 < rate < 1:
             raise ConfigError(f"{name}={rate} is out of range; choose a rate between 0 and 1, for example 0.01")

@@ -7,7 +7,8 @@ that were trained beside it, and steering vectors in ``vectors.safetensors``. No
 import hashlib
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,17 @@ from spider_sense.fingerprint import Fingerprint, ServingConfig, check_match
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.types import Site
 
-__all__ = ["BASELINES", "SCHEMA_VERSION", "Control", "Detector", "Guard", "Manifest", "Template", "publish"]
+__all__ = [
+    "BASELINES",
+    "SCHEMA_VERSION",
+    "Control",
+    "Detector",
+    "Guard",
+    "Manifest",
+    "Template",
+    "check_replaceable",
+    "staged",
+]
 
 SCHEMA_VERSION = 1
 MANIFEST, PROBES, VECTORS = "guard.json", "probes.safetensors", "vectors.safetensors"
@@ -128,17 +139,10 @@ class Guard:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the guard; an existing guard of that name is replaced only once the new one is complete."""
         folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # A temporary folder of tempfile's would be closed to every other user.
-        beside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-        beside.mkdir()
-        try:
+        with staged(folder) as beside:
             if (folder / BASELINES).is_dir():
                 shutil.copytree(folder / BASELINES, beside / BASELINES)
             self.write_into(beside)
-            publish(beside, folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
 
     def write_into(self, folder: Path) -> None:
         """Write the guard's own files into an existing folder."""
@@ -168,7 +172,39 @@ class Guard:
         return cls(manifest, _probes(manifest.detectors, tensors), _probes(manifest.controls, tensors), vectors)
 
 
-def publish(beside: Path, folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Check that a guard may be written to a folder: it does not exist, is empty, or holds a guard.
+
+    Raises:
+        GuardError: if it holds anything else, which would be lost.
+    """
+    if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise GuardError(f"{folder} exists and is no guard, so it is not replaced; name a new folder")
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write into, which takes the place of ``folder`` once the block is done.
+
+    If the block fails, what it wrote is removed and the old folder stays as it was.
+
+    Raises:
+        GuardError: see :func:`check_replaceable`.
+    """
+    folder = folder.absolute()
+    check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A temporary folder of tempfile's would be closed to every other user.
+    beside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    beside.mkdir()
+    try:
+        yield beside
+        _publish(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _publish(beside: Path, folder: Path) -> None:
     """Put a finished folder in the place of another, with nothing half-written in between."""
     old = folder.with_name(f".{folder.name}-old")
     shutil.rmtree(old, ignore_errors=True)

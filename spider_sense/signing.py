@@ -51,7 +51,9 @@ def generate_keys(prefix: Path) -> tuple[Path, Path]:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
                 stream.write(content)
     except OSError as error:
-        raise ConfigError(f"cannot write {error.filename}: {error.strerror}; name a prefix in a folder of yours") from error
+        raise ConfigError(
+            f"cannot write {error.filename}: {error.strerror}; name a prefix in a folder of yours"
+        ) from error
     return paths
 
 
@@ -106,7 +108,9 @@ def verify(folder: Path, public_key: Path) -> None:
     _check_key(public_key, private=False)
     if not is_signed(folder):
         Guard.from_pretrained(folder)
-        raise SignatureError(f"{folder} is not signed: it has no {SIGNATURE}; run `spider-sense sign {folder} --key ...`")
+        raise SignatureError(
+            f"{folder} is not signed: it has no {SIGNATURE}; run `spider-sense sign {folder} --key ...`"
+        )
     config = verifying.Config().set_hashing_config(_hashing()).use_elliptic_key_verifier(public_key=public_key)
     with _explained(folder, "take the public key, or the guard, from whoever signed it again"):
         config.verify(folder, folder / SIGNATURE)
@@ -147,9 +151,13 @@ def _check_key(path: Path, *, private: bool) -> None:
         raise ConfigError(f"cannot read the key {path}: {error.strerror}; name a PEM file") from error
     except (ValueError, TypeError, exceptions.UnsupportedAlgorithm) as error:
         kind = "an unencrypted private" if private else "a public"
-        raise ConfigError(f"{path} is not {kind} key in PEM format; make one with sign --generate-key PREFIX") from error
+        raise ConfigError(
+            f"{path} is not {kind} key in PEM format; make one with sign --generate-key PREFIX"
+        ) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVES:
-        raise ConfigError(f"{path} is not a key on one of the curves {', '.join(_CURVES)}; sign --generate-key makes one")
+        raise ConfigError(
+            f"{path} is not a key on one of the curves {', '.join(_CURVES)}; sign --generate-key makes one"
+        )
 
 
 def _cryptography() -> tuple[Any, Any, Any]:

@@ -24,7 +24,9 @@ def threshold(value: float) -> Threshold:
     )
 
 
-def calibration(suspect: float, breach: float, longer: tuple[float, float] | None = None, bound: int = 8) -> Calibration:
+def calibration(
+    suspect: float, breach: float, longer: tuple[float, float] | None = None, bound: int = 8
+) -> Calibration:
     """Return thresholds, those in ``longer`` for prompts of more than ``bound`` tokens."""
     pairs = [(bound, suspect, breach), (None, *(longer or (suspect, breach)))]
     buckets = [
@@ -73,9 +75,7 @@ def seeker(name: str, hidden_D: Tensor, site: str = "resid.0") -> Probe:
     )
 
 
-def guard(
-    what: LoadedModel, probes: Sequence[Probe], thresholds: Calibration | None = None, **fields: Any
-) -> Guard:
+def guard(what: LoadedModel, probes: Sequence[Probe], thresholds: Calibration | None = None, **fields: Any) -> Guard:
     """Return a guard for a model; unless thresholds are given it finds everything clear."""
     detectors = [
         Detector(
@@ -115,13 +115,14 @@ def hidden_states(model: Any, ids: Sequence[int], sites: Sequence[Site]) -> dict
         else:
             handles.append(place.module.register_forward_hook(lambda _m, _a, out, site=site: keep(site, out)))
     with torch.no_grad():
-        model.forward(input_ids=torch.tensor([list(ids)]))
+        # Neither compiled, nor through the hooks of the model itself.
+        type(model).forward(model, input_ids=torch.tensor([list(ids)]))
     for handle in handles:
         handle.remove()
     return found
 
 
-def offline_peak(which: Guard, model: Any, ids: Sequence[int], prompt_length: int, template: bool = True) -> Tensor:
+def offline_peak(which: Guard, model: Any, ids: Sequence[int], prompt_length: int) -> Tensor:
     """Return each head's peak [H] over a whole conversation, without a monitor."""
     bank = Bank(which.probes)
     hidden = hidden_states(model, ids, bank.sites)
@@ -129,6 +130,34 @@ def offline_peak(which: Guard, model: Any, ids: Sequence[int], prompt_length: in
     for site, hidden_TD in hidden.items():
         bank.tap(site)(hidden_TD)
     scorer = Scorer(bank)
-    head = tuple(ids[: len(HEAD)]) == HEAD
-    request = scorer.open("offline", prompt_length, len(HEAD) if head and template else 1, TAIL)
+    skip = len(HEAD) if tuple(ids[: len(HEAD)]) == HEAD else 1
+    request = scorer.open("offline", prompt_length, skip, TAIL)
     return scorer.score_sequence(bank.logits(len(ids)), request)[0]
+
+
+def pad(prompts: Sequence[Sequence[int]], side: str = "left") -> dict[str, Tensor]:
+    """Return a padded batch with its mask; the pad token is 0."""
+    width = max(map(len, prompts))
+    ids, mask = torch.zeros(len(prompts), width, dtype=torch.long), torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        place = slice(width - len(prompt), width) if side == "left" else slice(len(prompt))
+        ids[row, place], mask[row, place] = torch.tensor(prompt), 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def conversation(prompt: Sequence[int], new: Sequence[int], eos: int = 2) -> list[int]:
+    """Return the tokens that pass through the model: the last one never does, and an end token is not scored."""
+    new = list(new)
+    return [*prompt, *new[: new.index(eos) if eos in new else len(new) - 1]]
+
+
+def assert_streamed(which: Guard, model: Any, cases: Sequence[Any], prompts: Any, output: Any, eos: int = 2) -> None:
+    """Check peaks and coverage of a call against plain forward passes over what each row says."""
+    width = max(map(len, prompts))
+    assert len(cases) == len(prompts) == len(output)
+    for case, prompt, row in zip(cases, prompts, output, strict=True):
+        ids = conversation(prompt, row[width:].tolist(), eos)
+        want = offline_peak(which, model, ids, len(prompt))
+        torch.testing.assert_close(torch.from_numpy(case.peak), want, rtol=1e-5, atol=1e-5)
+        assert case.position == len(ids) - 1
+        assert (case.coverage.scored, case.coverage.missing) == (len(ids), 0)

@@ -1,5 +1,5 @@
 """Imports every verb, which registers it."""
 
-from spider_sense.cli import bench, demo, evaluate, generate, train
+from spider_sense.cli import bench, calibrate, demo, evaluate, generate, inspect, sign, train
 
-__all__ = ["bench", "demo", "evaluate", "generate", "train"]
+__all__ = ["bench", "calibrate", "demo", "evaluate", "generate", "inspect", "sign", "train"]

@@ -16,7 +16,8 @@ def sign(
     guard: Annotated[Path | None, typer.Argument(help="Guard folder.")] = None,
     key: Annotated[Path | None, typer.Option(help="Private key, a PEM file.")] = None,
     generate_key: Annotated[
-        Path | None, typer.Option(metavar="PREFIX", help="Write a new key pair, PREFIX.private.pem and PREFIX.public.pem.")
+        Path | None,
+        typer.Option(metavar="PREFIX", help="Write a new key pair, PREFIX.private.pem and PREFIX.public.pem."),
     ] = None,
 ) -> None:
     """Sign a guard, so that whoever holds the public key can tell that no file of it was changed."""
@@ -24,7 +25,9 @@ def sign(
     from spider_sense.signing import sign as run
 
     if (key is None) == (generate_key is None):
-        raise ConfigError("name the private key with --key, or write a new pair with --generate-key PREFIX, one of them")
+        raise ConfigError(
+            "name the private key with --key, or write a new pair with --generate-key PREFIX, one of them"
+        )
     if generate_key is not None:
         key, public = generate_keys(generate_key)
         typer.echo(f"wrote {key}, which nobody else may have, and {public}, to verify with")

@@ -5,11 +5,24 @@ from typing import Any
 
 from rich.table import Table
 
+from spider_sense.calibration import Calibration, Threshold
 from spider_sense.training.sweep import Sweep
 
-__all__ = ["results_table", "sweep_table"]
+__all__ = ["evidence_table", "results_table", "sweep_table", "thresholds_table"]
 
 _SYSTEMS = ("guard", "tfidf", "length", "random_direction", "shuffled_labels")
+
+
+def evidence_table(detector: str, overall: Mapping[str, Any]) -> Table:
+    """Return what a guard's manifest says of a detector's test: the guard and each control on the same rows."""
+    guard = overall["guard"]
+    table = Table(title=f"Test of {detector} on {guard['n']} prompts, {guard['positives']} of them positive")
+    for name in ("system", "AUROC", "log AUROC", "TPR at 1% FPR", "TPR at 0.1% FPR"):
+        table.add_column(name, justify="left" if name == "system" else "right")
+    for system in _SYSTEMS:
+        if system in overall:
+            table.add_row(system, *_figures(overall[system]))
+    return table
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
@@ -47,6 +60,30 @@ def sweep_table(sweep: Sweep, rows: int = 12) -> Table:
     return table
 
 
+def thresholds_table(detector: str, calibration: Calibration, before: Calibration | None = None) -> Table:
+    """Return the thresholds of a detector by prompt length, and those that they replaced beside them."""
+    table = Table(title=f"Thresholds of {detector}, set on {calibration.n} conversations, {calibration.created}")
+    for name in ("prompt tokens", "level", "before", "threshold", "flagged", "FPR, 95%", "n", "needed", "supported"):
+        if name != "before" or before is not None:
+            table.add_column(name, justify="left" if name in ("prompt tokens", "level", "supported") else "right")
+    low = 1
+    for bucket in calibration.buckets:
+        high, pooled = bucket.max_tokens, " (all lengths)" if bucket.pooled else ""
+        name = f"{low} and more" if high is None else f"{low}-{high}"
+        for level, item in (("suspect", bucket.suspect), ("breach", bucket.breach)):
+            old = [] if before is None else [f"{getattr(before.thresholds(high or low), level).value:.3f}"]
+            table.add_row(name if level == "suspect" else "", level, *old, *_threshold_row(item, pooled))
+        low = (high or 0) + 1
+    table.caption = "n benign conversations can bear the claim of the target rate at 95% confidence from `needed` on"
+    return table
+
+
+def _threshold_row(item: Threshold, pooled: str) -> list[str]:
+    rate = f"{item.fpr_low:.3f}-{item.fpr_high:.3f}, target {item.target_fpr:g}"
+    supported = ("yes" if item.supported else "no") + pooled
+    return [f"{item.value:.3f}", str(item.exceed), rate, str(item.n), str(item.needed), supported]
+
+
 def _row(name: str, system: str, part: Mapping[str, Any]) -> list[str]:
     figures = part[system]
     breach = part["at_thresholds"]["breach"]
@@ -55,12 +92,14 @@ def _row(name: str, system: str, part: Mapping[str, Any]) -> list[str]:
         name,
         system,
         str(figures["n"]) if system == "guard" else "",
-        _number(figures["auroc"]),
-        _number(figures["log_auroc"]),
-        _interval(figures["tpr_at_1pct_fpr"]),
-        _interval(figures["tpr_at_0_1pct_fpr"]),
+        *_figures(figures),
         *rates,
     ]
+
+
+def _figures(figures: Mapping[str, Any]) -> list[str]:
+    areas = [_number(figures[name]) for name in ("auroc", "log_auroc")]
+    return areas + [_interval(figures[name]) for name in ("tpr_at_1pct_fpr", "tpr_at_0_1pct_fpr")]
 
 
 def _number(value: float | None) -> str:

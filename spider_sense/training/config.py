@@ -47,6 +47,9 @@ class TrainConfig(Settings):
     """Prompt sets that nothing is trained, chosen or calibrated on; without any, a part of the corpus is kept."""
     cap: int = Field(default=1000, ge=1)
     """Rows taken of each file of ``data``, the first by hash; test files are read whole."""
+    hard: tuple[str, ...] = ("corpus_pairs", "corpus_special")
+    """Sources whose benign rows were made to look like misuse. They are trained and tested on; thresholds describe
+    ordinary traffic, so nothing is calibrated on them."""
     detectors: tuple[DetectorConfig, ...] = Field(default=(DetectorConfig(),), min_length=1)
     sites: tuple[str, ...] = ()
     """Sites to sweep; by default resid at eight depths."""
@@ -77,8 +80,12 @@ class TrainConfig(Settings):
         return self
 
 
-def read_sets(patterns: tuple[str, ...]) -> dict[str, list[Example]]:
+def read_sets(patterns: tuple[str, ...], require_label: bool = True) -> dict[str, list[Example]]:
     """Read prompt sets by file stem.
+
+    Args:
+        patterns: paths, in which variables are filled in and ``*`` matches.
+        require_label: whether a row without a label is an error.
 
     Raises:
         ConfigError: if a variable is not set, a pattern matches nothing, or two files have the same stem.
@@ -97,5 +104,5 @@ def read_sets(patterns: tuple[str, ...]) -> dict[str, list[Example]]:
         for file in map(Path, files):
             if file.stem in result:
                 raise ConfigError(f"two files are called {file.stem!r}; rename one, results are listed by that name")
-            result[file.stem] = read_jsonl(file)
+            result[file.stem] = read_jsonl(file, require_label)
     return result

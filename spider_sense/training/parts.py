@@ -8,6 +8,7 @@ import numpy as np
 
 from spider_sense.corpus import load_corpus
 from spider_sense.data import Example, LabelledSet, labelled, split
+from spider_sense.errors import DataError
 from spider_sense.training.config import DetectorConfig, TrainConfig, read_sets
 
 __all__ = ["Parts", "choose_parts"]
@@ -41,10 +42,11 @@ class Parts:
     def respond(self, config: TrainConfig) -> dict[str, int]:
         """Choose the conversations that get a response: benign ones to calibrate on, both classes to train on."""
         used, positive = self.labels(config.detectors[0])
+        ordinary = np.array([example.source not in config.hard for example in self.examples])
         order = np.array([_hash(example.id, config.seed) for example in self.examples]).argsort()
         chosen: list[int] = []
         for part, wanted, count in (
-            ("calibration", ~positive, config.responses),
+            ("calibration", ~positive & ordinary, config.responses),
             ("train", ~positive, config.responses // 4),
             ("train", positive, config.responses // 4),
         ):
@@ -57,7 +59,7 @@ def choose_parts(config: TrainConfig) -> Parts:
 
     Raises:
         ConfigError, DataError: see :func:`spider_sense.training.config.read_sets`.
-        DataError: if a detector lacks a class.
+        DataError: if a detector lacks a class in any part.
     """
     test = {name: _named(rows) for name, rows in read_sets(config.test).items()}
     files = {name: rows for name, rows in read_sets(config.data).items() if name not in test}
@@ -72,7 +74,28 @@ def choose_parts(config: TrainConfig) -> Parts:
         test.setdefault(example.source, []).append(example)
     part = np.array([name for name, members in placed.items() for _ in members])
     examples = tuple(example for members in placed.values() for example in members)
-    return Parts(examples, part, test, len(rows) - len(kept))
+    parts = Parts(examples, part, test, len(rows) - len(kept))
+    for detector in config.detectors:
+        _check_parts(parts, detector)
+    return parts
+
+
+def _check_parts(parts: Parts, detector: DetectorConfig) -> None:
+    """Check what a run would only find out at its end."""
+    used, positive = parts.labels(detector)
+    for name in ("train", "validation", "calibration"):
+        members = positive[used & (parts.part == name)]
+        # Nothing but benign rows is calibrated on.
+        lacking = "negative" if members.all() else "positive" if name != "calibration" and not members.any() else None
+        if lacking is not None:
+            raise DataError(
+                f"the {name} part has no {lacking} example for {detector.name}: of {len(parts.examples)} rows to train "
+                f"on, {len(members)} are in it; add rows to the prompt sets"
+            )
+    try:
+        labelled([example for rows in parts.test.values() for example in rows], detector.label_map)
+    except DataError as error:
+        raise DataError(f"the test part for {detector.name}: {error}") from error
 
 
 def _split(rows: Sequence[Example], fractions: Mapping[str, float], seed: int) -> dict[str, tuple[Example, ...]]:

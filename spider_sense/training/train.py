@@ -1,7 +1,5 @@
 """Train a guard: capture, sweep, fit, calibrate, measure, write."""
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,23 @@ from torch import Tensor
 
 from spider_sense.activations import ActivationSet
 from spider_sense.baselines import save_baselines
-from spider_sense.calibration import Calibration, calibrate
+from spider_sense.calibration import Calibration, calibrate, check_rates
 from spider_sense.capture import Capture
 from spider_sense.chat import Chat
 from spider_sense.data import digest
 from spider_sense.evaluation import evaluate
 from spider_sense.fingerprint import fingerprint, serving_config
-from spider_sense.guard import BASELINES, SCHEMA_VERSION, Control, Detector, Guard, Manifest, Template, publish
+from spider_sense.guard import (
+    BASELINES,
+    SCHEMA_VERSION,
+    Control,
+    Detector,
+    Guard,
+    Manifest,
+    Template,
+    check_replaceable,
+    staged,
+)
 from spider_sense.models import LoadedModel, load_model
 from spider_sense.offline import score_activations
 from spider_sense.scoring import Probe
@@ -60,6 +68,8 @@ def train(config: TrainConfig, progress: Progress | None = None, loaded: LoadedM
     Raises:
         SpiderSenseError: for anything wrong with the configuration, the data or the model; no guard is written then.
     """
+    check_rates(config.suspect_fpr, config.breach_fpr)
+    check_replaceable(config.output)
     parts = choose_parts(config)
     loaded = loaded or load_model(config.model, config.dtype, config.device)
     sites = tuple(map(Site.parse, config.sites)) or default_sites(loaded.model)
@@ -104,21 +114,27 @@ def default_sites(model: Any) -> tuple[Site, ...]:
     return tuple(Site(layer=int(layer), place="resid") for layer in depths.clip(0, layers - 1))
 
 
-def calibrate_probe(probe: Probe, data: ActivationSet, benign: np.ndarray, config: TrainConfig) -> Calibration:
-    """Set a probe's thresholds on benign conversations: on those with a response, if there are any.
+def calibrate_probe(
+    probe: Probe, data: ActivationSet, benign: np.ndarray, suspect_fpr: float, breach_fpr: float
+) -> Calibration:
+    """Set a probe's thresholds on benign conversations.
 
     Args:
         probe: what to calibrate.
         data: the captured conversations.
         benign: indices of benign ones that nothing was fitted on.
-        config: gives the two false-positive rates.
+        suspect_fpr: share of them that may be suspect or worse.
+        breach_fpr: share of them that may be a breach.
     """
-    lengths = np.diff(data.starts)
-    answered = benign[lengths[benign] > data.prompt_rows[benign]]
-    chosen = answered if len(answered) else benign
-    scored = score_activations([probe], data, chosen)
-    ids = [data.ids[index] for index in chosen]
-    return calibrate(scored.peak_NH[:, 0], scored.tokens, ids, config.suspect_fpr, config.breach_fpr)
+    scored = score_activations([probe], data, benign)
+    ids = [data.ids[index] for index in benign]
+    return calibrate(scored.peak_NH[:, 0], scored.tokens, ids, suspect_fpr, breach_fpr)
+
+
+def _with_response(data: ActivationSet, which: np.ndarray) -> np.ndarray:
+    """Keep the conversations that have a response; if none has, all of them."""
+    answered = which[np.diff(data.starts)[which] > data.prompt_rows[which]]
+    return answered if len(answered) else which
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +172,13 @@ def _detector(
     best = found.best
     probe = fit(best.probe.family, data, both, positive, best.sites, detector.name, config.fit)
     controls = Controls.fit(parts.examples, Task(data, positive, both, both, detector.name), probe, config.fit)
-    benign = members["calibration"][~positive[members["calibration"]]]
+    benign = _with_response(data, members["calibration"][~positive[members["calibration"]]])
     record = Detector(
         name=detector.name,
         family=probe.family,
         sites=tuple(map(str, probe.maps)),
         aggregator=probe.aggregator,
-        calibration=calibrate_probe(probe, data, benign, config),
+        calibration=calibrate_probe(probe, data, benign, config.suspect_fpr, config.breach_fpr),
         evidence={},
     )
     return _Made(detector, probe, record, controls, found)
@@ -252,14 +268,9 @@ def _short(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(guard: Guard, made: list[_Made], folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with staged(folder) as beside:
         guard.write_into(beside)
         for item in made:
             target = beside / BASELINES / item.record.name
             target.mkdir(parents=True)
             save_baselines(target, item.controls.length, item.controls.tfidf)
-        publish(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

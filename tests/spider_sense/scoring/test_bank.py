@@ -87,9 +87,7 @@ def test_a_tap_that_saw_fewer_rows_leaves_nan_in_the_others(
     assert logits[4:].isnan().all()
 
 
-def test_the_buffer_grows_with_the_batch_and_taps_follow(
-    probes: tuple[Probe, ...], hidden: dict[Site, Tensor]
-) -> None:
+def test_the_buffer_grows_with_the_batch_and_taps_follow(probes: tuple[Probe, ...], hidden: dict[Site, Tensor]) -> None:
     bank = Bank(probes, rows=2)
     taps = {site: bank.tap(site) for site in bank.sites}
     for rows in (2, 7, 3, 40, 1):
