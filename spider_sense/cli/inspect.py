@@ -70,8 +70,11 @@ def _about(guard: Guard, folder: Path) -> Table:
 
 
 def _detectors(guard: Guard) -> Table:
-    table, floats = Table(title="Detectors"), _state_floats(guard)
-    for name in ("detector", "family", "sites", "aggregator", "state floats per request"):
+    table, floats = (
+        Table(title="Detectors", caption="state floats: remembered of each running request"),
+        _state_floats(guard),
+    )
+    for name in ("detector", "family", "sites", "aggregator", "state floats"):
         table.add_column(name)
     for record in guard.manifest.detectors:
         aggregator = record.aggregator.model_dump(exclude_defaults=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from spider_sense.calibration import Calibration, Threshold
@@ -62,26 +63,29 @@ def sweep_table(sweep: Sweep, rows: int = 12) -> Table:
 
 def thresholds_table(detector: str, calibration: Calibration, before: Calibration | None = None) -> Table:
     """Return the thresholds of a detector by prompt length, and those that they replaced beside them."""
-    table = Table(title=f"Thresholds of {detector}, set on {calibration.n} conversations, {calibration.created}")
-    for name in ("prompt tokens", "level", "before", "threshold", "flagged", "FPR, 95%", "n", "needed", "supported"):
-        if name != "before" or before is not None:
-            table.add_column(name, justify="left" if name in ("prompt tokens", "level", "supported") else "right")
+    title = f"Thresholds of {detector}, set on {calibration.n} benign conversations, {calibration.created}"
+    caption = "needed: benign conversations from which the target rate can be claimed at 95% confidence"
+    if any(bucket.pooled for bucket in calibration.buckets):
+        caption += "\n*: conversations of every length, too few were as long as this"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    old = [] if before is None else ["before"]
+    for name in ("tokens", "level", *old, "from", "target", "FPR, 95%", "n", "needed", "supported"):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("level", "supported") else "right")
     low = 1
     for bucket in calibration.buckets:
-        high, pooled = bucket.max_tokens, " (all lengths)" if bucket.pooled else ""
-        name = f"{low} and more" if high is None else f"{low}-{high}"
+        tokens = f"{low}+" if bucket.max_tokens is None else f"{low}-{bucket.max_tokens}"
         for level, item in (("suspect", bucket.suspect), ("breach", bucket.breach)):
-            old = [] if before is None else [f"{getattr(before.thresholds(high or low), level).value:.3f}"]
-            table.add_row(name if level == "suspect" else "", level, *old, *_threshold_row(item, pooled))
-        low = (high or 0) + 1
-    table.caption = "n benign conversations can bear the claim of the target rate at 95% confidence from `needed` on"
+            replaced = [] if before is None else [f"{getattr(before.thresholds(low), level).value:.3f}"]
+            name = tokens + "*" * bucket.pooled if level == "suspect" else ""
+            table.add_row(name, level, *replaced, *_threshold_row(item))
+        low = (bucket.max_tokens or 0) + 1
     return table
 
 
-def _threshold_row(item: Threshold, pooled: str) -> list[str]:
-    rate = f"{item.fpr_low:.3f}-{item.fpr_high:.3f}, target {item.target_fpr:g}"
-    supported = ("yes" if item.supported else "no") + pooled
-    return [f"{item.value:.3f}", str(item.exceed), rate, str(item.n), str(item.needed), supported]
+def _threshold_row(item: Threshold) -> list[str]:
+    rate = f"{item.fpr_low:.1%}-{item.fpr_high:.1%}"
+    supported = "yes" if item.supported else "no"
+    return [f"{item.value:.3f}", f"{item.target_fpr:.1%}", rate, str(item.n), str(item.needed), supported]
 
 
 def _row(name: str, system: str, part: Mapping[str, Any]) -> list[str]:

@@ -131,7 +131,7 @@ def _check_same_model(guard: Guard, found: Fingerprint, serving: ServingConfig) 
 
 
 def _with_thresholds(record: Detector, calibration: Calibration) -> Detector:
-    """Replace the thresholds; the test rates at the old ones are dropped from the evidence, they say nothing of these."""
+    """Replace the thresholds; drop the test rates at the old ones from the evidence."""
     evidence = dict(record.evidence)
     if "overall" in evidence:
         evidence["overall"] = {key: value for key, value in evidence["overall"].items() if key != "at_thresholds"}

@@ -172,7 +172,8 @@ def _detector(
     best = found.best
     probe = fit(best.probe.family, data, both, positive, best.sites, detector.name, config.fit)
     controls = Controls.fit(parts.examples, Task(data, positive, both, both, detector.name), probe, config.fit)
-    benign = _with_response(data, members["calibration"][~positive[members["calibration"]]])
+    ordinary = np.array([example.source not in config.hard for example in parts.examples])
+    benign = _with_response(data, np.flatnonzero(used & (parts.part == "calibration") & ~positive & ordinary))
     record = Detector(
         name=detector.name,
         family=probe.family,
