@@ -86,7 +86,8 @@ class GuardedCall:
         assert self._forward is not None
         prompt = self._mask_BP.shape[1]
         drafted = self._assisted and self._forward.tokens > 1 and self._past > prompt
-        ready = self._before(prompt) if drafted else self._forward.sequences
+        # The first token of a later pass was chosen before any draft.
+        ready = self._before(max(prompt, self._forward.past + 1)) if drafted else self._forward.sequences
         self._fold(logits_TC, ready)
         self._draft = logits_TC.clone() if drafted else None
 

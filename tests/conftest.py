@@ -59,3 +59,18 @@ def tiny_loaded() -> "LoadedModel":
 def guards() -> Any:
     """Return the builders of guards for tiny models, the module ``tiny_guards``."""
     return _load("tiny_guards")
+
+
+@pytest.fixture(scope="session")
+def tiny_training() -> Any:
+    """Return the builders of tiny training runs, the module ``tiny_training``."""
+    return _load("tiny_training")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_training: Any) -> Any:
+    """Train a guard for a tiny model, once; a test that changes the guard copies its folder."""
+    from spider_sense.models import LoadedModel
+
+    loaded = LoadedModel(model=_tiny.tiny_model("llama"), tokenizer=_tiny.tiny_tokenizer(), source="org/tiny")
+    return tiny_training.run(tmp_path_factory.mktemp("tiny_run"), loaded)

@@ -64,6 +64,8 @@ def _about(guard: Guard, folder: Path) -> Table:
         "steering vectors": _words(sorted(guard.vectors)) or "none",
         "signature": "present; check it with `spider-sense verify`" if is_signed(folder) else "none",
     }
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, escape(value))
     return table

@@ -9,7 +9,7 @@ from rich.table import Table
 from spider_sense.calibration import Calibration, Threshold
 from spider_sense.training.sweep import Sweep
 
-__all__ = ["evidence_table", "results_table", "sweep_table", "thresholds_table"]
+__all__ = ["evidence_table", "results_table", "sweep_table", "thresholds_table", "transforms_table"]
 
 _SYSTEMS = ("guard", "tfidf", "length", "random_direction", "shuffled_labels")
 
@@ -17,9 +17,11 @@ _SYSTEMS = ("guard", "tfidf", "length", "random_direction", "shuffled_labels")
 def evidence_table(detector: str, overall: Mapping[str, Any]) -> Table:
     """Return what a guard's manifest says of a detector's test: the guard and each control on the same rows."""
     guard = overall["guard"]
-    table = Table(title=f"Test of {detector} on {guard['n']} prompts, {guard['positives']} of them positive")
+    table = Table(
+        title=f"Test of {detector} on {guard['n']} prompts, {guard['positives']} of them positive", box=box.SIMPLE_HEAD
+    )
     for name in ("system", "AUROC", "log AUROC", "TPR at 1% FPR", "TPR at 0.1% FPR"):
-        table.add_column(name, justify="left" if name == "system" else "right")
+        table.add_column(name, no_wrap=True, justify="left" if name == "system" else "right")
     for system in _SYSTEMS:
         if system in overall:
             table.add_row(system, *_figures(overall[system]))
@@ -64,10 +66,11 @@ def sweep_table(sweep: Sweep, rows: int = 12) -> Table:
 def thresholds_table(detector: str, calibration: Calibration, before: Calibration | None = None) -> Table:
     """Return the thresholds of a detector by prompt length, and those that they replaced beside them."""
     title = f"Thresholds of {detector}, set on {calibration.n} benign conversations, {calibration.created}"
-    caption = "needed: benign conversations from which the target rate can be claimed at 95% confidence"
+    caption = f"nothing is known of prompts of more than {calibration.horizon_tokens} tokens\n"
+    caption += "needed: benign conversations from which the target rate can be claimed at 95% confidence"
     if any(bucket.pooled for bucket in calibration.buckets):
         caption += "\n*: conversations of every length, too few were as long as this"
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     old = [] if before is None else ["before"]
     for name in ("tokens", "level", *old, "from", "target", "FPR, 95%", "n", "needed", "supported"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("level", "supported") else "right")
@@ -79,6 +82,19 @@ def thresholds_table(detector: str, calibration: Calibration, before: Calibratio
             name = tokens + "*" * bucket.pooled if level == "suspect" else ""
             table.add_row(name, level, *replaced, *_threshold_row(item))
         low = (bucket.max_tokens or 0) + 1
+    return table
+
+
+def transforms_table(results: Mapping[str, Any]) -> Table:
+    """Return what :func:`spider_sense.evasion.evasion_table` found, a row for each transform."""
+    caption = "each transform is applied to both sides of a pair: if FPR rises with TPR, the wrapper is flagged"
+    table = Table(title=f"Evasion of {results['detector']}", caption=caption, box=box.SIMPLE_HEAD)
+    for name in ("transform", "n", "tokens", "AUROC", "suspect: FPR", "TPR", "breach: FPR", "TPR"):
+        table.add_column(name, justify="left" if name == "transform" else "right")
+    for name, part in results["transforms"].items():
+        levels = [part["at_thresholds"][level] for level in ("suspect", "breach")]
+        rates = [_interval(level[rate]) for level in levels for rate in ("fpr", "tpr")]
+        table.add_row(name, str(part["n"]), str(part["tokens"]), _number(part["auroc"]), *rates)
     return table
 
 

@@ -2,17 +2,24 @@
 
 ``data/pairs/<category>.jsonl`` holds 50 pairs a category: a request that is misuse, and one on the same topic in nearly
 the same words that is not. ``data/everyday.jsonl`` is innocent traffic; ``data/special.jsonl`` holds prompt injections,
-jailbreaks, extraction requests and innocent look-alikes of each.
+jailbreaks, extraction requests and innocent look-alikes of each. ``data/evasion.jsonl`` is held out: pairs in four
+languages that nothing is trained on.
 """
 
 import json
 from dataclasses import replace
 from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
+from typing import Any, Literal
 
 from spider_sense.data import Example, read_jsonl
 
-__all__ = ["load_corpus"]
+__all__ = ["Language", "load_corpus", "load_evasion"]
+
+Language = Literal["en", "de", "es", "fr"]
+"""English and the languages that the held-out pairs are translated into."""
+
+SIDES = ("harmful", "benign")
 
 
 def load_corpus() -> list[Example]:
@@ -28,6 +35,25 @@ def load_corpus() -> list[Example]:
     return [*pairs, *_read(data / "everyday.jsonl", "everyday"), *_read(data / "special.jsonl", "special")]
 
 
+def load_evasion(language: Language = "en") -> list[Example]:
+    """Read the held-out pairs, which are no part of :func:`load_corpus`.
+
+    Args:
+        language: rows without a translation into it are left out.
+
+    Returns:
+        Examples of the source ``corpus_evasion``. A row has the same id in every language; the two sides of a pair
+        share their ``group``.
+    """
+    lines = (files(__name__) / "data" / "evasion.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        _side(row, side, row[side][language], "corpus_evasion")
+        for row in map(json.loads, lines)
+        for side in SIDES
+        if language in row[side]
+    ]
+
+
 def _read(file: Traversable, name: str) -> list[Example]:
     with as_file(file) as path:
         examples = read_jsonl(path)
@@ -36,15 +62,10 @@ def _read(file: Traversable, name: str) -> list[Example]:
 
 def _read_pairs(file: Traversable) -> list[Example]:
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [
-        Example(
-            id=f"{row['id']}-{side}",
-            text=row[side],
-            label=side,
-            category=row["category"],
-            source="corpus_pairs",
-            group=row["id"],
-        )
-        for row in rows
-        for side in ("harmful", "benign")
-    ]
+    return [_side(row, side, row[side], "corpus_pairs") for row in rows for side in SIDES]
+
+
+def _side(row: dict[str, Any], side: str, text: str, source: str) -> Example:
+    return Example(
+        id=f"{row['id']}-{side}", text=text, label=side, category=row["category"], source=source, group=row["id"]
+    )

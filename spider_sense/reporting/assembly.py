@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from spider_sense.data import Example
+from spider_sense.errors import GuardError
 from spider_sense.fingerprint import ServingConfig, serving_config
-from spider_sense.guard import Detector, Guard, Manifest
+from spider_sense.guard import Detector, Guard
 from spider_sense.models import LoadedModel
 from spider_sense.reporting.limits import limits, summary_line
 from spider_sense.reporting.reading import read_conversations
 from spider_sense.reporting.report import DetectorFacts, GuardFacts, Rate, Report, SweepPoint, System
 from spider_sense.reporting.samples import samples
+from spider_sense.signing import is_signed
 
 __all__ = ["build_report", "detector_facts", "prompt_examples"]
-
-SIGNATURE = "model.sig"
 
 
 def build_report(
@@ -41,6 +41,7 @@ def build_report(
 
     Raises:
         GuardError: if the guard cannot be read, or was made for another model.
+        SpiderSenseError: if streamed and whole-sequence readouts disagree in float32.
     """
     guard = Guard.from_pretrained(folder)
     if not examples:
@@ -48,7 +49,10 @@ def build_report(
     conversations = read_conversations(guard, loaded, examples, max_new_tokens, allow_uncertified, advance)
     facts = _guard_facts(guard, folder)
     sweeps = guard.manifest.training.get("sweep", {})
-    detectors = tuple(detector_facts(item, sweeps.get(item.name, ())) for item in guard.manifest.detectors)
+    try:
+        detectors = tuple(detector_facts(item, sweeps.get(item.name, ())) for item in guard.manifest.detectors)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise GuardError(f"{folder}: evidence or sweep cannot be read ({error!r}); train the guard again") from error
     serving = _served(serving_config(loaded.model))
     return Report(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -76,7 +80,7 @@ def detector_facts(record: Detector, swept: Sequence[Mapping[str, Any]]) -> Dete
     curves = overall.get("roc", {})
     # A system is whatever was summarised; the other entries are differences and rates.
     names = [name for name, part in overall.items() if isinstance(part, Mapping) and "auroc" in part]
-    names.sort(key=lambda name: name != "guard")
+    names.sort(key=lambda name: ("guard", "tfidf").index(name) if name in ("guard", "tfidf") else 2)
     gain = overall.get("tpr_gain_over_tfidf")
     return DetectorFacts(
         name=record.name,
@@ -95,14 +99,14 @@ def detector_facts(record: Detector, swept: Sequence[Mapping[str, Any]]) -> Dete
 
 
 def _guard_facts(guard: Guard, folder: Path) -> GuardFacts:
-    manifest: Manifest = guard.manifest
+    manifest = guard.manifest
     return GuardFacts(
         model=manifest.fingerprint.base_model,
         architecture=manifest.fingerprint.architecture,
         layers=manifest.fingerprint.layers,
         digest=guard.digest,
         certified=tuple(map(_served, manifest.certified)),
-        signed=(folder / SIGNATURE).is_file(),
+        signed=is_signed(folder),
         sources=tuple(manifest.training.get("sources", ())),
         test_sources=tuple(manifest.training.get("test_sources", ())),
     )
@@ -119,7 +123,7 @@ def _system(name: str, part: Mapping[str, Any], curve: Sequence[Sequence[float]]
         auroc=part["auroc"],
         log_auroc=part["log_auroc"],
         tpr=Rate(**part["tpr_at_1pct_fpr"]),
-        roc=tuple((float(fpr), float(tpr)) for fpr, tpr in curve),
+        roc=tuple((fpr, tpr) for fpr, tpr in curve),
     )
 
 

@@ -11,15 +11,15 @@ from spider_sense.scoring import Aggregator
 __all__ = ["contributions", "meaning"]
 
 _MEANINGS = {
-    "attention": "weight × value: what the token adds to the readout at the end of the conversation",
-    "softmax": "weight × value: what the token adds to the readout at the end of the conversation",
-    "rolling_attention": "weight × value within the window that ends at the token",
+    "attention": "Weight times value: what the token adds to the readout at the end of the conversation",
+    "softmax": "Weight times value: what the token adds to the readout at the end of the conversation",
+    "rolling_attention": "Weight times value within the window that ends at the token",
 }
 
 
 def meaning(aggregator: Aggregator) -> str:
     """Say in words what :func:`contributions` returns for an aggregator."""
-    return _MEANINGS.get(aggregator.kind, "token logit: what the readout would be if the token stood alone")
+    return _MEANINGS.get(aggregator.kind, "Token logit: what the readout would be if the token stood alone")
 
 
 def contributions(aggregator: Aggregator, logits_nC: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ class Figure:
     def path(self, points: Sequence[tuple[float, float]], style: str) -> None:
         """Draw a line through points in data units."""
         places = " ".join(f"{self.x(x)},{self.y(y)}" for x, y in points)
-        self.marks.append(f'<polyline class="line {style}" points="{places}"/>')
+        self.marks.append(f'<polyline class="line {html.escape(style)}" points="{places}"/>')
 
     def rule(self, y: float, text: str, style: str) -> None:
         """Draw a horizontal line right across and write above its end."""
@@ -80,13 +80,13 @@ class Figure:
     def dot(self, x: float, y: float, style: str, tip: str, radius: float = 4.0) -> None:
         """Draw a dot with a tooltip."""
         self.marks.append(
-            f'<circle class="dot {style}" cx="{self.x(x)}" cy="{self.y(y)}" r="{radius}">'
+            f'<circle class="dot {html.escape(style)}" cx="{self.x(x)}" cy="{self.y(y)}" r="{radius}">'
             f"<title>{html.escape(tip)}</title></circle>"
         )
 
     def text(self, x: float, y: float, text: str, style: str) -> None:
         """Write at a pixel."""
-        self.marks.append(f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{html.escape(text)}</text>')
+        self.marks.append(f'<text class="{html.escape(style)}" x="{x:.1f}" y="{y:.1f}">{html.escape(text)}</text>')
 
     def svg(self) -> str:
         """Return the figure."""
@@ -94,5 +94,13 @@ class Figure:
         box = f"0 0 {self.width} {self.height}"
         return f'<svg viewBox="{box}" role="img" aria-label="{title}">{"".join(self.marks)}</svg>'
 
+    def band(self, low: float, high: float, style: str) -> None:
+        """Shade from one x to another, from bottom to top."""
+        left, top = self.x(low), self.y.stop
+        self.marks.append(
+            f'<rect class="{html.escape(style)}" x="{left}" y="{top}" '
+            f'width="{self.x(high) - left:.2f}" height="{self.y.start - top}"/>'
+        )
+
     def _line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
-        self.marks.append(f'<line class="{style}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>')
+        self.marks.append(f'<line class="{html.escape(style)}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>')

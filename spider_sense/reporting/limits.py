@@ -10,12 +10,12 @@ __all__ = ["limits", "percent", "summary_line"]
 def percent(rate: Rate | float | None) -> str:
     """Write a share as a percentage."""
     value = rate.value if isinstance(rate, Rate) else rate
-    return "–" if value is None else f"{100 * value:.1f}".removesuffix(".0") + "%"
+    return "n/a" if value is None else f"{100 * value:.1f}".removesuffix(".0") + "%"
 
 
 def interval(rate: Rate) -> str:
     """Write the interval of a share, without brackets."""
-    return "–" if rate.low is None or rate.high is None else f"{percent(rate.low)} to {percent(rate.high)}"
+    return "n/a" if rate.low is None or rate.high is None else f"{percent(rate.low)} to {percent(rate.high)}"
 
 
 def summary_line(detector: DetectorFacts) -> str:
@@ -25,8 +25,8 @@ def summary_line(detector: DetectorFacts) -> str:
     if guard is None or guard.tpr.value is None:
         return f"{detector.name}: this guard holds no test results."
     line = (
-        f"{detector.name}: catches {percent(guard.tpr)} ({interval(guard.tpr)}) of its positives on its test part "
-        "at 1% of benign flagged"
+        f"{detector.name}: with 1% of benign prompts flagged it catches {percent(guard.tpr)} of the positives in its "
+        f"test part (95% interval {interval(guard.tpr)})"
     )
     return f"{line}; TF-IDF catches {percent(tfidf.tpr)}." if tfidf is not None else f"{line}."
 
@@ -62,7 +62,7 @@ def _of_detector(detector: DetectorFacts) -> Iterator[str]:
         negatives = detector.n - detector.positives
         yield (
             f"tested on {detector.positives} positive and {negatives} benign prompts; one benign prompt is "
-            f"{percent(1 / negatives) if negatives else '–'} of false positives, and no finer rate was measured."
+            f"{percent(1 / negatives) if negatives else 'n/a'} of false positives, and no finer rate was measured."
         )
     yield from _of_calibration(detector)
 

@@ -30,6 +30,6 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 def printable(text: str) -> str:
     """Make control and formatting characters visible: they could reorder or hide the text around them."""
     return "".join(
-        f"‹U+{ord(char):04X}›" if char != "\n" and unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co") else char
+        f"[U+{ord(char):04X}]" if char != "\n" and unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co") else char
         for char in text
     )

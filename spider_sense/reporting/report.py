@@ -1,6 +1,6 @@
 """The report as data: everything that the page shows, and nothing about how it looks."""
 
-from dataclasses import dataclass
+from pydantic import BaseModel, ConfigDict
 
 from spider_sense.calibration import Calibration
 from spider_sense.types import Action, Zone
@@ -8,8 +8,12 @@ from spider_sense.types import Action, Zone
 __all__ = ["Conversation", "DetectorFacts", "GuardFacts", "Rate", "Report", "SweepPoint", "System", "Token", "Track"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
+class _Record(BaseModel):
+    # Numbers of a manifest are checked here: the page writes them without escaping.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rate(_Record):
     """A share and its 95% interval; None where there was nothing to measure."""
 
     value: float | None
@@ -17,8 +21,7 @@ class Rate:
     high: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class System:
+class System(_Record):
     """The guard or one of its controls, measured on the test part."""
 
     name: str
@@ -30,8 +33,7 @@ class System:
     """(false-positive rate, true-positive rate), both rising; empty if the guard keeps no curve."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepPoint:
+class SweepPoint(_Record):
     """One candidate of the sweep, measured on the validation part."""
 
     family: str
@@ -43,8 +45,7 @@ class SweepPoint:
     """Whether the guard's detector is of this family and at these sites."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DetectorFacts:
+class DetectorFacts(_Record):
     """What the manifest says of one detector."""
 
     name: str
@@ -65,8 +66,7 @@ class DetectorFacts:
     """Best first."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuardFacts:
+class GuardFacts(_Record):
     """What the manifest says of the guard as a whole."""
 
     model: str
@@ -80,8 +80,7 @@ class GuardFacts:
     test_sources: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
+class Token(_Record):
     """One token of a conversation as one detector reads it; numbers are None where nothing was scored."""
 
     text: str
@@ -95,8 +94,7 @@ class Token:
     """Running readout after the token, from the last prompt token on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Track:
+class Track(_Record):
     """One detector on one conversation."""
 
     detector: str
@@ -110,8 +108,7 @@ class Track:
     """Without the template's head."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
+class Conversation(_Record):
     """One prompt, the model's own answer, and what every detector says."""
 
     name: str
@@ -128,8 +125,7 @@ class Conversation:
     """Largest difference of streamed and whole-sequence readouts, divided by max(1, |readout|)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(_Record):
     """A whole report."""
 
     created: str

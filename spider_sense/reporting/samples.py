@@ -1,12 +1,13 @@
 """Conversations to show when none are given: pairs of the shipped corpus that the guard was not fitted on."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from spider_sense.corpus import load_corpus
+from spider_sense.corpus import load_evasion
 from spider_sense.data import Example, digest
 from spider_sense.errors import ConfigError, DataError
 from spider_sense.training.config import TrainConfig
@@ -15,7 +16,6 @@ from spider_sense.training.parts import choose_parts
 __all__ = ["samples"]
 
 PAIRS = 3
-FIXED = ("cybercrime-001", "fraud-001", "violence-001")
 
 
 def samples(training: Mapping[str, Any]) -> tuple[list[Example], str]:
@@ -32,10 +32,9 @@ def samples(training: Mapping[str, Any]) -> tuple[list[Example], str]:
     """
     kept = _kept_out(training)
     if kept is None:
-        rows = [row for row in load_corpus() if row.group in FIXED]
-        return _paired(rows), (
-            "Fixed pairs of the shipped corpus. The split of the training run could not be computed again here, "
-            "so the guard may have been trained on them."
+        return _paired(load_evasion()), (
+            "Pairs that come with the package and that no training run reads; the split of this guard's run could "
+            "not be computed again here."
         )
     rows, part = kept
     return _paired(rows), f"Pairs of the shipped corpus from the {part} part of the training run; not trained on."
@@ -44,7 +43,7 @@ def samples(training: Mapping[str, Any]) -> tuple[list[Example], str]:
 def _kept_out(training: Mapping[str, Any]) -> tuple[list[Example], str] | None:
     """Return corpus rows that nothing was fitted on, and the name of their part."""
     try:
-        parts = choose_parts(TrainConfig.model_validate(training["config"]))
+        parts = choose_parts(TrainConfig.model_validate_json(json.dumps(training["config"])))
     except (KeyError, ValidationError, ConfigError, DataError):
         # Not an error: the files of the run may be on another machine.
         return None

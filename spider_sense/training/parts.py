@@ -66,7 +66,8 @@ def choose_parts(config: TrainConfig) -> Parts:
     rows = [example for examples in files.values() for example in _capped(examples, config)]
     rows = _named([*(load_corpus() if config.corpus else []), *rows])
     known = frozenset(label for item in config.detectors for label in (*item.positive, *item.negative))
-    kept = _unseen([row for row in rows if row.label in known], {_key(row) for part in test.values() for row in part})
+    rows = [row for row in rows if row.label in known]
+    kept = _unseen(rows, {_key(row) for part in test.values() for row in part})
     for detector in config.detectors:
         labelled(kept, detector.label_map)
     placed = _split(kept, WITH_TEST_FILES if test else WITHOUT_TEST_FILES, config.seed)

@@ -60,8 +60,10 @@ def benign_rows(folder: Path, sets: Mapping[str, Sequence[Example]]) -> list[Exa
                 f"{found.total()} of {len(rows)} rows are labelled as what {detector.name} is to find: {dict(found)}; "
                 "calibrate on benign traffic alone, thresholds set on anything else let it through"
             )
-    once = {(row.turns or row.text, row.response): row for row in reversed(rows)}
-    return [replace(row, id=f"{row.source}/{row.id}") for row in reversed(once.values())]
+    once: dict[object, Example] = {}
+    for row in rows:
+        once.setdefault((row.turns or row.text, row.response), row)
+    return [replace(row, id=f"{row.source}/{row.id}") for row in once.values()]
 
 
 def recalibrate(

@@ -120,7 +120,7 @@ def test_compiled_scores_are_written_and_equal_the_eager_ones(backend: str) -> N
         score(hidden, *packed, EPS, out[:, 1:])
         moved = steer(hidden, strength, vector)
         score(moved, *packed, EPS, out[4:, 1:])
-        return moved + 1
+        return torch.add(moved, 1)
 
     eager, compiled = torch.full((9, 1 + K + J), 9.0), torch.full((9, 1 + K + J), 9.0)
     want = step(hidden, eager)

@@ -123,18 +123,17 @@ def test_without_a_mask_padding_is_inferred_as_generate_does(
 def test_compiled_models(guards: Any, tiny_loaded: LoadedModel, guard: Guard, how: str) -> None:
     model: Any = tiny_loaded.model
     if how == "forward":
-        model.forward = torch.compile(model.forward, backend="aot_eager")
+        model.forward = torch.compile(model.forward, backend="eager")
     elif how == "in place":
-        model.compile(backend="aot_eager")
+        model.compile(backend="eager")
     else:
         for block in model.model.layers:
-            block.compile(backend="aot_eager")
-    compare(guards, tiny_loaded, guard, PROMPTS, max_new_tokens=5)
-    compare(guards, tiny_loaded, guard, [PROMPTS[0]], max_new_tokens=5, prompt_lookup_num_tokens=2)
+            block.compile(backend="eager")
+    compare(guards, tiny_loaded, guard, PROMPTS, max_new_tokens=4)
 
 
 def test_a_model_wrapped_by_compile(guards: Any, tiny_loaded: LoadedModel, guard: Guard) -> None:
-    compiled: Any = torch.compile(tiny_loaded.model, backend="aot_eager")
+    compiled: Any = torch.compile(tiny_loaded.model, backend="eager")
     with Monitor(guard, Policy.shadow()).attach(compiled, tiny_loaded.tokenizer) as monitor:
         output = compiled.generate(**guards.pad(PROMPTS), max_new_tokens=4, do_sample=False)
         cases = monitor.cases
@@ -164,8 +163,12 @@ def early_end(guards: Any, what: LoadedModel) -> tuple[int, torch.Tensor]:
 def test_a_row_that_ends_early_reads_the_same_alone(guards: Any, tiny_loaded: LoadedModel, guard: Guard) -> None:
     eos, _ = early_end(guards, tiny_loaded)
     with watch(tiny_loaded, guard) as monitor:
-        for extra in ({}, {"use_cache": False}, {"generation_config": GenerationConfig(eos_token_id=eos)}):
-            output = tiny_loaded.model.generate(**guards.pad(PROMPTS), **{**GREEDY, "eos_token_id": eos, **extra})
+        for end in (
+            {"eos_token_id": eos},
+            {"eos_token_id": [eos, 2], "use_cache": False},
+            {"generation_config": GenerationConfig(eos_token_id=eos)},
+        ):
+            output = tiny_loaded.model.generate(**guards.pad(PROMPTS), **GREEDY, **end)
             together = monitor.cases
             tiny_loaded.model.generate(torch.tensor([PROMPTS[0]]), **GREEDY, eos_token_id=eos)
             (alone,) = monitor.cases

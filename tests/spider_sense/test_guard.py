@@ -146,7 +146,7 @@ def test_another_schema_version_is_named(folder: Path) -> None:
 
 def test_a_manifest_that_is_not_text_is_refused(folder: Path) -> None:
     (folder / MANIFEST).write_bytes(b"\xff\xfe{}")
-    with pytest.raises(GuardError, match="guard.json"):
+    with pytest.raises(GuardError, match=r"guard\.json"):
         Guard.from_pretrained(folder)
 
 

@@ -39,7 +39,9 @@ def alone(probe: Probe, hidden: dict[Site, Tensor]) -> Tensor:
     for site, item in probe.maps.items():
         x = hidden[site] / (hidden[site].square().mean(-1, keepdim=True) + EPS).sqrt()
         y = x @ item.weight + item.bias
-        total += y if item.mlp_weight is None else y.relu() @ item.mlp_weight + item.mlp_bias
+        if item.mlp_weight is not None and item.mlp_bias is not None:
+            y = y.relu() @ item.mlp_weight + item.mlp_bias
+        total += y
     return total
 
 
@@ -138,5 +140,5 @@ def test_two_probes_of_one_name_are_refused(probes: tuple[Probe, ...]) -> None:
 
 def test_a_probe_with_columns_that_its_aggregator_does_not_read_is_refused(guards: Any) -> None:
     probe = guards.probe("attention", "attention", "resid.0", parts=2)
-    with pytest.raises(ValueError, match="'attention' has 4 columns at resid.0; its mean aggregator reads 1"):
+    with pytest.raises(ValueError, match=r"'attention' has 4 columns at resid\.0; its mean aggregator reads 1"):
         replace(probe, aggregator=guards.probe("mean", "mean", "resid.0").aggregator)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sense_kernels import MERGE, PROMPT, RESPONSE, WATCHED, FoldRows, LaneTable
+from sense_kernels import MERGE, PROMPT, RESPONSE, WATCHED, FoldRows, Lane, LaneTable
 from spider_sense.scoring import Aggregator, Stream
 
 AGGREGATORS: dict[str, dict[str, Any]] = {
@@ -27,16 +27,16 @@ MERGEABLE = ("attention", "max", "mean", "multimax", "softmax")
 
 
 def stream(*kinds: str, slots: int = 4) -> Stream:
-    lanes, column = [], 0
+    lanes, column = list[Lane](), 0
     for head, kind in enumerate(kinds):
-        aggregator = Aggregator(kind=kind, **AGGREGATORS[kind])  # type: ignore[arg-type]
+        aggregator = Aggregator.model_validate({"kind": kind, **AGGREGATORS[kind]})
         lanes.extend(aggregator.lanes(head, column))
         column += aggregator.columns
     return Stream(LaneTable(lanes, len(kinds)), slots)
 
 
 def columns(*kinds: str) -> int:
-    return sum(Aggregator(kind=kind, **AGGREGATORS[kind]).columns for kind in kinds)  # type: ignore[arg-type]
+    return sum(Aggregator.model_validate({"kind": kind, **AGGREGATORS[kind]}).columns for kind in kinds)
 
 
 def feed(what: Stream, slot: int, logits_TC: Tensor, response: bool = False) -> None:

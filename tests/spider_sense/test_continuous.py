@@ -1,0 +1,157 @@
+"""Continuous batching: every request is scored as if it ran alone, stopped when it breaches, named anew."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.requests import RequestState
+
+from spider_sense.audit import AuditEvent, AuditLog
+from spider_sense.guard import Guard
+from spider_sense.models import LoadedModel
+from spider_sense.monitor import Monitor
+from spider_sense.policy import Policy, Rule, Steer
+from spider_sense.types import Site
+
+PROMPTS = ([1, 5, 20, 21, 22], [1, 5, *range(30, 45)], [9, 50, 8])
+OTHERS = ([9, 33, 34, 35, 36, 37], [1, 5, 60], [1, 5, 23, 24])
+TOKENS = 8
+
+
+@pytest.fixture
+def what(tiny_loaded: LoadedModel) -> LoadedModel:
+    """The tiny model with its weights scaled up, so that no two hidden states are alike."""
+    with torch.no_grad():
+        for weight in tiny_loaded.model.parameters():
+            weight.mul_(8 if weight.dim() == 2 else 1)
+    tiny_loaded.model.set_attn_implementation("sdpa")
+    return tiny_loaded
+
+
+def run(what: LoadedModel, prompts: Any, share: bool = False, **options: Any) -> list[list[int]]:
+    settings = {"num_blocks": 64, "max_batch_tokens": 16, "block_size": 4, **options}
+    outputs = what.model.generate_batch(
+        [list(prompt) for prompt in prompts],
+        generation_config=GenerationConfig(max_new_tokens=TOKENS, do_sample=False, eos_token_id=2, pad_token_id=0),
+        continuous_batching_config=ContinuousBatchingConfig(allow_block_sharing=share, **settings),
+    )
+    assert len(outputs) == len(prompts)
+    return [list(output.generated_tokens) for output in outputs.values()]
+
+
+def check(guards: Any, what: LoadedModel, guard: Guard, monitor: Monitor, prompts: Any, said: list[list[int]]) -> None:
+    for index, (prompt, new) in enumerate(zip(prompts, said, strict=True)):
+        case = monitor.continuous[f"req_{index}"]
+        ids = guards.conversation(prompt, new)
+        want = guards.offline_peak(guard, what.model, ids, len(prompt))
+        torch.testing.assert_close(torch.from_numpy(case.peak), want, rtol=1e-4, atol=1e-4)
+        assert (case.coverage.scored, case.coverage.missing) == (len(ids), 0)
+
+
+def test_packed_requests_read_as_each_alone(guards: Any, what: LoadedModel) -> None:
+    guard = guards.guard(what, guards.many_probes())
+    free = run(what, PROMPTS)
+    with Monitor(guard, Policy.shadow()).attach(what.model, what.tokenizer) as monitor:
+        said = run(what, PROMPTS)
+        assert said == free
+        cases = dict(monitor.continuous)
+        # Ids begin with req_0 again; these are other requests.
+        again = run(what, OTHERS)
+        assert all(monitor.continuous[name] is not case for name, case in cases.items())
+        later = monitor.continuous
+    check(guards, what, guard, monitor, OTHERS, again)
+    assert later is monitor.continuous
+    later.clear()
+    later.update(cases)
+    check(guards, what, guard, monitor, PROMPTS, said)
+
+
+def seeker(guards: Any, what: LoadedModel, prompt: list[int], new: list[int], step: int) -> Guard:
+    """Return a guard that breaches at the step-th new token of one request."""
+    site = Site.parse("resid.0")
+    hidden = guards.hidden_states(what.model, [*prompt, *new], [site])[site]
+    probe = guards.seeker("seeker", hidden[len(prompt) + step])
+    guard: Guard = guards.guard(what, [probe], guards.calibration(0.999, 0.999))
+    return guard
+
+
+@pytest.mark.parametrize("step", [-1, 2])
+def test_a_breach_ends_its_request_and_no_other(guards: Any, what: LoadedModel, tmp_path: Path, step: int) -> None:
+    free = run(what, PROMPTS)
+    guard = seeker(guards, what, PROMPTS[1], free[1], step)
+    with AuditLog(tmp_path / "log") as log:
+        with Monitor(guard, Policy.default(), log).attach(what.model, what.tokenizer) as monitor:
+            said = run(what, PROMPTS)
+            free_slots = len(monitor._judge.scorer.stream._free)
+        assert len(monitor._judge.scorer.stream._free) >= free_slots
+    assert said == [free[0], free[1][: step + 2], free[2]]
+    assert [monitor.continuous[f"req_{i}"].decision.action for i in range(3)] == ["observe", "stop", "observe"]
+    events = [AuditEvent.model_validate_json(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted((event.event, event.request) for event in events if event.event in ("open", "close")) == [
+        (event, f"req_{index}") for event in ("close", "open") for index in range(3)
+    ]
+    assert len(monitor._judge.scorer.stream._free) == len(monitor._judge.scorer.stream._state)
+
+
+def test_a_reader_that_does_not_run_stops_everything(guards: Any, what: LoadedModel) -> None:
+    guard = guards.guard(what, guards.many_probes())
+    with Monitor(guard, Policy.default()).attach(what.model, what.tokenizer) as monitor:
+        assert monitor._attachment is not None
+        monitor._attachment._handles[0].remove()
+        said = run(what, PROMPTS)
+    assert [len(new) for new in said] == [1, 1, 1]
+
+
+def test_steering_reaches_the_flagged_request(guards: Any, what: LoadedModel) -> None:
+    free = run(what, PROMPTS)
+    guard = seeker(guards, what, PROMPTS[1], free[1], 1)
+    guard.vectors["calm@resid.0"] = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    rules = (Rule(detector="*", zone="breach", action="steer"),)
+    policy = Policy(rules=rules, steer=Steer(vector="calm", strength=90.0))
+    with Monitor(guard, policy).attach(what.model, what.tokenizer) as monitor:
+        said = run(what, PROMPTS)
+    assert monitor.continuous["req_1"].decision.action == "steer"
+    assert (said[0], said[2]) == (free[0], free[2])
+    assert said[1][:3] == free[1][:3]
+    assert said[1] != free[1]
+
+
+def test_blocks_that_another_request_filled_are_missing(guards: Any, what: LoadedModel) -> None:
+    guard = guards.guard(what, guards.many_probes())
+    prompt = [1, 5, *range(20, 40)]
+    with Monitor(guard, Policy.shadow()).attach(what.model, what.tokenizer) as monitor:
+        run(what, [prompt] * 3, share=True)
+        coverage = [case.coverage for case in monitor.continuous.values()]
+    assert all(item.scored + item.missing == len(prompt) + TOKENS - 1 for item in coverage)
+    assert any(item.missing for item in coverage)
+
+
+def test_a_preempted_request_goes_on_where_it_was(
+    guards: Any, what: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preempted: list[str] = []
+    anew = RequestState.create_equivalent_initial_request
+
+    def spy(state: Any) -> Any:
+        preempted.append(state.request_id)
+        return anew(state)
+
+    monkeypatch.setattr(RequestState, "create_equivalent_initial_request", spy)
+    guard = guards.guard(what, guards.many_probes())
+    prompts = [[1, 5, *range(20 + index, 32 + index)] for index in range(4)]
+    free = run(what, prompts)
+    with Monitor(guard, Policy.shadow()).attach(what.model, what.tokenizer) as monitor:
+        # Room for fewer tokens than four requests need: some must give theirs up and be computed again.
+        said = run(what, prompts, num_blocks=14)
+    assert preempted
+    assert said == free
+    check(guards, what, guard, monitor, prompts, said)
+    # It can be stopped as well as any other.
+    row = int(preempted[0].removeprefix("req_"))
+    with Monitor(seeker(guards, what, prompts[row], free[row], TOKENS - 3), Policy.default()).attach(
+        what.model, what.tokenizer
+    ):
+        said = run(what, prompts, num_blocks=14)
+    assert said == [new[: TOKENS - 1] if index == row else new for index, new in enumerate(free)]

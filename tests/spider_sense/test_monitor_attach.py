@@ -1,0 +1,205 @@
+"""Attaching and detaching: what is refused, and that nothing stays behind."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from spider_sense.errors import ConfigError, MismatchError, SiteError
+from spider_sense.guard import Guard
+from spider_sense.judge import Case
+from spider_sense.models import LoadedModel
+from spider_sense.monitor import Monitor
+from spider_sense.policy import Policy, Rule, Steer
+
+PROMPTS = ([1, 5, 20, 21, 22], [1, 5, *range(30, 45)], [9, 50, 8])
+GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
+
+
+@pytest.fixture
+def guard(guards: Any, tiny_loaded: LoadedModel) -> Guard:
+    result: Guard = guards.guard(tiny_loaded, guards.many_probes())
+    return result
+
+
+@pytest.fixture
+def free(guards: Any, tiny_loaded: LoadedModel) -> torch.Tensor:
+    """What the model says when nobody watches."""
+    ids: torch.Tensor = tiny_loaded.model.generate(**guards.pad(PROMPTS), **GREEDY)
+    return ids
+
+
+def watch(what: LoadedModel, guard: Guard, **options: Any) -> Monitor:
+    return Monitor(guard, Policy.shadow(), **options).attach(what.model, what.tokenizer)
+
+
+def slots(monitor: Monitor) -> int:
+    return len(monitor._judge.scorer.stream._free)
+
+
+def fail(*_: object) -> Any:
+    raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("where", ["processor", "step", "prompt", "beams", "principals", "eos"])
+def test_a_call_that_fails_leaves_nothing_open(guards: Any, tiny_loaded: LoadedModel, free: Any, where: str) -> None:
+    guard, model = guards.guard(tiny_loaded, guards.many_probes()), tiny_loaded.model
+    wrong: dict[str, dict[str, Any]] = {
+        "processor": {"logits_processor": [fail]},
+        "prompt": {"stopping_criteria": [fail]},
+        "beams": {"num_beams": 2},
+        "principals": {"principals": ["a"]},
+        "eos": {"eos_token_id": None},
+    }
+    monitor = Monitor(guard, Policy.shadow(), on_step=fail if where == "step" else None)
+    with monitor.attach(model, tiny_loaded.tokenizer):
+        before = slots(monitor)
+        eos, tiny_loaded.tokenizer.eos_token = tiny_loaded.tokenizer.eos_token, None
+        with pytest.raises((RuntimeError, ConfigError)):
+            model.generate(**guards.pad(PROMPTS), **GREEDY, **wrong.get(where, {}))
+        tiny_loaded.tokenizer.eos_token = eos
+        assert slots(monitor) == before
+        monitor._on_step = None
+        assert torch.equal(model.generate(**guards.pad(PROMPTS), **GREEDY), free)
+        assert slots(monitor) == before
+
+
+def traces(model: Any) -> dict[str, Any]:
+    """Return what hooks and attributes a model has."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+    hooks = {f"{name}{kind}": dict(getattr(item, kind)) for name, item in model.named_modules() for kind in kinds}
+    return {**hooks, "attributes": sorted(vars(model)), "generate": model.generate}
+
+
+def test_detaching_leaves_no_trace(guards: Any, tiny_loaded: LoadedModel, free: torch.Tensor) -> None:
+    model: Any = tiny_loaded.model
+    for own in (None, lambda *args, **kwargs: type(model).generate(model, *args, **kwargs)):
+        if own is not None:
+            model.generate = own
+        before = traces(model)
+        monitor = Monitor(guards.guard(tiny_loaded, guards.many_probes()), Policy.shadow())
+        monitor.attach(model, tiny_loaded.tokenizer)
+        assert traces(model) != before
+        model.generate(**guards.pad(PROMPTS), **GREEDY)
+        monitor.detach()
+        monitor.detach()
+        assert traces(model) == before
+        assert torch.equal(model.generate(**guards.pad(PROMPTS), **GREEDY), free)
+        monitor.attach(model, tiny_loaded.tokenizer)
+        monitor.detach()
+
+
+def test_a_guard_is_attached_once(tiny_loaded: LoadedModel, guard: Guard) -> None:
+    model = tiny_loaded.model
+    with watch(tiny_loaded, guard) as monitor:
+        for other in (monitor, Monitor(guard, Policy.shadow())):
+            with pytest.raises(ConfigError, match="attached"):
+                other.attach(model, tiny_loaded.tokenizer)
+        assert model.generate == monitor._guarded_generate
+    assert "generate" not in vars(model)
+
+
+def test_a_guard_for_something_else_leaves_the_model_alone(
+    guards: Any, tiny_loaded: LoadedModel, tiny_model: Callable[[str], Any], guard: Guard
+) -> None:
+    other, monitor = tiny_model("qwen2"), Monitor(guard)
+    before = traces(other)
+    with pytest.raises(MismatchError, match="model_type"):
+        monitor.attach(other, tiny_loaded.tokenizer)
+    what = replace(tiny_loaded, model=other)
+    missing = guards.guard(what, [guards.probe("a", "mean", "resid.7")])
+    with pytest.raises(SiteError, match=r"resid\.7"):
+        Monitor(missing).attach(other, tiny_loaded.tokenizer)
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        monitor.attach(other)
+    assert traces(other) == before
+    half = tiny_loaded.model.half()
+    with pytest.raises(MismatchError, match="uncertified"):
+        monitor.attach(half, tiny_loaded.tokenizer)
+    with monitor.attach(half, tiny_loaded.tokenizer, allow_uncertified=True):
+        half.generate(**guards.pad(PROMPTS), **GREEDY)
+        assert all(case.peak[0] > -torch.inf for case in monitor.cases)
+
+
+@pytest.mark.parametrize("action", ["patch", "throttle"])
+def test_what_the_engine_cannot_do_is_refused(guard: Guard, action: Any) -> None:
+    rules = (Rule(detector="ema", zone="breach", action="stop"), Rule(detector="*", zone="suspect", action=action))
+    with pytest.raises(ConfigError, match=rf"rules\[1\]: the transformers engine cannot '{action}'"):
+        Monitor(guard, Policy(rules=rules))
+    with pytest.raises(ConfigError, match="on_missing"):
+        Monitor(guard, Policy(rules=(), on_missing=action))
+
+
+def test_a_policy_must_speak_of_what_the_guard_has(guard: Guard) -> None:
+    with pytest.raises(ConfigError, match="'atention'; did you mean 'attention'"):
+        Monitor(guard, Policy(rules=(Rule(detector="atention", zone="breach", action="stop"),)))
+    with pytest.raises(ConfigError, match="no steering vector 'calm'"):
+        Monitor(guard, Policy(rules=(), steer=Steer(vector="calm", strength=1.0)))
+
+
+@pytest.mark.parametrize("where", ["argument", "config", "model"])
+def test_beams_are_refused_wherever_they_are_asked_for(
+    guards: Any, tiny_loaded: LoadedModel, guard: Guard, where: str
+) -> None:
+    model, options = tiny_loaded.model, dict(GREEDY)
+    if where == "argument":
+        options["num_beams"] = 2
+    elif where == "config":
+        options["generation_config"] = GenerationConfig(num_beams=2)
+    else:
+        model.generation_config.num_beams = 2
+        options["generation_config"] = GenerationConfig(max_new_tokens=2)
+    with watch(tiny_loaded, guard), pytest.raises(ConfigError, match="num_beams=2"):
+        model.generate(**guards.pad(PROMPTS), **options)
+
+
+def test_a_prompt_that_cannot_be_named_is_refused(guards: Any, tiny_loaded: LoadedModel, guard: Guard) -> None:
+    model, ids = tiny_loaded.model, torch.tensor([PROMPTS[0]])
+    with watch(tiny_loaded, guard) as monitor:
+        before = slots(monitor)
+        for arguments in ((), (ids[0],), (ids.tolist(),), (ids, GenerationConfig())):
+            with pytest.raises(ConfigError, match="input_ids"):
+                model.generate(*arguments, **GREEDY)
+        with pytest.raises(ConfigError, match="input_ids"):
+            model.generate(inputs_embeds=torch.zeros(1, 4, 32), **GREEDY)
+        with pytest.raises(ConfigError, match=r"attention_mask is \[1, 9\], input_ids are \[1, 5\]"):
+            model.generate(ids, attention_mask=torch.ones(1, 9, dtype=torch.long), **GREEDY)
+        assert slots(monitor) == before
+
+
+def test_one_guarded_call_at_a_time(guards: Any, tiny_loaded: LoadedModel, guard: Guard, free: torch.Tensor) -> None:
+    seen: list[int] = []
+
+    def on_step(cases: Sequence[Case]) -> None:
+        with pytest.raises(ConfigError, match="is running"):
+            tiny_loaded.model.generate(torch.tensor([PROMPTS[0]]), **GREEDY)
+        seen.append(len(cases))
+
+    with watch(tiny_loaded, guard, on_step=on_step):
+        output = tiny_loaded.model.generate(**guards.pad(PROMPTS), **GREEDY)
+    assert torch.equal(output, free)
+    assert seen
+    assert max(seen) == len(PROMPTS)
+
+
+def test_cases_carry_who_asked(guards: Any, tiny_loaded: LoadedModel, guard: Guard) -> None:
+    with watch(tiny_loaded, guard, keep_history=True) as monitor:
+        tiny_loaded.model.generate(**guards.pad(PROMPTS), **GREEDY, principals=["a", None, "c"])
+    assert [case.request.principal for case in monitor.cases] == ["a", None, "c"]
+    for case in monitor.cases:
+        positions = [position for position, _ in case.history]
+        assert positions == sorted(positions)
+        assert positions[0] == case.request.prompt_length - 1
+        assert max(score for _, score in case.history) == case.peak[0]
+
+
+def test_passes_outside_generate_are_left_alone(guards: Any, tiny_loaded: LoadedModel, guard: Guard) -> None:
+    batch = guards.pad(PROMPTS)
+    with torch.no_grad():
+        before = tiny_loaded.model(**batch).logits
+        with watch(tiny_loaded, guard) as monitor:
+            assert torch.equal(tiny_loaded.model(**batch).logits, before)
+            assert monitor.cases == []
