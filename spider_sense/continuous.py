@@ -45,7 +45,7 @@ class ContinuousCalls:
             if case.decision.action == "stop":
                 state = self._running[case.request.id]
                 # The engine compares this with the tokens so far when it takes in the step's token.
-                state._new_tokens_limit = state.generated_len() + 1
+                state._new_tokens_limit = case.stopped_after = state.generated_len() + 1
         self._steer([name for name in self._running if self.cases[name].decision.action == "steer"])
 
     def close(self) -> None:

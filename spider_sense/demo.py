@@ -139,7 +139,8 @@ def enforcement(
         guarded = _generate(loaded, ids_BP, mask_BP, new_tokens)
     width, rows, unchanged = ids_BP.shape[1], [], True
     for row, (example, case) in enumerate(zip(examples, monitor.cases, strict=True)):
-        stopped = case.decision.action == "stop"
+        # A breach at the very last token comes too late to stop anything.
+        stopped = case.stopped_after is not None and case.stopped_after < guarded.shape[1] - width
         if not stopped:
             length = min(bare.shape[1], guarded.shape[1])
             unchanged &= torch.equal(bare[row, :length], guarded[row, :length])
@@ -149,7 +150,7 @@ def enforcement(
                 "harmful": example.label == "harmful",
                 "action": case.decision.action,
                 "score": float(case.peak[0]),
-                "stopped_after": case.position + 1 - case.request.prompt_length + 1 if stopped else None,
+                "stopped_after": case.stopped_after if stopped else None,
                 "text": loaded.tokenizer.decode(guarded[row, width:], skip_special_tokens=True),
             }
         )

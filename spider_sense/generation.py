@@ -152,6 +152,7 @@ class GuardedCall:
         for row, case in enumerate(self.cases):
             if id(case) in changed and case.decision.action == "stop":
                 self.stopped_at[row] = column
+                case.stopped_after = column - self._mask_BP.shape[1]
                 self._alive[row] = False
         if self._on_step is not None:
             self._on_step(reading.cases)

@@ -45,6 +45,8 @@ class Case:
     missing: int = 0
     """Tokens known to be missing when it was last judged."""
     detectors: tuple[str, ...] = ()
+    stopped_after: int | None = None
+    """Tokens that were generated before the request was stopped; None if it was not."""
     history: list[tuple[int, float]] = field(default_factory=list)
     """(position, readout of the first detector) at each step; filled only by a judge that keeps history."""
 
@@ -168,6 +170,8 @@ class Judge:
         zone_BH[~(peak_BH < thresholds_B2H[:, 1])] = _BREACH
         changed = []
         for case, position, peak_H, zone_H in zip(reading.cases, reading.positions, peak_BH, zone_BH, strict=True):
+            if case.decision.action == "stop":
+                continue  # it keeps the verdict that stopped it
             case.peak, case.position = peak_H, position
             if case.request.missing > case.missing or (zone_H > case.zone).any():
                 case.missing = case.request.missing

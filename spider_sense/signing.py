@@ -5,6 +5,7 @@ the guard anew leaves it out, since it would no longer hold.
 """
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ __all__ = ["SIGNATURE", "generate_keys", "is_signed", "sign", "verify"]
 
 SIGNATURE = "model.sig"
 
+_DIGESTS = re.compile(r": Expected 'Digest\(.*?\)', Actual 'Digest\(.*?\)'")
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
 
@@ -112,7 +114,7 @@ def verify(folder: Path, public_key: Path) -> None:
             f"{folder} is not signed: it has no {SIGNATURE}; run `spider-sense sign {folder} --key ...`"
         )
     config = verifying.Config().set_hashing_config(_hashing()).use_elliptic_key_verifier(public_key=public_key)
-    with _explained(folder, "take the public key, or the guard, from whoever signed it again"):
+    with _explained(folder, "get the guard, or the public key, once more from whoever signed it"):
         config.verify(folder, folder / SIGNATURE)
 
 
@@ -130,7 +132,9 @@ def _explained(folder: Path, advice: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().removesuffix(".") or type(error).__name__
+    # Two digests as raw bytes tell nobody anything; the file's name before them does.
+    text = _DIGESTS.sub("", str(error).replace("\\'", "'"))
+    return text.strip().removesuffix(".") or type(error).__name__
 
 
 def _hashing() -> Any:

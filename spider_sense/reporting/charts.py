@@ -66,8 +66,9 @@ def roc_chart(detector: DetectorFacts) -> str:
     for name, points in reversed(curves.items()):
         figure.path(points, f"s-{name}")
     ends = {name: figure.y(points[-1][1]) for name, points in curves.items()}
+    titles = {system.name: system.title for system in detector.systems}
     for name, y in _apart(ends, 30.0, 250.0).items():
-        figure.text(360, y + 4, name.replace("_", " "), f"series t-{name}")
+        figure.text(360, y + 4, titles[name], f"series t-{name}")
     return figure.svg()
 
 

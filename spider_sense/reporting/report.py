@@ -32,6 +32,11 @@ class System(_Record):
     roc: tuple[tuple[float, float], ...]
     """(false-positive rate, true-positive rate), both rising; empty if the guard keeps no curve."""
 
+    @property
+    def title(self) -> str:
+        """The name as people write it."""
+        return "TF-IDF" if self.name == "tfidf" else self.name.replace("_", " ")
+
 
 class SweepPoint(_Record):
     """One candidate of the sweep, measured on the validation part."""

@@ -48,7 +48,6 @@ dd{overflow-wrap:anywhere}
   background:linear-gradient(90deg,rgb(var(--against)/.72),
     rgb(var(--against)/0) 50%,rgb(var(--for)/0) 50%,rgb(var(--for)/.72))
 }
-.legend .t{margin-left:14px}
 article{padding:26px 0 34px;border-top:1px solid var(--rule)}
 .label{font-weight:400;color:var(--soft);font-size:14.5px}
 .badge{
@@ -173,7 +172,6 @@ footer{color:var(--soft);font-size:14px;border-top:1px solid var(--rule);padding
   section,footer{margin-top:56px}
   dl{grid-template-columns:1fr;gap:12px}
   .facts{grid-template-columns:repeat(2,1fr)}
-  .legend .t{margin-left:0}
   svg{font-size:14px}
   .bars li{grid-template-columns:minmax(0,1fr) 80px 50px}
 }

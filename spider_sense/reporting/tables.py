@@ -19,7 +19,7 @@ def systems_table(detector: DetectorFacts) -> str:
         _row(
             "td",
             [
-                f'<span class="key s-{html.escape(system.name)}"></span>{html.escape(system.name.replace("_", " "))}',
+                f'<span class="key s-{html.escape(system.name)}"></span>{html.escape(system.title)}',
                 _number(system.auroc),
                 _number(system.log_auroc),
                 percent(system.tpr),

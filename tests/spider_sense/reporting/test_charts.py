@@ -1,4 +1,5 @@
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_the_curve_climbs_only_at_its_points() -> None:
 def test_labels_do_not_cover_each_other() -> None:
     places = _apart({"a": 100.0, "b": 101.0, "c": 249.0, "d": 250.0, "e": 20.0}, 30.0, 250.0)
     ordered = sorted(places.values())
-    assert all(upper - lower >= 16 for lower, upper in zip(ordered, ordered[1:], strict=False))
+    assert all(upper - lower >= 16 for lower, upper in pairwise(ordered))
     assert ordered[0] >= 30
     assert ordered[-1] <= 250
 
