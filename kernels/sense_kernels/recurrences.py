@@ -4,10 +4,10 @@ Every function takes a :class:`Chunk` (the rows of B requests, left-aligned and 
 returns the new state; ``READOUT`` turns a state into the running value. NaN enters no maximum unnoticed: torch's
 ``amax`` and ``maximum`` propagate it, so that a poisoned lane stays poisoned.
 
-Recurrences: mean and max are folklore; ema_max after Gemini probes (arXiv 2601.11516, section 3), with a warm-up of 1 /
-alpha tokens instead of a start at 0; attention as in online softmax (arXiv 1805.02867, algorithm 3); cusum after Page (1954);
-rolling_mean_max is SWiM's window (arXiv 2601.04603) under a maximum; rolling_attention is arXiv 2601.11516's selected
-probe.
+Recurrences: mean and max are folklore; ema_max after Gemini probes (arXiv 2601.11516, section 3), with a warm-up of
+1 / alpha tokens instead of a start at 0; attention as in online softmax (arXiv 1805.02867, algorithm 3); cusum after
+Page (1954); rolling_mean_max is SWiM's window (arXiv 2601.04603) under a maximum; rolling_attention is arXiv
+2601.11516's selected probe.
 
 Shape letters: B requests, n rows of the chunk, L lanes, w window, S state floats of a lane.
 """

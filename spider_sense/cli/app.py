@@ -17,8 +17,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-"""Where tables go."""
+WIDTH = 150
+console = Console(width=None if sys.stdout.isatty() else WIDTH)
+"""Where tables go; a file or a pipe gets them uncut."""
 
 
 def main() -> None:

@@ -86,9 +86,10 @@ def oracle(z: np.ndarray, codes: np.ndarray) -> list[float]:
 
 def _codes(prompt: int, total: int) -> np.ndarray:
     positions = np.arange(total)
-    code = np.where(positions < prompt, PROMPT, RESPONSE)
+    code: np.ndarray = np.where(positions < prompt, PROMPT, RESPONSE)
     code |= np.where((positions < prompt) & (positions >= prompt - 2), TAIL, 0)
-    return code | np.where(positions >= prompt - 1, WATCHED, 0)
+    code |= np.where(positions >= prompt - 1, WATCHED, 0)
+    return code
 
 
 @st.composite

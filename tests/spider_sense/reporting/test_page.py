@@ -140,7 +140,7 @@ def page(thresholds: Calibration) -> str:
 
 def test_hostile_prompts_stay_text(page: str) -> None:
     reader = read(page)
-    assert not {tag for tag, _ in reader.elements} & {"script", "img", "b1", "link", "iframe", "object"}
+    assert not {tag for tag, _ in reader.elements} & {"script", "img", "link", "iframe", "object"}
     assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
     for text in HOSTILE[:3]:
         assert text in reader.text
