@@ -35,16 +35,20 @@ def time_chart(track: Track) -> str:
     ys = [(tick, f"{tick:g}") for tick in round_ticks(figure.y.low, figure.y.high, 4)]
     figure.grid(xs, ys, "response token", "readout")
     figure.path(points, "readout")
-    close = abs(figure.y(track.breach) - figure.y(track.suspect)) < LABEL_GAP
-    figure.rule(track.suspect, "" if close else f"suspect {track.suspect:.2f}", "suspect")
-    figure.rule(
-        track.breach,
-        f"breach {track.breach:.2f}{f', suspect {track.suspect:.2f}' if close else ''}",
-        "breach",
-    )
+    close = abs(figure.y(track.breach) - figure.y(track.suspect)) < 2 * LABEL_GAP
+    for name, value in (("suspect", track.suspect), ("breach", track.breach)):
+        # Labels of two close lines go to their outer sides; otherwise a label keeps clear of the readout.
+        below = name == "suspect" if close else _crowded(figure, points, value)
+        figure.rule(value, f"{name} {value:.2f}", name, below)
     when, top = max(points, key=lambda point: point[1])
     figure.dot(when, top, "readout", f"peak {top:.3f} after {when:.0f} response tokens")
     return figure.svg()
+
+
+def _crowded(figure: Figure, points: Sequence[tuple[float, float]], value: float) -> bool:
+    """Return whether the readout runs where a label above the right end of a line would stand."""
+    late = [figure.y(readout) for when, readout in points if when >= 0.7 * figure.x.high]
+    return any(figure.y(value) - 2 * LABEL_GAP < pixel <= figure.y(value) for pixel in late)
 
 
 def roc_chart(detector: DetectorFacts) -> str:

@@ -68,10 +68,10 @@ class Figure:
         places = " ".join(f"{self.x(x)},{self.y(y)}" for x, y in points)
         self.marks.append(f'<polyline class="line {html.escape(style)}" points="{places}"/>')
 
-    def rule(self, y: float, text: str, style: str) -> None:
-        """Draw a horizontal line right across and write above its end."""
+    def rule(self, y: float, text: str, style: str, below: bool = False) -> None:
+        """Draw a horizontal line right across and write above or below its end."""
         self._line(self.x.start, self.y(y), self.x.stop, self.y(y), style)
-        self.text(self.x.stop, self.y(y) - 6, text, f"{style} end")
+        self.text(self.x.stop, self.y(y) + (16 if below else -6), text, f"{style} end")
 
     def upright(self, x: float, style: str) -> None:
         """Draw a vertical line from bottom to top."""

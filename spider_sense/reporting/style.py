@@ -96,7 +96,7 @@ svg .end{text-anchor:end}
 rect.void{fill:var(--panel)}
 line.breach{stroke:var(--breach);stroke-width:1.8}
 line.suspect{stroke:var(--suspect);stroke-width:1.8;stroke-dasharray:6 4}
-svg text.breach,svg text.suspect{paint-order:stroke;stroke:var(--paper);stroke-width:5px;stroke-linejoin:round}
+svg text.breach,svg text.suspect{paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round}
 svg text.breach{fill:var(--breach)}
 svg text.suspect{fill:var(--suspect)}
 .line.readout{stroke:var(--ink);stroke-width:2.2}
