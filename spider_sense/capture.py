@@ -9,7 +9,7 @@ Shape letters: T packed rows of a forward pass, n tokens of a sequence, D width.
 """
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -25,15 +25,19 @@ from spider_sense.types import Site
 __all__ = ["Capture", "CapturedSequence"]
 
 
-@dataclass(slots=True)
+Piece = tuple[np.ndarray, dict[Site, Tensor]]
+"""Positions and hidden states of one sequence in one forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
 class CapturedSequence:
     """What was captured of one sequence."""
 
     key: Hashable
     """Row of the batch, or the request id under continuous batching."""
-    positions: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    positions: np.ndarray
     """Absolute positions, int64, ascending, each once."""
-    hidden: dict[Site, Tensor] = field(default_factory=dict)
+    hidden: dict[Site, Tensor]
     """Hidden states [n, D] in the model's dtype, aligned with ``positions``."""
 
 
@@ -50,7 +54,7 @@ class Capture:
 
     def __init__(self, model: nn.Module, sites: Iterable[Site]) -> None:
         self._model, self._sites = model, tuple(sites)
-        self._sequences: dict[Hashable, CapturedSequence] = {}
+        self._sequences: dict[Hashable, list[Piece]] = {}
         self._forward: Forward | None = None
         self._seen: list[Tensor | None] = [None] * len(self._sites)
         self._attachment: Attachment | None = None
@@ -69,7 +73,7 @@ class Capture:
 
     def take(self) -> list[CapturedSequence]:
         """Return the sequences captured since the last call, and start anew."""
-        result = list(self._sequences.values())
+        result = [_joined(key, pieces) for key, pieces in self._sequences.items()]
         self._sequences = {}
         return result
 
@@ -95,11 +99,22 @@ class Capture:
             )
         for sequence in self._forward.sequences:
             if len(sequence.rows):
-                captured = self._sequences.setdefault(sequence.key, CapturedSequence(sequence.key))
-                keep = int(np.searchsorted(captured.positions, sequence.positions[0]))
-                captured.positions = np.concatenate((captured.positions[:keep], sequence.positions))
                 rows = torch.from_numpy(sequence.rows)
-                for site, seen_TD in seen.items():
-                    fresh = seen_TD[rows.to(seen_TD.device)]
-                    old = captured.hidden.get(site)
-                    captured.hidden[site] = fresh if old is None else torch.cat((old[:keep], fresh))
+                fresh = {site: seen_TD[rows.to(seen_TD.device)] for site, seen_TD in seen.items()}
+                pieces = self._sequences.setdefault(sequence.key, [])
+                _drop_from(pieces, int(sequence.positions[0]))
+                pieces.append((sequence.positions, fresh))
+
+
+def _drop_from(pieces: list[Piece], position: int) -> None:
+    """Drop what was captured at a position and after."""
+    while pieces and pieces[-1][0][-1] >= position:
+        positions, hidden = pieces.pop()
+        keep = int(np.searchsorted(positions, position))
+        if keep:
+            pieces.append((positions[:keep], {site: x_nD[:keep] for site, x_nD in hidden.items()}))
+
+
+def _joined(key: Hashable, pieces: list[Piece]) -> CapturedSequence:
+    hidden = {site: torch.cat([piece[site] for _, piece in pieces]) for site in pieces[0][1]}
+    return CapturedSequence(key, np.concatenate([positions for positions, _ in pieces]), hidden)
