@@ -66,51 +66,67 @@ def fold_torch(
     logits_TC = torch.where(logits_TC.isfinite(), logits_TC, torch.nan)
     for part in _segments(rows):
         slot_B = torch.from_numpy(part.slot_B).to(state.device)
-        chosen = {span: _padded(part, span, state.device) for span in table.spans}
+        state_BS, count_BG = state[slot_B], count[slot_B]
+        chosen = {span: _choose(logits_TC, part, span, table) for span in table.spans}
         for index, group in enumerate(table.groups):
-            row_Bn, valid_Bn = chosen[group.span]
-            if row_Bn.shape[1]:
-                _fold_group(state, count, logits_TC, slot_B, row_Bn, valid_Bn, group, index)
-        _watch(state, count, peak, part, slot_B, table, trace)
+            if chosen[group.span].valid_Bn.shape[1]:
+                _fold_group(state_BS, count_BG, chosen[group.span], group, index)
+        state[slot_B], count[slot_B] = state_BS, count_BG
+        _watch(peak, state_BS, count_BG, part, slot_B, table, trace)
 
 
 def readout_torch(state: Tensor, count: Tensor, slot_B: Tensor, table: LaneTable) -> Tensor:
     """Return the running value of every head, [B, H]; -inf for a head that has folded no row yet."""
-    readout_BH = torch.zeros(len(slot_B), table.heads, device=state.device)
-    state_BS, count_BG = state[slot_B], count[slot_B]
+    return _readout(state[slot_B], count[slot_B], table)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The rows of a part that a span selects, left-aligned."""
+
+    value_BnL: Tensor
+    """Value of every lane of the table."""
+    query_BnL: Tensor
+    valid_Bn: Tensor
+    full: bool
+    """Whether there is no padding."""
+
+
+def _choose(logits_TC: Tensor, part: FoldRows, span: int, table: LaneTable) -> _Chosen:
+    row_Bn, valid_Bn = _padded(part, span)
+    logits_BnC = logits_TC[torch.from_numpy(row_Bn).to(logits_TC.device)]
+    valid = torch.from_numpy(valid_Bn).to(logits_TC.device)
+    return _Chosen(logits_BnC[..., table.value], logits_BnC[..., table.query], valid, bool(valid_Bn.all()))
+
+
+def _readout(state_BS: Tensor, count_BG: Tensor, table: LaneTable) -> Tensor:
+    lanes = []
     for index, group in enumerate(table.groups):
-        count_B1 = count_BG[:, index : index + 1]
-        state_BLS = state_BS[:, group.offset : group.stop].view(len(slot_B), -1, group.width)
-        lane_BL = READOUT[group.kind](group, state_BLS, count_B1)
-        readout_BH.index_add_(1, group.head, lane_BL.masked_fill(count_B1 == 0, -torch.inf))
-    return readout_BH
+        state_BLS = state_BS[:, group.offset : group.stop].view(len(state_BS), -1, group.width)
+        lanes.append(READOUT[group.kind](group, state_BLS, count_BG[:, index : index + 1]))
+    lane_BL = torch.cat(lanes, 1).masked_fill((count_BG == 0)[:, table.group], -torch.inf)
+    return torch.zeros(len(state_BS), table.heads, device=state_BS.device).index_add_(1, table.head, lane_BL)
 
 
-def _fold_group(
-    state: Tensor,
-    count: Tensor,
-    logits_TC: Tensor,
-    slot_B: Tensor,
-    row_Bn: Tensor,
-    valid_Bn: Tensor,
-    group: LaneGroup,
-    index: int,
-) -> None:
-    logits_BnC = logits_TC[row_Bn]
-    query_BnL = logits_BnC[..., group.query] * group.param if group.kind.endswith("attention") else None
-    chunk = Chunk(logits_BnC[..., group.value], query_BnL, valid_Bn, count[slot_B, index])
-    old_BLS = state[slot_B, group.offset : group.stop].view(len(slot_B), -1, group.width)
+def _fold_group(state_BS: Tensor, count_BG: Tensor, chosen: _Chosen, group: LaneGroup, index: int) -> None:
+    """Fold a group's rows into the gathered state, in place."""
+    query_BnL = chosen.query_BnL[..., group.lanes] * group.param if group.kind.endswith("attention") else None
+    value_BnL = chosen.value_BnL[..., group.lanes]
+    chunk = Chunk(value_BnL, query_BnL, chosen.valid_Bn, chosen.full, count_BG[:, index].clone())
+    slots = slice(group.offset, group.stop)
+    old_BLS = state_BS[:, slots].view(len(state_BS), -1, group.width)
     new_BLS = UPDATE[group.kind](group, old_BLS, chunk)
-    # A request without a row of this span keeps its state bit for bit.
-    new_BLS = torch.where(valid_Bn[:, :1, None], new_BLS, old_BLS)
-    state[slot_B, group.offset : group.stop] = new_BLS.flatten(1)
-    count[slot_B, index] += chunk.length_B
+    if not chosen.full:
+        # A request without a row of this span keeps its state bit for bit.
+        new_BLS = torch.where(chosen.valid_Bn[:, :1, None], new_BLS, old_BLS)
+    state_BS[:, slots] = new_BLS.flatten(1)
+    count_BG[:, index] += chunk.length_B
 
 
 def _watch(
-    state: Tensor,
-    count: Tensor,
     peak: Tensor,
+    state_BS: Tensor,
+    count_BG: Tensor,
     part: FoldRows,
     slot_B: Tensor,
     table: LaneTable,
@@ -122,8 +138,9 @@ def _watch(
     if not watched_B.any():
         return
     if not watched_B.all():
-        slot_B = slot_B[torch.from_numpy(watched_B).to(slot_B.device)]
-    readout_BH = readout_torch(state, count, slot_B, table)
+        keep_B = torch.from_numpy(watched_B).to(slot_B.device)
+        slot_B, state_BS, count_BG = slot_B[keep_B], state_BS[keep_B], count_BG[keep_B]
+    readout_BH = _readout(state_BS, count_BG, table)
     peak[slot_B] = torch.maximum(peak[slot_B], readout_BH)
     if trace is not None:
         trace[torch.from_numpy(part.row_R[last_B[watched_B]]).to(trace.device)] = readout_BH
@@ -151,23 +168,18 @@ def _segments(rows: FoldRows) -> Iterator[FoldRows]:
         )
 
 
-def _padded(part: FoldRows, span: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _padded(part: FoldRows, span: int) -> tuple[IntArray, npt.NDArray[np.bool_]]:
     """Return row indices [B, n] and their validity [B, n] of the rows that a span selects, left-aligned."""
     requests = len(part.slot_B)
-    if len(part.row_R) == requests:
-        valid_B1 = (part.code_R & span != 0)[:, None]
-        width = int(valid_B1.any())
-        return (
-            torch.from_numpy(part.row_R[:, None][:, :width]).to(device),
-            torch.from_numpy(valid_B1[:, :width]).to(device),
-        )
-    owner_R = np.repeat(np.arange(requests), np.diff(part.start_B))
     keep_R = (part.code_R & span) != 0
-    owner = owner_R[keep_R]
+    if len(part.row_R) == requests:
+        width = int(keep_R.any())
+        return part.row_R[:, None][:, :width], keep_R[:, None][:, :width]
+    owner = np.repeat(np.arange(requests), np.diff(part.start_B))[keep_R]
     length_B = np.bincount(owner, minlength=requests)
     column = np.arange(len(owner)) - np.repeat(np.cumsum(length_B) - length_B, length_B)
     row_Bn = np.zeros((requests, int(length_B.max(initial=0))), dtype=np.int64)
     valid_Bn = np.zeros(row_Bn.shape, dtype=bool)
     row_Bn[owner, column] = part.row_R[keep_R]
     valid_Bn[owner, column] = True
-    return torch.from_numpy(row_Bn).to(device), torch.from_numpy(valid_Bn).to(device)
+    return row_Bn, valid_Bn

@@ -82,15 +82,14 @@ class LaneGroup:
     width: int
     offset: int
     """First state float of the group; lane l of the group starts at ``offset + l * width``."""
-    value: Tensor  # [L] int64
-    query: Tensor  # [L] int64
+    lanes: slice
+    """The group's lanes among all lanes of the table."""
     param: Tensor  # [L] float32
-    head: Tensor  # [L] int64
 
     @property
     def stop(self) -> int:
         """One past the group's last state float."""
-        return self.offset + self.width * len(self.value)
+        return self.offset + self.width * len(self.param)
 
 
 class LaneTable:
@@ -118,11 +117,21 @@ class LaneTable:
 
         self.heads = heads
         self.groups: list[LaneGroup] = []
-        offset = 0
-        for _, members in groupby(sorted(lanes, key=key), key=key):
-            group = _make_group(list(members), offset, device)
+        ordered, offset, first = sorted(lanes, key=key), 0, 0
+        for _, members in groupby(ordered, key=key):
+            group = _make_group(list(members), offset, first, device)
             self.groups.append(group)
-            offset = group.stop
+            offset, first = group.stop, group.lanes.stop
+        self.value = torch.tensor([lane.value for lane in ordered], device=device)
+        """Value column of every lane, int64, groups one after the other."""
+        self.query = torch.tensor([max(lane.query, 0) for lane in ordered], device=device)
+        """Query column of every lane; 0 where there is none."""
+        self.head = torch.tensor([lane.head for lane in ordered], device=device)
+        """Head of every lane."""
+        self.group = torch.tensor(
+            [index for index, group in enumerate(self.groups) for _ in group.param], device=device
+        )
+        """Group of every lane."""
         self.state_floats = offset
         """S, floats of state that one slot needs."""
         self.spans = sorted({group.span for group in self.groups})
@@ -149,16 +158,13 @@ class LaneTable:
         peak[slots] = -torch.inf
 
 
-def _make_group(lanes: list[Lane], offset: int, device: torch.device | str) -> LaneGroup:
-    first = lanes[0]
+def _make_group(lanes: list[Lane], offset: int, first: int, device: torch.device | str) -> LaneGroup:
     return LaneGroup(
-        kind=first.kind,
-        span=first.span,
-        window=first.window,
-        width=first.width,
+        kind=lanes[0].kind,
+        span=lanes[0].span,
+        window=lanes[0].window,
+        width=lanes[0].width,
         offset=offset,
-        value=torch.tensor([lane.value for lane in lanes], device=device),
-        query=torch.tensor([max(lane.query, 0) for lane in lanes], device=device),
+        lanes=slice(first, first + len(lanes)),
         param=torch.tensor([lane.param for lane in lanes], device=device),
-        head=torch.tensor([lane.head for lane in lanes], device=device),
     )

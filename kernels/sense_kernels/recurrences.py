@@ -32,12 +32,14 @@ class Chunk:
     """Attention scores, already multiplied by the lane's factor; None for kinds without attention."""
     valid_Bn: Tensor
     """bool; each row of it is a run of True followed by padding."""
+    full: bool
+    """Whether there is no padding."""
     count_B: Tensor
     """int64, rows folded before this chunk."""
 
     def masked(self, x_BnL: Tensor, fill: float) -> Tensor:
         """Return ``x`` with padding rows replaced by ``fill``."""
-        return x_BnL.masked_fill(~self.valid_Bn[..., None], fill)
+        return x_BnL if self.full else x_BnL.masked_fill(~self.valid_Bn[..., None], fill)
 
     @property
     def length_B(self) -> Tensor:
@@ -110,7 +112,7 @@ def _cusum(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
 
 
 def _windows(ring_BLw: Tensor, rows_BnL: Tensor, count_B: Tensor) -> Tensor:
-    """Return the window that ends at each row [B, n, L, w], oldest token first; slots before the first token are 0."""
+    """Return the window that ends at each row [B, n, L, w]; what lies before the first token is 0."""
     w = ring_BLw.shape[-1]
     age_Bw = (count_B[:, None] + torch.arange(1, w, device=ring_BLw.device)) % w
     history_BLw = ring_BLw.gather(2, age_Bw[:, None].expand(-1, ring_BLw.shape[1], -1))
@@ -134,25 +136,34 @@ def _complete(chunk: Chunk, window: int) -> Tensor:
     return (chunk.valid_Bn & (seen_Bn >= window))[..., None]
 
 
+def _roll(ring_BLw: Tensor, rows_BnL: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
+    """Return the window that ends at each row [B, n, L, w], in any order of tokens, and the ring after the chunk."""
+    if rows_BnL.shape[1] == 1 and chunk.full:
+        # Decoding, the hot path: the ring after the token is its window.
+        place_BL1 = (chunk.count_B % ring_BLw.shape[-1])[:, None, None].expand(-1, ring_BLw.shape[1], 1)
+        ring_BLw = ring_BLw.scatter(2, place_BL1, rows_BnL[:, 0, :, None])
+        return ring_BLw[:, None], ring_BLw
+    return _windows(ring_BLw, rows_BnL, chunk.count_B), _write_ring(ring_BLw, rows_BnL, chunk)
+
+
 def _rolling_mean_max(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
-    ring_BLw, best_BL = state_BLS[..., :-1], state_BLS[..., -1]
-    rows_BnL = chunk.masked(chunk.value_BnL, 0.0)
-    mean_BnL = _windows(ring_BLw, rows_BnL, chunk.count_B).mean(-1)
-    mean_BnL = mean_BnL.masked_fill(~_complete(chunk, group.window), -torch.inf)
-    best_BL = torch.maximum(best_BL, mean_BnL.amax(1))
-    return torch.cat((_write_ring(ring_BLw, rows_BnL, chunk), best_BL[..., None]), -1)
+    window_BnLw, ring_BLw = _roll(state_BLS[..., :-1], chunk.masked(chunk.value_BnL, 0.0), chunk)
+    mean_BnL = window_BnLw.mean(-1).masked_fill(~_complete(chunk, group.window), -torch.inf)
+    best_BL = torch.maximum(state_BLS[..., -1], mean_BnL.amax(1))
+    return torch.cat((ring_BLw, best_BL[..., None]), -1)
 
 
 def _rolling_attention(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
     assert chunk.query_BnL is not None
-    query_ring_BLw, value_ring_BLw = state_BLS[..., :-1].chunk(2, -1)
-    value_BnL, query_BnL = chunk.masked(chunk.value_BnL, 0.0), chunk.masked(chunk.query_BnL, 0.0)
-    weight_BnLw = _windows(query_ring_BLw, query_BnL, chunk.count_B).softmax(-1)
-    mean_BnL = (weight_BnLw * _windows(value_ring_BLw, value_BnL, chunk.count_B)).sum(-1)
+    # Both rings roll as one, queries as the first half of the lanes.
+    rings_BLw = torch.cat(state_BLS[..., :-1].chunk(2, -1), 1)
+    rows_BnL = chunk.masked(torch.cat((chunk.query_BnL, chunk.value_BnL), 2), 0.0)
+    window_BnLw, rings_BLw = _roll(rings_BLw, rows_BnL, chunk)
+    query_BnLw, value_BnLw = window_BnLw.chunk(2, 2)
+    mean_BnL = (query_BnLw.softmax(-1) * value_BnLw).sum(-1)
     mean_BnL = mean_BnL.masked_fill(~_complete(chunk, group.window), -torch.inf)
     best_BL = torch.maximum(state_BLS[..., -1], mean_BnL.amax(1))
-    rings = (_write_ring(query_ring_BLw, query_BnL, chunk), _write_ring(value_ring_BLw, value_BnL, chunk))
-    return torch.cat((*rings, best_BL[..., None]), -1)
+    return torch.cat((*rings_BLw.chunk(2, 1), best_BL[..., None]), -1)
 
 
 UPDATE: dict[LaneKind, Callable[[LaneGroup, Tensor, Chunk], Tensor]] = {
