@@ -75,7 +75,7 @@ class AuditLog:
     """
 
     def __init__(self, path: str | Path, include_text: bool = False) -> None:
-        self._left_out = set() if include_text else {"text"}
+        self.include_text = include_text
         self._lock = threading.Lock()
         try:
             cut_short = _ends_within_a_line(Path(path))
@@ -94,7 +94,7 @@ class AuditLog:
             OSError: if the line cannot be written. Let it end the request: what is not logged must not run.
             ValueError: if the log is closed.
         """
-        record = event.model_dump(mode="json", exclude=self._left_out)
+        record = event.model_dump(mode="json", exclude=None if self.include_text else {"text"})
         line = json.dumps(record, allow_nan=False) + "\n"
         with self._lock:
             self._file.write(line)

@@ -10,14 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
 from spider_sense.errors import ConfigError, DataError
-from spider_sense.metrics import clopper_pearson, most_within
+from spider_sense.metrics import clopper_pearson, most_within, rate_above
 from spider_sense.types import Zone
 
 __all__ = ["LENGTH_BUCKETS", "BucketThresholds", "Calibration", "Threshold", "calibrate", "check_rates", "zone"]
@@ -27,6 +27,9 @@ LENGTH_BUCKETS: tuple[float, ...] = (32, 128, 512, math.inf)
 
 SMALLEST_BUCKET = 50
 """Fewer benign conversations than this never make a threshold of their own, whatever the rates."""
+
+Level = Literal["suspect", "breach"]
+LEVELS: tuple[Level, ...] = ("suspect", "breach")
 
 Floats = npt.NDArray[np.floating[Any]]
 Doubles = npt.NDArray[np.float64]
@@ -82,7 +85,7 @@ class Calibration(BaseModel):
     n: int
     """Benign conversations in all."""
     horizon_tokens: int
-    """The longest conversation calibrated on; nothing is known about the false-positive rate beyond it."""
+    """The longest prompt calibrated on; nothing is known about the false-positive rate beyond it."""
     digest: str
     """SHA-256 of the sorted ids of the conversations, as a JSON list."""
     created: str
@@ -100,17 +103,37 @@ class Calibration(BaseModel):
         return [math.inf if bucket.max_tokens is None else bucket.max_tokens for bucket in self.buckets]
 
     def thresholds(self, tokens: int) -> BucketThresholds:
-        """The thresholds for a conversation that is so many tokens long at its end.
+        """The thresholds for a request whose prompt is so many tokens long, in the unit that was calibrated.
 
-        A stream that changes thresholds as it grows can be flagged once in every bucket that it passes, which adds up
-        to several times the rate calibrated; give the length that the request may reach.
+        They are chosen once: a stream that changes thresholds as it grows can be flagged once in every bucket that it
+        passes, which adds up to several times the rate calibrated.
         """
         return self.buckets[int(np.searchsorted(self._bounds(), tokens))]
 
-    def breach_values(self, tokens: Integers) -> Doubles:
-        """The breach thresholds ``[N]`` for conversations ``[N]`` that long at their end."""
-        values = np.array([bucket.breach.value for bucket in self.buckets])
+    def values(self, level: Level, tokens: Integers) -> Doubles:
+        """The thresholds of a level ``[N]`` for prompts ``[N]`` that long."""
+        values = np.array([getattr(bucket, level).value for bucket in self.buckets])
         return values[np.searchsorted(self._bounds(), tokens)]
+
+    def rates(self, scores: Floats, labels: npt.NDArray[np.bool_], tokens: Integers) -> dict[str, Any]:
+        """Measure rows at the thresholds of their lengths.
+
+        Args:
+            scores: ``[N]`` maxima over time.
+            labels: ``[N]``, True for a positive.
+            tokens: ``[N]`` prompt lengths.
+
+        Returns:
+            JSON-ready, for ``suspect`` and ``breach``: ``fpr`` and ``tpr``, each with ``value``, ``low``, ``high``.
+        """
+        result: dict[str, Any] = {}
+        for level in LEVELS:
+            margins = scores - self.values(level, tokens)
+            sides = {"fpr": rate_above(margins[~labels], 0.0), "tpr": rate_above(margins[labels], 0.0)}
+            result[level] = {
+                name: {"value": rate.value, "low": rate.low, "high": rate.high} for name, rate in sides.items()
+            }
+        return result
 
 
 def zone(score: float, bucket: BucketThresholds) -> Zone:
@@ -138,7 +161,7 @@ def calibrate(
 
     Args:
         scores: ``[N]`` maxima over time of benign conversations, in logits.
-        token_counts: ``[N]`` lengths in tokens.
+        token_counts: ``[N]`` lengths in tokens, of the prompts where thresholds are asked for by prompt length.
         ids: N distinct names of the conversations; only their digest is kept.
         suspect_fpr: share of benign conversations that may be suspect or worse.
         breach_fpr: share of benign conversations that may be a breach.

@@ -11,7 +11,7 @@ from typing import Any
 
 from spider_sense.errors import ConfigError
 
-__all__ = ["Chat", "Rendered", "Turn"]
+__all__ = ["Chat", "Rendered", "Turn", "unscored"]
 
 Turn = tuple[str, str]
 """(role, content)."""
@@ -69,15 +69,7 @@ class Chat:
         if max_tokens is not None and len(ids) > max_tokens:
             half = max_tokens // 2
             ids = ids[:half] + ids[half - max_tokens :]
-        return Rendered(tuple(ids), self.skip(ids), self.tail)
-
-    def skip(self, ids: Sequence[int]) -> int:
-        """Return how many leading tokens of a prompt are not scored.
-
-        That is the template's head where the prompt opens with it token for token, else the first token alone, whose
-        activations are an attention sink of hundreds of times the usual size.
-        """
-        return len(self.head) if tuple(ids[: len(self.head)]) == self.head else 1
+        return Rendered(tuple(ids), unscored(self.head, ids), self.tail)
 
     def _ids(self, turns: Sequence[Turn]) -> list[int]:
         text = self._text(turns)
@@ -118,6 +110,15 @@ class Chat:
             "the chat template rewrites message content, so special tokens in it cannot be kept apart; "
             f"remove them from the text: {', '.join(self._special)}"
         )
+
+
+def unscored(head: tuple[int, ...], ids: Sequence[int]) -> int:
+    """Return how many leading tokens of a prompt are not scored.
+
+    That is the template's head where the prompt opens with it token for token, else the first token alone, whose
+    activations are an attention sink of hundreds of times the usual size.
+    """
+    return len(head) if tuple(ids[: len(head)]) == head else 1
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -1,6 +1,7 @@
 """Requests of transformers' continuous batching (``model.generate_batch``, ``transformers serve``) before the judge.
 
-A stopped request ends with the token of the step that found it; the engine offers no way to append a refusal.
+A stopped request ends with the token of the step that found it; the engine offers no way to append a refusal. Every
+step waits for its own scores, whatever the policy says of ``same_step``.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -24,10 +25,16 @@ class ContinuousCalls:
     Args:
         judge: scores and decides.
         steer: called after each step with the ids of the requests that are steered.
+        text: returns a prompt as the audit log is to record it.
     """
 
-    def __init__(self, judge: Judge, steer: Callable[[Sequence[Hashable]], None]) -> None:
-        self._judge, self._steer = judge, steer
+    def __init__(
+        self,
+        judge: Judge,
+        steer: Callable[[Sequence[Hashable]], None],
+        text: Callable[[Sequence[int]], str | None],
+    ) -> None:
+        self._judge, self._steer, self._text = judge, steer, text
         self.cases: dict[str, Case] = {}
         """The latest request of each of the engine's ids."""
         self._running: dict[str, Any] = {}
@@ -59,7 +66,7 @@ class ContinuousCalls:
         if known is None or (known is not handle and not handle._true_initial_tokens):
             if known is not None:
                 self._close(name)
-            self.cases[name] = self._judge.open(name, prompt)
+            self.cases[name] = self._judge.open(name, prompt, text=self._text(prompt))
         self._running[name] = handle
 
     def _sweep(self) -> None:

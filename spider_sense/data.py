@@ -23,6 +23,7 @@ __all__ = [
     "EXTRACTION",
     "INJECTION",
     "MISUSE",
+    "NEGATIVE",
     "Example",
     "LabelMap",
     "LabelledSet",

@@ -103,8 +103,9 @@ def stream_difference(
         streamed = np.array([value for _, value in case.history])
         whole = readouts[[position for position, _ in case.history]]
         scale = np.maximum(1.0, np.abs(whole))
-        largest = max(largest, float((np.abs(streamed - whole) / scale).max()))
-        agree &= bool((case.peak >= case.thresholds[1])[0] == (peak >= case.thresholds[1][0]))
+        # Not Python's max, which would pass over NaN.
+        largest = float(np.maximum(largest, (np.abs(streamed - whole) / scale).max()))
+        agree &= bool(((case.peak[0] < case.thresholds[:, 0]) == (peak < case.thresholds[:, 0])).all())
     return largest, agree
 
 
@@ -142,8 +143,7 @@ def enforcement(
         # A breach at the very last token comes too late to stop anything.
         stopped = case.stopped_after is not None and case.stopped_after < guarded.shape[1] - width
         if not stopped:
-            length = min(bare.shape[1], guarded.shape[1])
-            unchanged &= torch.equal(bare[row, :length], guarded[row, :length])
+            unchanged &= _same(bare[row], guarded[row], loaded.tokenizer.pad_token_id)
         rows.append(
             {
                 "prompt": example.text,
@@ -155,6 +155,13 @@ def enforcement(
             }
         )
     return rows, unchanged
+
+
+def _same(one: Tensor, other: Tensor, pad: int) -> bool:
+    """Whether two rows are equal but for padding at the end of the longer one."""
+    shared = min(len(one), len(other))
+    rest = torch.cat((one[shared:], other[shared:]))
+    return torch.equal(one[:shared], other[:shared]) and bool((rest == pad).all())
 
 
 def _left_padded(loaded: LoadedModel, examples: list[Example]) -> tuple[Tensor, Tensor]:

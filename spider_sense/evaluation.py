@@ -9,11 +9,10 @@ import numpy as np
 from spider_sense.baselines import LengthBaseline, TfidfBaseline, load_baselines
 from spider_sense.calibration import Calibration
 from spider_sense.data import Example, LabelMap, labelled
-from spider_sense.errors import DataError, nearest
 from spider_sense.evidence import evidence
 from spider_sense.fingerprint import fingerprint, serving_config
-from spider_sense.guard import BASELINES, Guard, Manifest
-from spider_sense.metrics import rate_above, roc_points
+from spider_sense.guard import BASELINES, Guard
+from spider_sense.metrics import roc_points
 from spider_sense.models import LoadedModel
 from spider_sense.offline import score_examples
 
@@ -48,25 +47,17 @@ def evaluate_folder(
     """
     guard = Guard.from_pretrained(folder)
     guard.check_model(fingerprint(loaded), serving_config(loaded.model), allow_uncertified)
-    name = _detector_name(guard.manifest, detector)
-    index = [item.name for item in guard.manifest.detectors].index(name)
-    baselines = load_baselines(folder / BASELINES / name)
+    index = guard.manifest.index(detector)
+    baselines = load_baselines(folder / BASELINES / guard.manifest.detectors[index].name)
     return evaluate(guard, index, baselines, loaded, sets, label_map, advance)
 
 
 def detector_labels(folder: Path, detector: str | None = None) -> LabelMap:
     """Return the labels that a detector was trained to tell apart; by default those of the guard's first detector."""
     manifest = Guard.from_pretrained(folder).manifest
-    name = _detector_name(manifest, detector)
+    name = manifest.detectors[manifest.index(detector)].name
     config = next(item for item in manifest.training["config"]["detectors"] if item["name"] == name)
     return LabelMap(positive=frozenset(config["positive"]), negative=frozenset(config["negative"]))
-
-
-def _detector_name(manifest: Manifest, detector: str | None) -> str:
-    names = [item.name for item in manifest.detectors]
-    if detector is not None and detector not in names:
-        raise DataError(f"the guard has no detector {detector!r}; {nearest(detector, names)}")
-    return detector or names[0]
 
 
 def evaluate(
@@ -134,16 +125,9 @@ def file_results(
     """
     part = {name: values[where] for name, values in scores.items()}
     guard_scores = part.pop("guard")
-    buckets = [calibration.thresholds(int(length)) for length in tokens[where]]
     return {
         **evidence(guard_scores, labels[where], part),
-        "at_thresholds": {
-            level: {
-                rate: _rate(guard_scores - np.array([getattr(bucket, level).value for bucket in buckets]), side)
-                for rate, side in (("fpr", ~labels[where]), ("tpr", labels[where]))
-            }
-            for level in ("suspect", "breach")
-        },
+        "at_thresholds": calibration.rates(guard_scores, labels[where], tokens[where]),
     }
 
 
@@ -153,8 +137,3 @@ def _low_roc(scores: np.ndarray, labels: np.ndarray) -> list[tuple[float, float]
     low = np.flatnonzero(fpr <= 0.1)
     picked = low[np.unique(np.linspace(0, len(low) - 1, 200).astype(int))]
     return [(round(float(fpr[index]), 5), round(float(tpr[index]), 5)) for index in picked]
-
-
-def _rate(margins: np.ndarray, side: np.ndarray) -> dict[str, float | None]:
-    rate = rate_above(margins[side], 0.0)
-    return {"value": rate.value, "low": rate.low, "high": rate.high}

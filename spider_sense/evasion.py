@@ -15,15 +15,12 @@ from zlib import crc32
 
 import numpy as np
 
-from spider_sense.calibration import Calibration
 from spider_sense.corpus import Language, load_evasion
 from spider_sense.data import MISUSE, Example, labelled
-from spider_sense.errors import DataError, nearest
-from spider_sense.guard import Detector, Guard
-from spider_sense.metrics import auroc, rate_above
+from spider_sense.guard import Guard
+from spider_sense.metrics import auroc
 from spider_sense.models import LoadedModel
-from spider_sense.offline import ScoredSet, score_examples
-from spider_sense.scoring import Probe
+from spider_sense.offline import score_examples
 
 __all__ = ["TRANSFORMS", "Transform", "evasion_table"]
 
@@ -157,39 +154,19 @@ def evasion_table(
     Raises:
         DataError: if the guard has no such detector.
     """
-    record, probe = _choose(guard, detector)
+    index = guard.manifest.index(detector)
+    record = guard.manifest.detectors[index]
     limit = min(MAX_TOKENS, getattr(loaded.model.config.get_text_config(), "max_position_embeddings", MAX_TOKENS))
     transforms = {}
     for name, transform in TRANSFORMS.items():
         rows = [row for row in map(transform, load_evasion()) if row is not None]
-        scored = score_examples(loaded, [probe], rows, max_tokens=limit, advance=advance)
+        scored = score_examples(loaded, [guard.probes[index]], rows, max_tokens=limit, advance=advance)
+        scores, labels = scored.peak_NH[:, 0], labelled(rows, MISUSE).labels
         transforms[name] = {
             "n": len(rows),
             "tokens": int(np.median(scored.tokens)),
             "cut": int(np.count_nonzero(scored.tokens >= limit)),
-            **_rates(scored, labelled(rows, MISUSE).labels, record.calibration),
+            "auroc": auroc(scores, labels),
+            "at_thresholds": record.calibration.rates(scores, labels, scored.tokens),
         }
     return {"detector": record.name, "transforms": transforms}
-
-
-def _choose(guard: Guard, detector: str | None) -> tuple[Detector, Probe]:
-    names = [record.name for record in guard.manifest.detectors]
-    if detector is not None and detector not in names:
-        raise DataError(f"the guard has no detector {detector!r}; {nearest(detector, names)}")
-    index = 0 if detector is None else names.index(detector)
-    return guard.manifest.detectors[index], guard.probes[index]
-
-
-def _rates(scored: ScoredSet, labels: np.ndarray, calibration: Calibration) -> dict[str, Any]:
-    scores = scored.peak_NH[:, 0]
-    buckets = [calibration.thresholds(int(length)) for length in scored.tokens]
-    rates: dict[str, Any] = {}
-    for level in ("suspect", "breach"):
-        margins = scores - np.array([getattr(bucket, level).value for bucket in buckets])
-        rates[level] = {name: _rate(margins[side]) for name, side in (("fpr", ~labels), ("tpr", labels))}
-    return {"auroc": auroc(scores, labels), "at_thresholds": rates}
-
-
-def _rate(margins: np.ndarray) -> dict[str, float | None]:
-    rate = rate_above(margins, 0.0)
-    return {"value": rate.value, "low": rate.low, "high": rate.high}

@@ -67,6 +67,11 @@ class GuardedCall:
         """Name the rows of the next forward pass, and commit the drafts that it shows to be accepted."""
         input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         tokens, prompt = input_ids.shape[1], self._mask_BP.shape[1]
+        if len(input_ids) != len(self.cases):
+            raise SpiderSenseError(
+                f"a pass has {len(input_ids)} rows for {len(self.cases)} requests, so they cannot be told apart; "
+                "generate without the option that multiplies rows"
+            )
         past = _cached_columns(kwargs.get("past_key_values"), self._past)
         self._commit_draft(past)
         # Without a cache a pass repeats all columns; of drafted tokens only the first is certain.
@@ -76,7 +81,7 @@ class GuardedCall:
         columns = past + tokens
         ones = np.ones((len(self.cases), max(0, columns - prompt)), dtype=bool)
         mask_BK = np.concatenate((self._mask_BP, ones), 1)[:, :columns]
-        sequences = tuple(rows for rows in padded_rows(mask_BK, past, tokens) if self._alive[int(str(rows.key))])
+        sequences = tuple(rows for rows in padded_rows(mask_BK, past, tokens) if self._alive[_row(rows)])
         self._past, self._judged = columns, False
         self._forward = Forward(len(self.cases) * tokens, sequences, tokens, past)
         return self._forward
@@ -160,14 +165,14 @@ class GuardedCall:
             self._steer([row for row, case in enumerate(self.cases) if case.decision.action == "steer"])
 
     def _fold(self, logits_TC: Tensor, sequences: Sequence[SequenceRows]) -> None:
-        rows = [RequestRows(self.cases[int(str(item.key))].request, item.rows, item.positions) for item in sequences]
+        rows = [RequestRows(self.cases[_row(item)].request, item.rows, item.positions) for item in sequences]
         self._judge.step(logits_TC, rows)
 
     def _commit_draft(self, past: int) -> None:
         """Fold the first rows of a draft, those that the cache has kept."""
         if self._draft is not None:
             # Rows that were folded already are dropped by their position.
-            self._fold(self._draft, [item for item in self._before(past) if self._alive[int(str(item.key))]])
+            self._fold(self._draft, [item for item in self._before(past) if self._alive[_row(item)]])
             self._draft = None
 
     def _before(self, column: int) -> list[SequenceRows]:
@@ -181,6 +186,11 @@ class GuardedCall:
         """Stop scoring rows that have ended: what follows in them is padding."""
         for row, token in enumerate(tokens):
             self._alive[row] = self._alive[row] and token not in self._eos_ids
+
+
+def _row(item: SequenceRows) -> int:
+    assert isinstance(item.key, int)
+    return item.key
 
 
 def _cached_columns(cache: Any, counted: int) -> int:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spider_sense.calibration import Calibration
-from spider_sense.errors import GuardError, MismatchError
+from spider_sense.errors import DataError, GuardError, MismatchError, nearest
 from spider_sense.fingerprint import Fingerprint, ServingConfig, check_match
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.types import Site
@@ -59,9 +59,11 @@ class Template(_Record):
 class Detector(_Record):
     """One head: a probe, its aggregator and its thresholds."""
 
-    name: str
+    name: str = Field(pattern=r"^\w+$")
+    """Also the name of its folder under ``baselines``."""
     family: str
-    sites: tuple[str, ...]
+    sites: tuple[str, ...] = Field(min_length=1)
+    """Where it reads; without one its logits would be 0 whatever the model does."""
     aggregator: Aggregator
     calibration: Calibration
     evidence: dict[str, Any]
@@ -84,7 +86,7 @@ class Manifest(_Record):
     schema_version: int
     fingerprint: Fingerprint
     template: Template
-    detectors: tuple[Detector, ...]
+    detectors: tuple[Detector, ...] = Field(min_length=1)
     controls: tuple[Control, ...] = ()
     certified: tuple[ServingConfig, ...]
     """Serving configurations that the thresholds were calibrated in."""
@@ -92,6 +94,21 @@ class Manifest(_Record):
     """What the guard was trained on: digests, counts, the sweep."""
     probes_digest: str
     """SHA-256 of ``probes.safetensors``."""
+    vectors_digest: str | None = None
+    """SHA-256 of ``vectors.safetensors``; None if there are no steering vectors."""
+
+    def index(self, detector: str | None = None) -> int:
+        """Return the place of a detector by its name, by default that of the first.
+
+        Raises:
+            DataError: if the guard has no such detector.
+        """
+        names = [item.name for item in self.detectors]
+        if detector is None:
+            return 0
+        if detector not in names:
+            raise DataError(f"the guard has no detector {detector!r}; {nearest(detector, names)}")
+        return names.index(detector)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +166,11 @@ class Guard:
         save_file(_tensors((*self.probes, *self.controls)), folder / PROBES)
         if self.vectors:
             save_file({name: vector.contiguous().clone() for name, vector in self.vectors.items()}, folder / VECTORS)
-        manifest = self.manifest.model_copy(update={"probes_digest": _sha256(folder / PROBES)})
+        digests = {
+            "probes_digest": _sha256(folder / PROBES),
+            "vectors_digest": _sha256(folder / VECTORS) if self.vectors else None,
+        }
+        manifest = self.manifest.model_copy(update=digests)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -161,14 +182,9 @@ class Guard:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder / MANIFEST)
-        found = _sha256(_existing(folder / PROBES))
-        if found != manifest.probes_digest:
-            raise GuardError(
-                f"{folder / PROBES} has SHA-256 {found}, the manifest says {manifest.probes_digest}: "
-                "the file is truncated or was exchanged; train or copy the guard again"
-            )
-        tensors = _read_tensors(folder / PROBES)
-        vectors = _read_tensors(folder / VECTORS) if (folder / VECTORS).exists() else {}
+        tensors = _read_tensors(folder / PROBES, manifest.probes_digest)
+        steers = manifest.vectors_digest is not None or (folder / VECTORS).exists()
+        vectors = _read_tensors(folder / VECTORS, manifest.vectors_digest) if steers else {}
         return cls(manifest, _probes(manifest.detectors, tensors), _probes(manifest.controls, tensors), vectors)
 
 
@@ -267,9 +283,15 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, digest: str | None) -> dict[str, Tensor]:
+    found = _sha256(_existing(path))
+    if found != digest:
+        raise GuardError(
+            f"{path} has SHA-256 {found}, the manifest says {digest}: "
+            "the file is truncated or was exchanged; train or copy the guard again"
+        )
     try:
-        tensors: dict[str, Tensor] = load_file(_existing(path))
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise GuardError(f"{path} cannot be read: {error}; train or copy the guard again") from error
     bad = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)

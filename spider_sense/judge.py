@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spider_sense.audit import AuditEvent, AuditLog
+from spider_sense.chat import unscored
 from spider_sense.guard import Guard
 from spider_sense.policy import SEVERITY, Decision, Policy
 from spider_sense.scoring import Bank, Request, RequestRows, Scorer
@@ -114,9 +115,7 @@ class Judge:
             text: the prompt, recorded only by an audit log that was asked to.
         """
         template = self.guard.manifest.template
-        # A prompt that does not open with the template's head word for word loses only the attention sink.
-        skip = len(template.head) if tuple(prompt[: len(template.head)]) == template.head else 1
-        request = self.scorer.open(name, len(prompt), skip, template.tail, principal)
+        request = self.scorer.open(name, len(prompt), unscored(template.head, prompt), template.tail, principal)
         heads = len(self._names)
         case = Case(
             request=request,

@@ -9,6 +9,7 @@ While it is attached, ``model.generate`` is wrapped on the instance and hooks re
 both away. Forward passes outside ``generate`` and ``generate_batch`` are not judged.
 """
 
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from sense_kernels import steer
 from spider_sense.attach import Attachment, Writer
 from spider_sense.audit import AuditLog
 from spider_sense.continuous import ContinuousCalls
-from spider_sense.errors import ConfigError, nearest
+from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError, nearest
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.forward import Forward, read_forward
 from spider_sense.generation import GuardedCall
@@ -39,7 +40,15 @@ SUPPORTED: tuple[Action, ...] = ("observe", "flag", "escalate", "steer", "stop")
 """Actions that this engine can carry out; flag and escalate arrive at ``on_decision`` and in the audit log."""
 
 _ASSISTED_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
-_READ_OPTIONS = ("num_beams", "num_return_sequences", "eos_token_id", "pad_token_id", *_ASSISTED_OPTIONS)
+_UNSEEN_OPTIONS = ("inputs_embeds", "custom_generate")
+_READ_OPTIONS = (
+    "num_beams",
+    "num_return_sequences",
+    "guidance_scale",
+    "eos_token_id",
+    "pad_token_id",
+    *_ASSISTED_OPTIONS,
+)
 
 
 class Monitor:
@@ -70,6 +79,7 @@ class Monitor:
         """The requests of the last ``generate`` call, in the order of its rows."""
         self._attachment: Attachment | None = None
         self._call: GuardedCall | None = None
+        self._busy = threading.Lock()
         _check_policy(self.policy, guard)
 
     @classmethod
@@ -97,10 +107,11 @@ class Monitor:
             raise ConfigError("another monitor is attached to this model; detach it first, or put both guards in one")
         tokenizer = tokenizer or _find_tokenizer(model)
         loaded = LoadedModel(model=model, tokenizer=tokenizer, source=str(model.name_or_path))
-        self.guard.check_model(fingerprint(loaded), serving_config(model), allow_uncertified)
+        self._serving = serving_config(model)
+        self.guard.check_model(fingerprint(loaded), self._serving, allow_uncertified)
         self._judge = Judge(self.guard, self.policy, self._audit, model.device, self._keep_history, self._on_decision)
         self._model, self._tokenizer = model, tokenizer
-        self._continuous = ContinuousCalls(self._judge, self._set_steered)
+        self._continuous = ContinuousCalls(self._judge, self._set_steered, self._text)
         self._strength = torch.zeros(64, device=model.device)
         self._steered: Sequence[Hashable] = ()
         bank = self._judge.bank
@@ -146,18 +157,39 @@ class Monitor:
 
     def _end(self) -> None:
         forward = self._forward
-        if self._call is not None:
-            self._call.scored(self._judge.bank.logits(forward.total))
-        elif any(item.prompt is not None for item in forward.sequences):
+        packed = any(item.prompt is not None for item in forward.sequences)
+        if packed and self._call is not None:
+            # The two share the buffer of the step, so neither would know whose scores it holds.
+            raise SpiderSenseError("generate and continuous batching ran at once on a guarded model; use one at a time")
+        if packed:
             self._continuous.scored(self._judge.bank.logits(forward.total), forward.sequences)
+        elif self._call is not None:
+            self._call.scored(self._judge.bank.logits(forward.total))
 
     def _guarded_generate(self, *args: Any, **kwargs: Any) -> Any:
-        if self._call is not None:
+        if not self._busy.acquire(blocking=False):
             raise ConfigError("a guarded generate is running on this model; wait for it, or use continuous batching")
+        try:
+            return self._judged_generate(args, kwargs)
+        finally:
+            self._busy.release()
+
+    def _judged_generate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        serving = serving_config(self._model)
+        if serving != self._serving:
+            raise MismatchError(
+                f"the model is served as {serving.model_dump_json()}, and was as {self._serving.model_dump_json()} "
+                "when the monitor was attached; detach it and attach it again"
+            )
         ids, kwargs = _prompt_ids(args, kwargs)
         options = _options(kwargs, self._model.generation_config)
         if (options["num_beams"] or 1) > 1:
             raise ConfigError(f"num_beams={options['num_beams']}: beams are not scored; use num_beams=1")
+        if (options["guidance_scale"] or 1) != 1:
+            raise ConfigError(
+                f"guidance_scale={options['guidance_scale']}: its second pass, over another prompt, would be taken for "
+                "the request's own; leave it out of a guarded generate"
+            )
         mask_BP = _prompt_mask(ids, kwargs.get("attention_mask"), options)
         copies = options["num_return_sequences"] or 1
         eos_ids, end_id = self._end_ids(options["eos_token_id"])
@@ -193,12 +225,19 @@ class Monitor:
         try:
             for index, principal in enumerate(principals):
                 prompt = ids_BP[index][torch.from_numpy(mask_BP[index])].tolist()
-                cases.extend(self._judge.open(f"{index}", prompt, principal) for _ in range(copies))
+                text = self._text(prompt)
+                cases.extend(self._judge.open(f"{index}", prompt, principal, text) for _ in range(copies))
         except BaseException:
             for case in cases:
                 self._judge.scorer.close(case.request)
             raise
         return cases
+
+    def _text(self, prompt: Sequence[int]) -> str | None:
+        """Return a prompt as text if the audit log was asked to keep it."""
+        if self._audit is None or not self._audit.include_text:
+            return None
+        return str(self._tokenizer.decode(prompt))
 
     def _end_ids(self, eos: int | list[int] | None) -> tuple[list[int], int]:
         """Return the tokens at which ``generate`` ends a row, and the one that is to follow a refusal."""
@@ -237,6 +276,9 @@ def _prompt_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, 
     ids = next((value for value in found if value is not None), None)
     if not isinstance(ids, Tensor) or ids.dim() != 2 or len(args) > 1:
         raise ConfigError("a guarded generate needs input_ids as a tensor [batch, tokens], and other arguments by name")
+    for name in _UNSEEN_OPTIONS:
+        if kwargs.get(name) is not None:
+            raise ConfigError(f"{name}: what it makes of the prompt is not scored; leave it out of a guarded generate")
     return ids, kwargs
 
 

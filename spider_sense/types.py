@@ -16,7 +16,7 @@ Zone = Literal["clear", "suspect", "breach"]
 """Where a score lies: below both thresholds, between them, at or above the upper one (or not a number)."""
 
 Action = Literal["observe", "flag", "steer", "patch", "escalate", "stop", "throttle"]
-"""What a policy asks for, from mildest to strictest as far as an order exists; see ``ACTIONS``."""
+"""What a policy asks for; ``policy.SEVERITY`` orders them."""
 
 ACTIONS: tuple[str, ...] = get_args(Action)
 

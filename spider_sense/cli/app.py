@@ -29,5 +29,8 @@ def main() -> None:
     try:
         app()
     except SpiderSenseError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        from spider_sense.reporting.pieces import printable
+
+        message = escape(printable(str(error)))
+        Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
         sys.exit(2)

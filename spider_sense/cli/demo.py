@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from spider_sense.cli.app import app, console
-from spider_sense.cli.tables import results_table, sweep_table
+from spider_sense.cli.tables import plain, results_table, sweep_table
 from spider_sense.cli.train import progress_bars
 
 __all__ = ["demo"]
@@ -42,9 +42,10 @@ def demo(
     for row in shown.rows:
         after = "" if row["stopped_after"] is None else f"{row['stopped_after']} tokens"
         label = "harmful" if row["harmful"] else "benign"
-        table.add_row(row["prompt"][:SHOWN], label, row["action"], after, row["text"][:SHOWN])
+        table.add_row(plain(row["prompt"][:SHOWN]), label, row["action"], after, plain(row["text"][:SHOWN]))
     console.print(table)
     console.print(
-        f"guard written to {shown.trained.folder}; next: spider-sense generate --guard {shown.trained.folder}"
+        f"guard written to {shown.trained.folder}; next: spider-sense generate --guard {shown.trained.folder}",
+        markup=False,
     )
     typer.echo(json.dumps(shown.summary()))

@@ -47,6 +47,8 @@ def evaluate(
         )
     console.print(results_table(results))
     if results["ignored"]["rows"]:
-        console.print(f"ignored {results['ignored']['rows']} rows by label: {results['ignored']['labels']}")
+        console.print(
+            f"ignored {results['ignored']['rows']} rows by label: {results['ignored']['labels']}", markup=False
+        )
     if as_json:
         typer.echo(json.dumps(results))

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
 
 from spider_sense.audit import AuditLog
 from spider_sense.cli.app import app, console
+from spider_sense.cli.tables import plain
 from spider_sense.config import load_yaml
 from spider_sense.guard import Guard
 from spider_sense.judge import Case
@@ -22,7 +22,7 @@ __all__ = ["ColouredStream", "generate"]
 
 
 class ColouredStream(BaseStreamer):  # type: ignore[misc]
-    """Prints each generated token once its score is known, from grey (far below the threshold) over yellow to red.
+    """Prints each generated token once its score is known: green, yellow from suspect on, red from breach on.
 
     Args:
         tokenizer: decodes the tokens.
@@ -53,12 +53,12 @@ class ColouredStream(BaseStreamer):  # type: ignore[misc]
         tokens = self._ids[self._skip + self._printed : self._skip + upto]
         if tokens:
             text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-            self._out.print(Text(text, style=style), end="", soft_wrap=True)
+            self._out.print(plain(text, style), end="", soft_wrap=True)
             self._printed += len(tokens)
 
 
 def colour(readout: float, suspect: float, breach: float) -> str:
-    """Return a rich style for a running score: dim below, yellow from the suspect threshold, bold red from breach."""
+    """Return a rich style for a running score: green below, yellow from the suspect threshold, bold red from breach."""
     if not readout < breach:
         return "bold red"
     return "yellow" if not readout < suspect else "green"

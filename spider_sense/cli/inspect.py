@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from spider_sense.cli.app import app, console
-from spider_sense.cli.tables import evidence_table, thresholds_table
+from spider_sense.cli.tables import evidence_table, plain, thresholds_table
 from spider_sense.guard import Detector, Guard
 from spider_sense.signing import is_signed
 
@@ -53,7 +52,7 @@ def _document(guard: Guard, signed: bool) -> dict[str, Any]:
 
 
 def _about(guard: Guard, folder: Path) -> Table:
-    manifest, table = guard.manifest, Table(title=f"Guard {folder}", show_header=False)
+    manifest, table = guard.manifest, Table(title=plain(f"Guard {folder}"), show_header=False)
     model = manifest.fingerprint
     rows = {
         "digest": guard.digest,
@@ -67,7 +66,7 @@ def _about(guard: Guard, folder: Path) -> Table:
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, plain(value))
     return table
 
 
@@ -81,7 +80,7 @@ def _detectors(guard: Guard) -> Table:
     for record in guard.manifest.detectors:
         aggregator = record.aggregator.model_dump(exclude_defaults=True)
         cells = (record.name, record.family, ", ".join(record.sites), _words(aggregator), str(floats[record.name]))
-        table.add_row(*cells)
+        table.add_row(*map(plain, cells))
     return table
 
 
@@ -92,7 +91,7 @@ def _print_evidence(record: Detector) -> None:
         return
     console.print(evidence_table(record.name, overall))
     if "warning" in overall:
-        console.print(f"[yellow]{overall['warning']}[/]")
+        console.print(plain(overall["warning"], "yellow"))
 
 
 def _state_floats(guard: Guard) -> dict[str, int]:

@@ -5,13 +5,23 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from spider_sense.calibration import Calibration, Threshold
+from spider_sense.reporting.pieces import printable
 from spider_sense.training.sweep import Sweep
 
-__all__ = ["evidence_table", "results_table", "sweep_table", "thresholds_table", "transforms_table"]
+__all__ = ["evidence_table", "plain", "results_table", "sweep_table", "thresholds_table", "transforms_table"]
 
 _SYSTEMS = ("guard", "tfidf", "length", "random_direction", "shuffled_labels")
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Return text that came from outside: brackets are no markup in it, and it holds no control characters.
+
+    A prompt, an answer, a file's name or a guard's manifest could otherwise rewrite what the terminal shows.
+    """
+    return Text(printable(text.expandtabs(4)), style=style)
 
 
 def evidence_table(detector: str, overall: Mapping[str, Any]) -> Table:
@@ -47,7 +57,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
         for system in _SYSTEMS:
             # In a file of one class nothing but the rates at the thresholds can be measured.
             if system in part and (system == "guard" or part["guard"]["auroc"] is not None):
-                table.add_row(*_row(name if system == "guard" else "", system, part))
+                table.add_row(plain(name if system == "guard" else ""), *_row(system, part))
         table.add_section()
     return table
 
@@ -70,7 +80,7 @@ def thresholds_table(detector: str, calibration: Calibration, before: Calibratio
     caption += "needed: benign conversations from which the target rate can be claimed at 95% confidence"
     if any(bucket.pooled for bucket in calibration.buckets):
         caption += "\n*: conversations of every length, too few were as long as this"
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table = Table(title=plain(title), caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     old = [] if before is None else ["before"]
     for name in ("tokens", "level", *old, "from", "target", "FPR, 95%", "n", "needed", "supported"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("level", "supported") else "right")
@@ -104,12 +114,11 @@ def _threshold_row(item: Threshold) -> list[str]:
     return [f"{item.value:.3f}", f"{item.target_fpr:.1%}", rate, str(item.n), str(item.needed), supported]
 
 
-def _row(name: str, system: str, part: Mapping[str, Any]) -> list[str]:
+def _row(system: str, part: Mapping[str, Any]) -> list[str]:
     figures = part[system]
     breach = part["at_thresholds"]["breach"]
     rates = [_interval(breach["fpr"]), _interval(breach["tpr"])] if system == "guard" else ["", ""]
     return [
-        name,
         system,
         str(figures["n"]) if system == "guard" else "",
         *_figures(figures),

@@ -30,10 +30,10 @@ def train(
     settings = load_yaml(config, TrainConfig)
     with progress_bars() as progress:
         trained = run(settings, progress)
-    for name, sweep in trained.sweeps.items():
-        console.print(sweep_table(sweep))
-        console.print(results_table(trained.results[name]))
-        warning = trained.guard.manifest.detectors[0].evidence["overall"].get("warning")
+    for record in trained.guard.manifest.detectors:
+        console.print(sweep_table(trained.sweeps[record.name]))
+        console.print(results_table(trained.results[record.name]))
+        warning = record.evidence["overall"].get("warning")
         if warning:
             console.print(f"[yellow]{warning}[/]")
-    console.print(f"wrote {trained.folder}")
+    console.print(f"wrote {trained.folder}", markup=False)

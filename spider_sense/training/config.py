@@ -11,7 +11,8 @@ from spider_sense.config import Settings
 from spider_sense.data import MISUSE, Example, LabelMap, read_jsonl
 from spider_sense.errors import ConfigError
 from spider_sense.models import Dtype
-from spider_sense.training.families import FAMILIES, FitOptions
+from spider_sense.training.families import FAMILIES
+from spider_sense.training.options import FitOptions
 from spider_sense.types import Site
 
 __all__ = ["DetectorConfig", "TrainConfig", "read_sets"]

@@ -24,7 +24,7 @@ from spider_sense.training.gradient import Design
 from spider_sense.training.options import FitOptions
 from spider_sense.types import Site
 
-__all__ = ["DESIGNS", "FAMILIES", "FitOptions", "fit"]
+__all__ = ["DESIGNS", "FAMILIES", "fit"]
 
 ROLLING_WINDOW = 10
 """Tokens in a window of rolling_attention (arXiv 2601.11516)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spider_sense.corpus import load_corpus
-from spider_sense.data import Example, LabelledSet, labelled, split
+from spider_sense.data import NEGATIVE, Example, LabelledSet, labelled, split
 from spider_sense.errors import DataError
 from spider_sense.training.config import DetectorConfig, TrainConfig, read_sets
 
@@ -101,7 +101,7 @@ def _check_parts(parts: Parts, detector: DetectorConfig) -> None:
 
 def _split(rows: Sequence[Example], fractions: Mapping[str, float], seed: int) -> dict[str, tuple[Example, ...]]:
     # A split stratifies by class; with several detectors the label itself stands in for it.
-    positives = np.array([row.label not in ("benign", "utility", "jailbreak_benign_payload") for row in rows])
+    positives = np.array([row.label not in NEGATIVE for row in rows])
     parts = split(LabelledSet(examples=tuple(rows), labels=positives), fractions, seed)
     return {name: part.examples for name, part in parts.items()}
 

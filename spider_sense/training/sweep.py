@@ -13,7 +13,8 @@ from spider_sense.activations import ActivationSet
 from spider_sense.metrics import auroc, log_auroc, tpr_at_fpr
 from spider_sense.offline import score_activations
 from spider_sense.scoring import Probe
-from spider_sense.training.families import DESIGNS, FitOptions, fit
+from spider_sense.training.families import DESIGNS, fit
+from spider_sense.training.options import FitOptions
 from spider_sense.types import Site
 
 __all__ = ["Candidate", "Sweep", "sweep"]

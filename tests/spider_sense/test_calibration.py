@@ -150,12 +150,12 @@ def test_buckets_end_with_their_bound() -> None:
         assert calibration.thresholds(tokens).max_tokens == max_tokens
 
 
-def test_breach_values_agree_with_thresholds() -> None:
+def test_values_agree_with_thresholds() -> None:
     scores, tokens = growing((100, 100, 100, 100))
     calibration = calibrate(scores, tokens, names(400))
     lengths = np.array([1, 32, 33, 512, 513, 5000])
     expected = [calibration.thresholds(int(length)).breach.value for length in lengths]
-    assert calibration.breach_values(lengths).tolist() == expected
+    assert calibration.values("breach", lengths).tolist() == expected
     assert len(set(expected)) == 4
 
 

@@ -52,15 +52,17 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def resign(folder: Path) -> None:
-    """Make the manifest name the probes file that is there."""
-    edit(folder, lambda record: record.update(probes_digest=module._sha256(folder / PROBES)))
+    """Make the manifest name the files that are there."""
+    digests = {"probes_digest": module._sha256(folder / PROBES), "vectors_digest": module._sha256(folder / VECTORS)}
+    edit(folder, lambda record: record.update(digests))
 
 
 def test_a_guard_comes_back_bit_for_bit(made: Guard, folder: Path) -> None:
     back = Guard.from_pretrained(folder)
     assert bits(back) == bits(made)
     assert [replace(probe, maps={}) for probe in back.probes] == [replace(probe, maps={}) for probe in made.probes]
-    assert back.manifest == made.manifest.model_copy(update={"probes_digest": back.manifest.probes_digest})
+    digests = {name: getattr(back.manifest, name) for name in ("probes_digest", "vectors_digest")}
+    assert back.manifest == made.manifest.model_copy(update=digests)
     back.save_pretrained(folder.with_name("again"))
     again = Guard.from_pretrained(folder.with_name("again"))
     assert (again.manifest, again.digest) == (back.manifest, back.digest)
@@ -117,9 +119,23 @@ def test_exchanged_probes_are_refused(folder: Path) -> None:
         Guard.from_pretrained(folder)
 
 
+def test_exchanged_or_foreign_vectors_are_refused(folder: Path) -> None:
+    save_file({name: -value for name, value in load_file(folder / VECTORS).items()}, folder / VECTORS)
+    with pytest.raises(GuardError, match="truncated or was exchanged"):
+        Guard.from_pretrained(folder)
+    edit(folder, lambda record: record.update(vectors_digest=None))
+    with pytest.raises(GuardError, match="truncated or was exchanged"):
+        Guard.from_pretrained(folder)
+    (folder / VECTORS).unlink()
+    assert Guard.from_pretrained(folder).vectors == {}
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        lambda record: record.update(detectors=[]),
+        lambda record: record["detectors"][0].update(sites=[]),
+        lambda record: record["detectors"][0].update(name="../attention"),
         lambda record: record.update(extra=1),
         lambda record: record.pop("template"),
         lambda record: record.update(probes_digest="0" * 64),

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from spider_sense.errors import ConfigError, MismatchError, SiteError
+from spider_sense.audit import AuditEvent, AuditLog
+from spider_sense.errors import ConfigError, MismatchError, SiteError, SpiderSenseError
 from spider_sense.guard import Guard
 from spider_sense.judge import Case
 from spider_sense.models import LoadedModel
@@ -154,6 +156,48 @@ def test_beams_are_refused_wherever_they_are_asked_for(
         options["generation_config"] = GenerationConfig(max_new_tokens=2)
     with watch(tiny_loaded, guard), pytest.raises(ConfigError, match="num_beams=2"):
         model.generate(**guards.pad(PROMPTS), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("custom_generate", "someone/else"), ("inputs_embeds", torch.zeros(3, 17, 32)), ("guidance_scale", 1.5)],
+)
+def test_passes_that_are_not_the_requests_own_are_refused(
+    guards: Any, tiny_loaded: LoadedModel, guard: Guard, name: str, value: Any
+) -> None:
+    with watch(tiny_loaded, guard) as monitor:
+        before = slots(monitor)
+        with pytest.raises(ConfigError, match=name):
+            tiny_loaded.model.generate(**guards.pad(PROMPTS), **GREEDY, **{name: value})
+        assert slots(monitor) == before
+
+
+def test_a_pass_with_more_rows_than_requests_is_an_error(
+    guards: Any, tiny_loaded: LoadedModel, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_loaded.model
+    with watch(tiny_loaded, guard) as monitor:
+        monkeypatch.setattr(monitor, "_generate", lambda ids, **_: model(torch.cat((ids, ids))))
+        with pytest.raises(SpiderSenseError, match="6 rows for 3 requests"):
+            model.generate(**guards.pad(PROMPTS), **GREEDY)
+
+
+def test_a_model_that_is_served_otherwise_later_is_refused(guards: Any, tiny_loaded: LoadedModel, guard: Guard) -> None:
+    with watch(tiny_loaded, guard):
+        tiny_loaded.model.bfloat16()
+        with pytest.raises(MismatchError, match=r"bfloat16.*float32"):
+            tiny_loaded.model.generate(**guards.pad(PROMPTS), **GREEDY)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_prompt_text_is_logged_only_when_asked_for(
+    guards: Any, tiny_loaded: LoadedModel, guard: Guard, tmp_path: Path, asked: bool
+) -> None:
+    with AuditLog(tmp_path / "log", include_text=asked) as log, watch(tiny_loaded, guard, audit=log):
+        tiny_loaded.model.generate(**guards.pad(PROMPTS), **GREEDY)
+    events = [AuditEvent.model_validate_json(line) for line in (tmp_path / "log").read_text().splitlines()]
+    texts = [event.text for event in events if event.event == "open"]
+    assert texts == [tiny_loaded.tokenizer.decode(prompt) if asked else None for prompt in PROMPTS]
 
 
 def test_a_prompt_that_cannot_be_named_is_refused(guards: Any, tiny_loaded: LoadedModel, guard: Guard) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from spider_sense.cli import commands
 from spider_sense.cli.app import app, console
+from spider_sense.cli.tables import plain
 from spider_sense.guard import Guard
 
 assert commands.__all__
@@ -118,6 +119,12 @@ def test_inspect_shows_names_as_they_are(guard: Path) -> None:
     manifest["fingerprint"]["base_model"] = "[red]org[/red]/tiny"
     (guard / "guard.json").write_text(json.dumps(manifest))
     assert "[red]org[/red]/tiny" in run("inspect", guard).output
+
+
+def test_outside_text_is_neither_markup_nor_control_characters() -> None:
+    shown = plain("[red]a[/red]\x1b]52;c;x\x07\u202e")
+    assert shown.plain == "[red]a[/red][U+001B]]52;c;x[U+0007][U+202E]"
+    assert not shown.spans
 
 
 def test_calibrate(guard: Path, tiny_training: Any, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from spider_sense.errors import ConfigError, DataError
 from spider_sense.metrics import auroc
 from spider_sense.scoring import Bank, Probe, Scorer
 from spider_sense.training import gradient, pooling
-from spider_sense.training.families import DESIGNS, FAMILIES, FitOptions, fit
+from spider_sense.training.families import DESIGNS, FAMILIES, fit
 from spider_sense.training.features import TrainingSet
+from spider_sense.training.options import FitOptions
 from spider_sense.types import Site
 
 Bools = npt.NDArray[np.bool_]
