@@ -86,6 +86,8 @@ class Calibration(BaseModel):
     """Benign conversations in all."""
     horizon_tokens: int
     """The longest prompt calibrated on; nothing is known about the false-positive rate beyond it."""
+    response_tokens: int = 0
+    """The longest response calibrated on; a longer one has more chances to reach a threshold than were counted."""
     digest: str
     """SHA-256 of the sorted ids of the conversations, as a JSON list."""
     created: str
@@ -151,6 +153,7 @@ def calibrate(
     ids: Sequence[str],
     suspect_fpr: float = 0.05,
     breach_fpr: float = 0.01,
+    response_tokens: int = 0,
 ) -> Calibration:
     """Place both thresholds in every length bucket so that at most floor(fpr * n) benign conversations reach them.
 
@@ -165,6 +168,7 @@ def calibrate(
         ids: N distinct names of the conversations; only their digest is kept.
         suspect_fpr: share of benign conversations that may be suspect or worse.
         breach_fpr: share of benign conversations that may be a breach.
+        response_tokens: length of the longest response among them.
 
     Raises:
         ConfigError: unless 0 < breach_fpr <= suspect_fpr < 1.
@@ -179,6 +183,7 @@ def calibrate(
         buckets=_buckets(scores.astype(np.float64), token_counts, suspect_fpr, breach_fpr),
         n=scores.size,
         horizon_tokens=int(token_counts.max()),
+        response_tokens=response_tokens,
         digest=hashlib.sha256(json.dumps(sorted(ids)).encode()).hexdigest(),
         created=datetime.now(UTC).date().isoformat(),
     )

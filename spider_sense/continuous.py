@@ -15,6 +15,9 @@ from spider_sense.scoring import RequestRows
 
 __all__ = ["ContinuousCalls"]
 
+KEPT = 4096
+"""Requests whose verdicts stay readable, the latest ones."""
+
 
 class ContinuousCalls:
     """Judges packed batches.
@@ -36,7 +39,7 @@ class ContinuousCalls:
     ) -> None:
         self._judge, self._steer, self._text = judge, steer, text
         self.cases: dict[str, Case] = {}
-        """The latest request of each of the engine's ids."""
+        """The latest request of each of the engine's ids; of those that have ended, the latest ``KEPT``."""
         self._running: dict[str, Any] = {}
 
     def scored(self, logits_TC: Tensor, sequences: Sequence[SequenceRows]) -> None:
@@ -66,8 +69,16 @@ class ContinuousCalls:
         if known is None or (known is not handle and not handle._true_initial_tokens):
             if known is not None:
                 self._close(name)
+            self.cases.pop(name, None)
             self.cases[name] = self._judge.open(name, prompt, text=self._text(prompt))
+            self._forget_oldest()
         self._running[name] = handle
+
+    def _forget_oldest(self) -> None:
+        """Keep a server's memory bounded."""
+        ended = [name for name in self.cases if name not in self._running]
+        for name in ended[: max(0, len(self.cases) - KEPT)]:
+            del self.cases[name]
 
     def _sweep(self) -> None:
         from transformers.generation.continuous_batching.requests import RequestStatus

@@ -72,8 +72,9 @@ def evaluate(
     """Score prompt sets with one detector of a guard and with its controls.
 
     Returns:
-        JSON-ready: ``files`` by name and ``overall``, each as :func:`file_results`; ``ignored`` counts rows whose label
-        is neither positive nor negative.
+        JSON-ready: ``files`` by name and ``overall``, each as :func:`file_results`; ``groups`` compares the positives
+        with ordinary benign rows and with those of the sources that the training configuration calls hard;
+        ``ignored`` counts rows whose label is neither positive nor negative.
     """
     rows = [example for examples in sets.values() for example in examples]
     chosen = labelled(rows, label_map)
@@ -89,6 +90,7 @@ def evaluate(
     scores = {"guard": scored.peak_NH[:, 0], "length": length.scores(texts), "tfidf": tfidf.scores(texts)}
     scores |= {probe.family: scored.peak_NH[:, 1 + place] for place, probe in enumerate(controls)}
     sources = np.array([example.source for example in chosen.examples])
+    hard = np.isin(sources, guard.manifest.training.get("config", {}).get("hard", []))
     return {
         "detector": record.name,
         "files": {
@@ -99,8 +101,19 @@ def evaluate(
             **file_results(scores, chosen.labels, scored.tokens, record.calibration, np.ones(len(sources), dtype=bool)),
             "roc": {name: _low_roc(values, chosen.labels) for name, values in scores.items()},
         },
+        "groups": {
+            name: file_results(scores, chosen.labels, scored.tokens, record.calibration, where)
+            for name, where in _groups(chosen.labels, hard).items()
+        },
         "ignored": {"rows": chosen.ignored, "labels": dict(chosen.ignored_labels)},
     }
+
+
+def _groups(labels: np.ndarray, hard: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the rows of each comparison: the same positives against ordinary and against hard benign rows."""
+    positives = labels & ~hard
+    groups = {"ordinary benign": positives | (~labels & ~hard), "hard benign": positives | (~labels & hard)}
+    return {name: where for name, where in groups.items() if (labels & where).any() and (~labels & where).any()}
 
 
 def file_results(

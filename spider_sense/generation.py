@@ -155,7 +155,7 @@ class GuardedCall:
     def _decide(self, reading: Reading, column: int) -> None:
         changed = {id(case) for case in self._judge.decide(reading)}
         for row, case in enumerate(self.cases):
-            if id(case) in changed and case.decision.action == "stop":
+            if id(case) in changed and case.decision.action == "stop" and self._alive[row]:
                 self.stopped_at[row] = column
                 case.stopped_after = column - self._mask_BP.shape[1]
                 self._alive[row] = False

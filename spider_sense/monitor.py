@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -222,11 +223,14 @@ class Monitor:
         if len(principals) != len(ids_BP):
             raise ConfigError(f"{len(principals)} principals for {len(ids_BP)} prompts; give one for each")
         cases: list[Case] = []
+        name = uuid4().hex[:12]
         try:
             for index, principal in enumerate(principals):
                 prompt = ids_BP[index][torch.from_numpy(mask_BP[index])].tolist()
                 text = self._text(prompt)
-                cases.extend(self._judge.open(f"{index}", prompt, principal, text) for _ in range(copies))
+                for copy in range(copies):
+                    row = index * copies + copy
+                    cases.append(self._judge.open(f"{name}-{row}", prompt, principal, text))
         except BaseException:
             for case in cases:
                 self._judge.scorer.close(case.request)

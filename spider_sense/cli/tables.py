@@ -53,7 +53,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
         "TPR",
     ):
         table.add_column(name, justify="left" if name in ("set", "system") else "right")
-    for name, part in {**results["files"], "overall": results["overall"]}.items():
+    for name, part in {**results["files"], **results["groups"], "overall": results["overall"]}.items():
         for system in _SYSTEMS:
             # In a file of one class nothing but the rates at the thresholds can be measured.
             if system in part and (system == "guard" or part["guard"]["auroc"] is not None):
@@ -76,7 +76,8 @@ def sweep_table(sweep: Sweep, rows: int = 12) -> Table:
 def thresholds_table(detector: str, calibration: Calibration, before: Calibration | None = None) -> Table:
     """Return the thresholds of a detector by prompt length, and those that they replaced beside them."""
     title = f"Thresholds of {detector}, set on {calibration.n} benign conversations, {calibration.created}"
-    caption = f"nothing is known of prompts of more than {calibration.horizon_tokens} tokens\n"
+    caption = f"nothing is known of prompts of more than {calibration.horizon_tokens} tokens, "
+    caption += f"or of responses of more than {calibration.response_tokens}\n"
     caption += "needed: benign conversations from which the target rate can be claimed at 95% confidence"
     if any(bucket.pooled for bucket in calibration.buckets):
         caption += "\n*: conversations of every length, too few were as long as this"

@@ -82,6 +82,7 @@ def _of_calibration(detector: DetectorFacts) -> Iterator[str]:
             "and share the thresholds of the whole set."
         )
     yield (
-        f"calibrated on conversations of up to {calibration.horizon_tokens} tokens; a running maximum can only grow, "
-        "so the false-positive rate of longer ones is unknown and higher."
+        f"calibrated on prompts of up to {calibration.horizon_tokens} tokens and responses of up to "
+        f"{calibration.response_tokens}; a running maximum can only grow, so the false-positive rate of longer ones is "
+        "unknown and higher."
     )

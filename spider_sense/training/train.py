@@ -128,7 +128,8 @@ def calibrate_probe(
     """
     scored = score_activations([probe], data, benign)
     ids = [data.ids[index] for index in benign]
-    return calibrate(scored.peak_NH[:, 0], scored.tokens, ids, suspect_fpr, breach_fpr)
+    response = int((np.diff(data.starts) - data.prompt_rows)[benign].max())
+    return calibrate(scored.peak_NH[:, 0], scored.tokens, ids, suspect_fpr, breach_fpr, response)
 
 
 def _with_response(data: ActivationSet, which: np.ndarray) -> np.ndarray:
@@ -265,7 +266,8 @@ def _short(result: dict[str, Any]) -> dict[str, Any]:
     overall = dict(result["overall"])
     if not overall["beats_tfidf"]:
         overall["warning"] = "this probe does not beat TF-IDF by more than the interval: words alone may explain it"
-    return {"overall": overall, "files": {name: part["guard"] for name, part in result["files"].items()}}
+    files = {name: part["guard"] for name, part in result["files"].items()}
+    return {"overall": overall, "groups": result["groups"], "files": files}
 
 
 def _write(guard: Guard, made: list[_Made], folder: Path) -> None:
