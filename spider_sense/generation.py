@@ -73,6 +73,10 @@ class GuardedCall:
                 "generate without the option that multiplies rows"
             )
         past = _cached_columns(kwargs.get("past_key_values"), self._past)
+        if self._past and past not in (0, self._past) and not self._assisted:
+            raise SpiderSenseError(
+                f"a pass continues from column {past}, but the last one ended at {self._past}: it is not this request's"
+            )
         self._commit_draft(past)
         # Without a cache a pass repeats all columns; of drafted tokens only the first is certain.
         newest = 0 if self._assisted else tokens - 1

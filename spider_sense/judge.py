@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spider_sense.audit import AuditEvent, AuditLog
 from spider_sense.chat import unscored
+from spider_sense.errors import GuardError
 from spider_sense.guard import Guard
 from spider_sense.policy import SEVERITY, Decision, Policy
 from spider_sense.scoring import Bank, Request, RequestRows, Scorer
@@ -99,6 +100,9 @@ class Judge:
         on_decision: Callable[[Case], None] | None = None,
     ) -> None:
         self.guard, self.policy, self._audit = guard, policy, audit
+        blind = [probe.name for probe in guard.probes if probe.aggregator.span == "tail"]
+        if blind and not guard.manifest.template.tail:
+            raise GuardError(f"{', '.join(blind)} read the template's tail, and this template has none; train again")
         self.bank = Bank(guard.probes, device)
         self.scorer = Scorer(self.bank)
         self._names = tuple(detector.name for detector in guard.manifest.detectors)
