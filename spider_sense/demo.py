@@ -8,14 +8,13 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from spider_sense.attach import Attachment
 from spider_sense.chat import Chat
 from spider_sense.data import Example
-from spider_sense.forward import Forward
 from spider_sense.guard import Guard
 from spider_sense.judge import Case
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor
+from spider_sense.offline import whole_logits
 from spider_sense.policy import Policy
 from spider_sense.scoring import Bank, Scorer
 from spider_sense.training.config import TrainConfig
@@ -112,17 +111,10 @@ def stream_difference(
 def _whole(guard: Guard, loaded: LoadedModel, ids: Tensor, case: Case) -> tuple[float, np.ndarray]:
     """Score a finished conversation in one forward pass: its peak and the readout after each token, first detector."""
     bank = Bank(guard.probes, loaded.model.device)
-    readers = {site: bank.tap(site) for site in bank.sites}
-
-    def begin(forward: Forward) -> None:
-        bank.begin(forward.total)
-
-    model: Any = loaded.model
-    with Attachment(model, readers, begin, lambda: None), torch.inference_mode():
-        model(input_ids=ids[None], use_cache=False, logits_to_keep=1)
+    logits_TC = whole_logits(bank, loaded, ids.tolist())
     scorer = Scorer(bank)
     request = scorer.open("whole", case.request.prompt_length, case.request.skip, case.request.tail)
-    peak_H, trace_TH = scorer.score_sequence(bank.logits(len(ids)), request)
+    peak_H, trace_TH = scorer.score_sequence(logits_TC, request)
     return float(peak_H[0]), trace_TH[:, 0].cpu().numpy()
 
 

@@ -19,7 +19,7 @@ from spider_sense.forward import Forward
 from spider_sense.models import LoadedModel
 from spider_sense.scoring import Bank, Probe, RequestRows, Scorer
 
-__all__ = ["ScoredSet", "score_activations", "score_examples"]
+__all__ = ["ScoredSet", "score_activations", "score_examples", "whole_logits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,16 @@ def score_examples(
                 advance(len(batch))
     tokens = np.array([len(prompt.ids) for prompt in prompts])
     return ScoredSet(result_N2H[:, 0], result_N2H[:, 1], tokens)
+
+
+@torch.inference_mode()
+def whole_logits(bank: Bank, loaded: LoadedModel, ids: Sequence[int]) -> Tensor:
+    """Return the logits [T, C] of one forward pass, without a cache, over a whole conversation."""
+    model: Any = loaded.model
+    readers = {site: bank.tap(site) for site in bank.sites}
+    with Attachment(model, readers, lambda forward: bank.begin(forward.total), lambda: None):
+        model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False, logits_to_keep=1)
+    return bank.logits(len(ids))
 
 
 def _batches(order: Sequence[int], prompts: Sequence[Rendered], batch_tokens: int) -> list[list[int]]:

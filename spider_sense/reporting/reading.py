@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spider_sense.attach import Attachment
 from spider_sense.chat import Chat
 from spider_sense.data import Example
 from spider_sense.errors import SpiderSenseError
-from spider_sense.forward import Forward
 from spider_sense.guard import Guard
 from spider_sense.judge import Case
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor
+from spider_sense.offline import whole_logits
 from spider_sense.policy import Policy
 from spider_sense.reporting.contribution import contributions, meaning
 from spider_sense.reporting.pieces import pieces
@@ -91,7 +90,7 @@ def _answer(loaded: LoadedModel, prompt: Sequence[int], max_new_tokens: int) -> 
 
 def _read(guard: Guard, loaded: LoadedModel, example: Example, ids: Sequence[int], case: Case) -> Conversation:
     bank = Bank(guard.probes, loaded.model.device)
-    logits_TC = _whole(bank, loaded, ids[: case.request.position])
+    logits_TC = whole_logits(bank, loaded, ids[: case.request.position])
     scorer = Scorer(bank)
     request = scorer.open(example.id, case.request.prompt_length, case.request.skip, case.request.tail)
     peak_H, trace_TH = (x.cpu().numpy() for x in scorer.score_sequence(logits_TC, request))
@@ -115,19 +114,6 @@ def _read(guard: Guard, loaded: LoadedModel, example: Example, ids: Sequence[int
         tracks=tuple(tracks),
         difference=difference,
     )
-
-
-@torch.inference_mode()
-def _whole(bank: Bank, loaded: LoadedModel, ids: Sequence[int]) -> Tensor:
-    """Return the logits [T, C] of one pass over a whole conversation."""
-    model: Any = loaded.model
-
-    def begin(forward: Forward) -> None:
-        bank.begin(forward.total)
-
-    with Attachment(model, {site: bank.tap(site) for site in bank.sites}, begin, lambda: None):
-        model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False, logits_to_keep=1)
-    return bank.logits(len(ids))
 
 
 def _difference(case: Case, peak_H: np.ndarray, trace_TH: np.ndarray) -> float:
