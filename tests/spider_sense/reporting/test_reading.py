@@ -78,8 +78,8 @@ def test_scores_that_are_no_number_are_a_breach_and_shown_as_none(guards: Any, l
 
 
 def test_a_disagreement_is_an_error(guards: Any, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = reading._whole
-    monkeypatch.setattr(reading, "_whole", lambda *args: whole(*args) + 0.01)
+    whole = reading.whole_logits
+    monkeypatch.setattr(reading, "whole_logits", lambda *args: whole(*args) + 0.01)
     with pytest.raises(SpiderSenseError, match=r"differ by 0\.01"):
         read_conversations(guards.guard(loaded, [guards.probe("a", "mean", "resid.1")]), loaded, PROMPTS, 2)
 
