@@ -7,6 +7,7 @@ import torch
 
 from spider_sense.errors import MismatchError, SpiderSenseError
 from spider_sense.models import LoadedModel
+from spider_sense.offline import whole_logits
 from spider_sense.reporting import reading
 from spider_sense.reporting.assembly import prompt_examples
 from spider_sense.reporting.reading import read_conversations
@@ -78,7 +79,7 @@ def test_scores_that_are_no_number_are_a_breach_and_shown_as_none(guards: Any, l
 
 
 def test_a_disagreement_is_an_error(guards: Any, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = reading.whole_logits
+    whole = whole_logits
     monkeypatch.setattr(reading, "whole_logits", lambda *args: whole(*args) + 0.01)
     with pytest.raises(SpiderSenseError, match=r"differ by 0\.01"):
         read_conversations(guards.guard(loaded, [guards.probe("a", "mean", "resid.1")]), loaded, PROMPTS, 2)
