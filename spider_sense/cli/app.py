@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-WIDTH = 150
+WIDTH = 200
 console = Console(width=None if sys.stdout.isatty() else WIDTH)
 """Where tables go; a file or a pipe gets them uncut."""
 

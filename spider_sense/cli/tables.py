@@ -52,7 +52,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
         "at breach: FPR",
         "TPR",
     ):
-        table.add_column(name, justify="left" if name in ("set", "system") else "right")
+        table.add_column(name, no_wrap=True, justify="left" if name in ("set", "system") else "right")
     for name, part in {**results["files"], **results["groups"], "overall": results["overall"]}.items():
         for system in _SYSTEMS:
             # In a file of one class nothing but the rates at the thresholds can be measured.
