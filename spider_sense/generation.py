@@ -30,6 +30,7 @@ class GuardedCall:
         eos_ids: tokens after which ``generate`` ends a row; a token that merely looks like one must not be among them,
             for what follows is not scored.
         refusal: token ids that a stopped row ends with.
+        line_break: token ids that set the refusal apart from an answer that has begun.
         end_id: emitted after the refusal.
         steer: called with the batch rows that are steered, whenever they change.
         on_step: called with the running cases after each step that was judged.
@@ -43,6 +44,7 @@ class GuardedCall:
         mask_BP: np.ndarray,
         eos_ids: Sequence[int],
         refusal: Sequence[int],
+        line_break: Sequence[int],
         end_id: int,
         steer: Callable[[list[int]], None],
         on_step: Callable[[Sequence[Case]], None] | None = None,
@@ -52,7 +54,7 @@ class GuardedCall:
         self._open = list(cases)
         self._judge, self._steer, self._on_step = judge, steer, on_step
         self._mask_BP, self._eos_ids = mask_BP, tuple(eos_ids)
-        self._refusal, self._end_id = tuple(refusal), end_id
+        self._refusal, self._line_break, self._end_id = tuple(refusal), tuple(line_break), end_id
         self._alive = [True] * len(cases)
         self._assisted = assisted
         self._past = 0
@@ -119,7 +121,9 @@ class GuardedCall:
         for row, start in self.stopped_at.items():
             offset = column - start
             if offset >= 0:
-                token = self._refusal[offset] if offset < len(self._refusal) else self._end_id
+                begun = start > self._mask_BP.shape[1]
+                ending = (*self._line_break, *self._refusal) if begun else self._refusal
+                token = ending[offset] if offset < len(ending) else self._end_id
                 scores[row] = -torch.inf
                 scores[row, token] = 0.0
         return scores

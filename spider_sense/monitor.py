@@ -201,6 +201,7 @@ class Monitor:
             np.repeat(mask_BP, copies, 0),
             eos_ids,
             refusal,
+            self._tokenizer("\n\n", add_special_tokens=False)["input_ids"],
             end_id,
             self._set_steered,
             self._on_step,
