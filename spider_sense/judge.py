@@ -126,7 +126,7 @@ class Judge:
             thresholds=self._thresholds(len(prompt)),
             peak=np.full(heads, -np.inf, dtype=np.float32),
             zone=np.zeros(heads, dtype=np.int8),
-            decision=Decision(action="observe", verdict=None, reason="not judged yet"),
+            decision=Decision(action="observe", verdict=None, reason="nothing asks for an action"),
             detectors=self._names,
         )
         try:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sense_kernels.lanes import WATCHED, LaneGroup, LaneTable
 from sense_kernels.recurrences import READOUT, UPDATE, Chunk
+from sense_kernels.step import STEP
 
 __all__ = ["FoldRows", "fold_torch", "readout_torch"]
 
@@ -68,9 +69,12 @@ def fold_torch(
         slot_B = torch.from_numpy(part.slot_B).to(state.device)
         state_BS, count_BG = state[slot_B], count[slot_B]
         chosen = {span: _choose(logits_TC, part, span, table) for span in table.spans}
-        for index, group in enumerate(table.groups):
-            if chosen[group.span].valid_Bn.shape[1]:
-                _fold_group(state_BS, count_BG, chosen[group.span], group, index)
+        parts = [
+            _fold_group(state_BS, count_BG[:, index : index + 1], chosen[group.span], group)
+            for index, group in enumerate(table.groups)
+        ]
+        state_BS = torch.cat(parts, 1)
+        count_BG = count_BG + torch.stack([chosen[group.span].length_B for group in table.groups], 1)
         state[slot_B], count[slot_B] = state_BS, count_BG
         _watch(peak, state_BS, count_BG, part, slot_B, table, trace)
 
@@ -87,7 +91,9 @@ class _Chosen:
     value_BnL: Tensor
     """Value of every lane of the table."""
     query_BnL: Tensor
+    """Query of every lane, multiplied by its factor; without meaning where a lane has none."""
     valid_Bn: Tensor
+    length_B: Tensor
     full: bool
     """Whether there is no padding."""
 
@@ -96,31 +102,35 @@ def _choose(logits_TC: Tensor, part: FoldRows, span: int, table: LaneTable) -> _
     row_Bn, valid_Bn = _padded(part, span)
     logits_BnC = logits_TC[torch.from_numpy(row_Bn).to(logits_TC.device)]
     valid = torch.from_numpy(valid_Bn).to(logits_TC.device)
-    return _Chosen(logits_BnC[..., table.value], logits_BnC[..., table.query], valid, bool(valid_Bn.all()))
+    query_BnL = logits_BnC[..., table.query] * table.scale
+    return _Chosen(logits_BnC[..., table.value], query_BnL, valid, valid.sum(1), bool(valid_Bn.all()))
 
 
 def _readout(state_BS: Tensor, count_BG: Tensor, table: LaneTable) -> Tensor:
     lanes = []
     for index, group in enumerate(table.groups):
-        state_BLS = state_BS[:, group.offset : group.stop].view(len(state_BS), -1, group.width)
+        state_BLS = state_BS[:, group.offset : group.stop].view(len(state_BS), len(group.param), group.width)
         lanes.append(READOUT[group.kind](group, state_BLS, count_BG[:, index : index + 1]))
     lane_BL = torch.cat(lanes, 1).masked_fill((count_BG == 0)[:, table.group], -torch.inf)
     return torch.zeros(len(state_BS), table.heads, device=state_BS.device).index_add_(1, table.head, lane_BL)
 
 
-def _fold_group(state_BS: Tensor, count_BG: Tensor, chosen: _Chosen, group: LaneGroup, index: int) -> None:
-    """Fold a group's rows into the gathered state, in place."""
-    query_BnL = chosen.query_BnL[..., group.lanes] * group.param if group.kind.endswith("attention") else None
-    value_BnL = chosen.value_BnL[..., group.lanes]
-    chunk = Chunk(value_BnL, query_BnL, chosen.valid_Bn, chosen.full, count_BG[:, index].clone())
-    slots = slice(group.offset, group.stop)
-    old_BLS = state_BS[:, slots].view(len(state_BS), -1, group.width)
-    new_BLS = UPDATE[group.kind](group, old_BLS, chunk)
+def _fold_group(state_BS: Tensor, count_B1: Tensor, chosen: _Chosen, group: LaneGroup) -> Tensor:
+    """Return a group's state [B, L * S] after its rows."""
+    old_BLS = state_BS[:, group.offset : group.stop].view(len(state_BS), len(group.param), group.width)
+    rows = chosen.valid_Bn.shape[1]
+    if not rows:
+        return old_BLS.flatten(1)
+    value_BnL, query_BnL = chosen.value_BnL[..., group.lanes], chosen.query_BnL[..., group.lanes]
+    if rows == 1 and chosen.full:
+        return STEP[group.kind](group, old_BLS, value_BnL[:, 0], query_BnL[:, 0], count_B1 + 1).flatten(1)
+    new_BLS = UPDATE[group.kind](
+        group, old_BLS, Chunk(value_BnL, query_BnL, chosen.valid_Bn, chosen.full, count_B1[:, 0])
+    )
     if not chosen.full:
         # A request without a row of this span keeps its state bit for bit.
         new_BLS = torch.where(chosen.valid_Bn[:, :1, None], new_BLS, old_BLS)
-    state_BS[:, slots] = new_BLS.flatten(1)
-    count_BG[:, index] += chunk.length_B
+    return new_BLS.flatten(1)
 
 
 def _watch(

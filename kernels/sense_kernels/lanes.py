@@ -126,6 +126,9 @@ class LaneTable:
         """Value column of every lane, int64, groups one after the other."""
         self.query = torch.tensor([max(lane.query, 0) for lane in ordered], device=device)
         """Query column of every lane; 0 where there is none."""
+        attention = [lane.param if lane.kind.endswith("attention") else 1.0 for lane in ordered]
+        self.scale = torch.tensor(attention, device=device)
+        """Factor on every lane's query."""
         self.head = torch.tensor([lane.head for lane in ordered], device=device)
         """Head of every lane."""
         self.group = torch.tensor(

@@ -28,8 +28,8 @@ class Chunk:
     """The next rows of B requests."""
 
     value_BnL: Tensor
-    query_BnL: Tensor | None
-    """Attention scores, already multiplied by the lane's factor; None for kinds without attention."""
+    query_BnL: Tensor
+    """Attention scores, already multiplied by the lane's factor; without meaning for other kinds."""
     valid_Bn: Tensor
     """bool; each row of it is a run of True followed by padding."""
     full: bool
@@ -88,7 +88,6 @@ def _affine_scan(decay_BnL: Tensor, input_BnL: Tensor, start_BL: Tensor) -> Tens
 
 
 def _attention(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
-    assert chunk.query_BnL is not None
     top_BL, numerator_BL, denominator_BL = state_BLS.unbind(-1)
     query_BnL = chunk.masked(chunk.query_BnL, -torch.inf)
     new_top_BL = torch.maximum(top_BL, query_BnL.amax(1))
@@ -136,33 +135,24 @@ def _complete(chunk: Chunk, window: int) -> Tensor:
     return (chunk.valid_Bn & (seen_Bn >= window))[..., None]
 
 
-def _roll(ring_BLw: Tensor, rows_BnL: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """Return the window that ends at each row [B, n, L, w], in any order of tokens, and the ring after the chunk."""
-    if rows_BnL.shape[1] == 1 and chunk.full:
-        # Decoding, the hot path: the ring after the token is its window.
-        place_BL1 = (chunk.count_B % ring_BLw.shape[-1])[:, None, None].expand(-1, ring_BLw.shape[1], 1)
-        ring_BLw = ring_BLw.scatter(2, place_BL1, rows_BnL[:, 0, :, None])
-        return ring_BLw[:, None], ring_BLw
-    return _windows(ring_BLw, rows_BnL, chunk.count_B), _write_ring(ring_BLw, rows_BnL, chunk)
-
-
 def _rolling_mean_max(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
-    window_BnLw, ring_BLw = _roll(state_BLS[..., :-1], chunk.masked(chunk.value_BnL, 0.0), chunk)
-    mean_BnL = window_BnLw.mean(-1).masked_fill(~_complete(chunk, group.window), -torch.inf)
+    ring_BLw, rows_BnL = state_BLS[..., :-1], chunk.masked(chunk.value_BnL, 0.0)
+    mean_BnL = (
+        _windows(ring_BLw, rows_BnL, chunk.count_B).mean(-1).masked_fill(~_complete(chunk, group.window), -torch.inf)
+    )
     best_BL = torch.maximum(state_BLS[..., -1], mean_BnL.amax(1))
-    return torch.cat((ring_BLw, best_BL[..., None]), -1)
+    return torch.cat((_write_ring(ring_BLw, rows_BnL, chunk), best_BL[..., None]), -1)
 
 
 def _rolling_attention(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
-    assert chunk.query_BnL is not None
     # Both rings roll as one, queries as the first half of the lanes.
     rings_BLw = torch.cat(state_BLS[..., :-1].chunk(2, -1), 1)
     rows_BnL = chunk.masked(torch.cat((chunk.query_BnL, chunk.value_BnL), 2), 0.0)
-    window_BnLw, rings_BLw = _roll(rings_BLw, rows_BnL, chunk)
-    query_BnLw, value_BnLw = window_BnLw.chunk(2, 2)
+    query_BnLw, value_BnLw = _windows(rings_BLw, rows_BnL, chunk.count_B).chunk(2, 2)
     mean_BnL = (query_BnLw.softmax(-1) * value_BnLw).sum(-1)
     mean_BnL = mean_BnL.masked_fill(~_complete(chunk, group.window), -torch.inf)
     best_BL = torch.maximum(state_BLS[..., -1], mean_BnL.amax(1))
+    rings_BLw = _write_ring(rings_BLw, rows_BnL, chunk)
     return torch.cat((*rings_BLw.chunk(2, 1), best_BL[..., None]), -1)
 
 
