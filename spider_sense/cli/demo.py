@@ -40,12 +40,15 @@ def demo(
     for column in ("prompt", "label", "action", "after", "answer"):
         table.add_column(column)
     for row in shown.rows:
-        after = "" if row["stopped_after"] is None else f"{row['stopped_after']} tokens"
+        after = (
+            "" if row["stopped_after"] is None else f"{row['stopped_after']} token{'s' * (row['stopped_after'] != 1)}"
+        )
         label = "harmful" if row["harmful"] else "benign"
         table.add_row(plain(row["prompt"][:SHOWN]), label, row["action"], after, plain(row["text"][:SHOWN]))
     console.print(table)
     console.print(
-        f"guard written to {shown.trained.folder}; next: spider-sense generate --guard {shown.trained.folder}",
+        f"guard written to {shown.trained.folder}; next: "
+        f'spider-sense generate --guard {shown.trained.folder} --prompt "..."',
         markup=False,
     )
     typer.echo(json.dumps(shown.summary()))

@@ -91,7 +91,7 @@ class Stream:
             if group.kind not in MERGE:
                 raise ValueError(f"{group.kind} cannot be merged; mergeable: {', '.join(sorted(MERGE))}")
             sides = [
-                side.state_BS[:, group.offset : group.stop].view(len(side.state_BS), -1, group.width)
+                side.state_BS[:, group.offset : group.stop].view(len(side.state_BS), len(group.param), group.width)
                 for side in (left, right)
             ]
             merged = MERGE[group.kind](sides[0], left.count_BG[:, index], sides[1], right.count_BG[:, index])

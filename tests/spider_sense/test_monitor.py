@@ -86,6 +86,18 @@ def test_a_breach_ends_its_row_and_no_other(
     assert all(case.coverage.complete for case in cases)
 
 
+def test_a_batch_that_is_stopped_altogether_keeps_its_history(guards: Any, tiny_loaded: LoadedModel) -> None:
+    guard = guards.guard(tiny_loaded, guards.many_probes(), guards.calibration(-1e9, -1e9))
+    seen: list[int] = []
+    monitor = Monitor(guard, policy(), keep_history=True, on_step=lambda cases: seen.append(len(cases)))
+    with monitor.attach(tiny_loaded.model, tiny_loaded.tokenizer):
+        output = tiny_loaded.model.generate(**guards.pad(PROMPTS), **GREEDY)
+    assert [refused_at(row) for row in output] == [WIDTH + 1] * len(PROMPTS)
+    assert [case.stopped_after for case in monitor.cases] == [1] * len(PROMPTS)
+    assert all(case.history for case in monitor.cases)
+    assert seen
+
+
 def test_sampling_and_filters_cannot_talk_over_a_refusal(guards: Any, tiny_loaded: LoadedModel, seek: Any) -> None:
     options = {"do_sample": True, "temperature": 3.0, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "typical_p": 0.9}
     limits = {"min_new_tokens": 10, "repetition_penalty": 2.0, "no_repeat_ngram_size": 2, "max_new_tokens": 12}
