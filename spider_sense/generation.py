@@ -57,6 +57,7 @@ class GuardedCall:
         self._refusal, self._line_break, self._end_id = tuple(refusal), tuple(line_break), end_id
         self._alive = [True] * len(cases)
         self._assisted = assisted
+        self._lengths_B = mask_BP.sum(1)
         self._past = 0
         self._forward: Forward | None = None
         self._draft: Tensor | None = None
@@ -85,11 +86,22 @@ class GuardedCall:
         if past + newest >= prompt:
             self._retire_ended(input_ids[:, newest].tolist())
         columns = past + tokens
+        if tokens == 1 and past >= prompt:
+            return self._next(past)
         ones = np.ones((len(self.cases), max(0, columns - prompt)), dtype=bool)
         mask_BK = np.concatenate((self._mask_BP, ones), 1)[:, :columns]
         sequences = tuple(rows for rows in padded_rows(mask_BK, past, tokens) if self._alive[_row(rows)])
         self._past, self._judged = columns, False
         self._forward = Forward(len(self.cases) * tokens, sequences, tokens, past)
+        return self._forward
+
+    def _next(self, past: int) -> Forward:
+        """Name the rows of a decode step: one for each request that goes on."""
+        live = [row for row, alive in enumerate(self._alive) if alive]
+        positions = self._lengths_B + past - self._mask_BP.shape[1]
+        sequences = tuple(SequenceRows(row, np.array([row]), positions[row : row + 1]) for row in live)
+        self._past, self._judged = past + 1, False
+        self._forward = Forward(len(self.cases), sequences, 1, past)
         return self._forward
 
     def scored(self, logits_TC: Tensor) -> None:

@@ -41,6 +41,7 @@ class FoldRows:
     """State row of each request, all different."""
 
 
+@torch.inference_mode()
 def fold_torch(
     state: Tensor,
     count: Tensor,

@@ -35,10 +35,10 @@ def score_torch(
         out: [R, K + J] float32 with R >= T, written in place; further rows are left alone.
     """
     x_TD = hidden_TD.detach().reshape(-1, hidden_TD.shape[-1]).float()
-    inverse_rms_T1 = torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + eps)
-    # A square that overflows would leave the bias alone as a plausible logit.
-    inverse_rms_T1 = inverse_rms_T1.masked_fill(inverse_rms_T1 == 0, torch.nan)
-    y = torch.addcmul(bias, x_TD @ weight, inverse_rms_T1)
+    mean_square_T = torch.linalg.vecdot(x_TD, x_TD).div_(x_TD.shape[1]).add_(eps)
+    # A square that overflows would leave the bias alone as a plausible logit; infinity times 0 is NaN.
+    inverse_rms_T = mean_square_T.rsqrt().add_(mean_square_T.mul_(0.0))
+    y = torch.addcmul(bias, x_TD @ weight, inverse_rms_T[:, None])
     if mlp_weight.shape[0]:
         linear = y.shape[1] - mlp_weight.shape[0]
         y = torch.cat((y[:, :linear], torch.addmm(mlp_bias, y[:, linear:].relu(), mlp_weight)), 1)

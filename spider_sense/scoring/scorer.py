@@ -21,6 +21,9 @@ from spider_sense.types import Coverage
 __all__ = ["Request", "RequestRows", "Scorer"]
 
 
+_RESPONSE_ROW = np.array([RESPONSE | WATCHED])
+
+
 @dataclass(slots=True)
 class Request:
     """One conversation that is being scored."""
@@ -47,6 +50,8 @@ class Request:
 
     def codes(self, positions: np.ndarray) -> np.ndarray:
         """Return the row code of each absolute position, int64; 0 for a row that is not folded."""
+        if len(positions) == 1 and positions[0] >= max(self.skip, self.prompt_length):
+            return _RESPONSE_ROW  # decoding, the hot path
         prompt = positions < self.prompt_length
         code = np.where(prompt, PROMPT, RESPONSE)
         code |= np.where(prompt & (positions >= self.prompt_length - self.tail), TAIL, 0)
@@ -96,17 +101,17 @@ class Scorer:
         """
         rows, codes, lengths, slots = [], [], [], []
         for item in batch:
-            fresh = item.positions >= item.request.position
-            if not fresh.any():
+            # Positions rise, so what was folded before comes first; so do the rows that are skipped.
+            first = int(np.searchsorted(item.positions, item.request.position))
+            positions = item.positions[first:]
+            if not len(positions):
                 continue
-            positions = item.positions[fresh]
             _account(item.request, positions)
-            code = item.request.codes(positions)
-            folded = code != 0
-            if folded.any():
-                rows.append(item.rows[fresh][folded])
-                codes.append(code[folded])
-                lengths.append(int(folded.sum()))
+            first += int(np.searchsorted(positions, item.request.skip))
+            if first < len(item.positions):
+                rows.append(item.rows[first:])
+                codes.append(item.request.codes(item.positions[first:]))
+                lengths.append(len(rows[-1]))
                 slots.append(item.request.slot)
         if slots:
             starts = np.concatenate(([0], np.cumsum(lengths)))
