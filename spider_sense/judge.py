@@ -172,11 +172,13 @@ class Judge:
         zone_BH = (~(peak_BH < thresholds_B2H[:, 0])).astype(np.int8)
         zone_BH[~(peak_BH < thresholds_B2H[:, 1])] = _BREACH
         changed = []
-        for case, position, peak_H, zone_H in zip(reading.cases, reading.positions, peak_BH, zone_BH, strict=True):
+        raised_B = zone_BH.any(1).tolist()
+        rows = zip(reading.cases, reading.positions, peak_BH, zone_BH, raised_B, strict=True)
+        for case, position, peak_H, zone_H, raised in rows:
             if case.decision.action == "stop":
                 continue  # it keeps the verdict that stopped it
             case.peak, case.position = peak_H, position
-            if case.request.missing > case.missing or (zone_H > case.zone).any():
+            if case.request.missing > case.missing or (raised and (zone_H > case.zone).any()):
                 case.missing = case.request.missing
                 case.zone = np.maximum(case.zone, zone_H)
                 if self._decide(case):

@@ -34,7 +34,9 @@ def score_torch(
         eps: added to the mean square before the root, as in RMSNorm.
         out: [R, K + J] float32 with R >= T, written in place; further rows are left alone.
     """
-    x_TD = hidden_TD.detach().reshape(-1, hidden_TD.shape[-1]).float()
+    x_TD = hidden_TD.detach().reshape(-1, hidden_TD.shape[-1])
+    if x_TD.dtype != torch.float32:
+        x_TD = x_TD.float()
     mean_square_T = torch.linalg.vecdot(x_TD, x_TD).div_(x_TD.shape[1]).add_(eps)
     # A square that overflows would leave the bias alone as a plausible logit; infinity times 0 is NaN.
     inverse_rms_T = mean_square_T.rsqrt().add_(mean_square_T.mul_(0.0))
