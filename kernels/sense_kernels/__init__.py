@@ -1,24 +1,60 @@
 """Operations of the hot path: score hidden states, fold the scores into streaming state."""
 
-from sense_kernels.fold import FoldRows, fold_torch, readout_torch
-from sense_kernels.lanes import PROMPT, RESPONSE, TAIL, WATCHED, Lane, LaneKind, LaneTable
+from sense_kernels.fold import fold, fold_torch, fold_triton
+from sense_kernels.host_sites import HostSites
+from sense_kernels.lanes import PROMPT, RESPONSE, TAIL, WATCHED, Lane, LaneKind, LaneTable, State
+from sense_kernels.launch import WARM_ROWS, MatchScratch, Scratch, new_match_scratch, new_scratch
+from sense_kernels.patch import patch_rows, patch_rows_torch, patch_rows_triton
 from sense_kernels.recurrences import MERGE
-from sense_kernels.score import score, score_torch, steer, steer_torch
+from sense_kernels.rows import FoldRows, RowTensors
+from sense_kernels.score import pack_weight, score, score_torch, score_triton, split_weight
+from sense_kernels.score_fold import score_fold, score_fold_torch, score_fold_triton
+from sense_kernels.signatures import (
+    match_signatures,
+    match_signatures_torch,
+    match_signatures_triton,
+    quantise_signatures,
+)
+from sense_kernels.steer import steer, steer_torch
+from sense_kernels.twin import readout_torch
 
 __all__ = [
     "MERGE",
     "PROMPT",
     "RESPONSE",
     "TAIL",
+    "WARM_ROWS",
     "WATCHED",
     "FoldRows",
+    "HostSites",
     "Lane",
     "LaneKind",
     "LaneTable",
+    "MatchScratch",
+    "RowTensors",
+    "Scratch",
+    "State",
+    "fold",
     "fold_torch",
+    "fold_triton",
+    "match_signatures",
+    "match_signatures_torch",
+    "match_signatures_triton",
+    "new_match_scratch",
+    "new_scratch",
+    "pack_weight",
+    "patch_rows",
+    "patch_rows_torch",
+    "patch_rows_triton",
+    "quantise_signatures",
     "readout_torch",
     "score",
+    "score_fold",
+    "score_fold_torch",
+    "score_fold_triton",
     "score_torch",
+    "score_triton",
+    "split_weight",
     "steer",
     "steer_torch",
 ]

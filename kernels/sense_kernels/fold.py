@@ -1,55 +1,50 @@
 """Fold the logits of a step into the state of each request, in token order.
 
 The fold is sequential per request, so its result depends neither on how a prompt was cut into chunks nor on the other
-requests of the batch. ``fold_torch`` is the torch twin; it runs on any device and is vectorised over requests, tokens
-and lanes.
+requests of the batch. ``fold`` goes to the GPU kernel or to the CPU path, by the device of the state; ``fold_torch`` is
+the twin that runs anywhere.
 
-Shape letters: T packed rows, R real rows (padding left out), B requests of this step, C logit columns, H heads.
+Shape letters: T packed rows, R rows to fold, B requests of this step, C logit columns, H heads, N slots, K KV blocks.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+# mypy: disable-error-code="no-untyped-def"
 
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from sense_kernels.lanes import WATCHED, LaneGroup, LaneTable
-from sense_kernels.recurrences import READOUT, UPDATE, Chunk
-from sense_kernels.step import STEP
+from sense_kernels._fold_kernel import fold_cells
+from sense_kernels._triton import AVAILABLE, tl, triton
+from sense_kernels.decode import fold_one_row
+from sense_kernels.lanes import LaneTable, State
+from sense_kernels.launch import kernel_groups, options
+from sense_kernels.rows import FoldRows, RowTensors
+from sense_kernels.score import library
+from sense_kernels.twin import fold_torch
 
-__all__ = ["FoldRows", "fold_torch", "readout_torch"]
-
-IntArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class FoldRows:
-    """Which packed rows belong to which slot. Host arrays, sorted by request and then by position.
-
-    A row that is padding, or a draft token that was rejected, is simply not listed.
-    """
-
-    row_R: IntArray
-    """Index into the packed rows [T]."""
-    code_R: IntArray
-    """Row code: a sum of PROMPT, TAIL, RESPONSE and WATCHED."""
-    start_B: IntArray
-    """First entry of each request; B + 1 numbers, the last one is R."""
-    slot_B: IntArray
-    """State row of each request, all different."""
+__all__ = [
+    "FOLD_SCHEMA",
+    "check_tables",
+    "fold",
+    "fold_torch",
+    "fold_triton",
+    "on_gpu",
+    "pack_arguments",
+    "unpack_arguments",
+]
 
 
-@torch.inference_mode()
-def fold_torch(
+def fold(
     state: Tensor,
     count: Tensor,
     peak: Tensor,
     logits_TC: Tensor,
-    rows: FoldRows,
+    rows: FoldRows | RowTensors,
     table: LaneTable,
     trace: Tensor | None = None,
+    blocks: State | None = None,
 ) -> None:
     """Fold rows into ``state``, ``count`` and ``peak`` in place.
 
@@ -61,136 +56,160 @@ def fold_torch(
         count: [N, G] int64, rows folded by each group.
         peak: [N, H] float32, greatest readout at a watched row so far.
         logits_TC: [T, C] float32.
-        rows: the rows to fold.
+        rows: the rows to fold; :class:`RowTensors` where they already lie on the device.
         table: the lanes.
         trace: [T, H] float32 or None; receives the readout at each watched row.
+        blocks: state of the KV blocks; a row with a block number writes its request's state there.
     """
-    logits_TC = torch.where(logits_TC.isfinite(), logits_TC, torch.nan)
-    for part in _segments(rows):
-        slot_B = torch.from_numpy(part.slot_B).to(state.device)
-        state_BS, count_BG = state[slot_B], count[slot_B]
-        chosen = {span: _choose(logits_TC, part, span, table) for span in table.spans}
-        parts = [
-            _fold_group(state_BS, count_BG[:, index : index + 1], chosen[group.span], group)
-            for index, group in enumerate(table.groups)
-        ]
-        state_BS = torch.cat(parts, 1)
-        count_BG = count_BG + torch.stack([chosen[group.span].length_B for group in table.groups], 1)
-        state[slot_B], count[slot_B] = state_BS, count_BG
-        _watch(peak, state_BS, count_BG, part, slot_B, table, trace)
+    if isinstance(rows, FoldRows) and not on_gpu(state):
+        run = _fold_cpu if state.device.type == "cpu" else fold_torch
+        return run(state, count, peak, logits_TC, rows, table, trace, blocks)
+    tensors = rows.to(state.device) if isinstance(rows, FoldRows) else rows
+    torch.ops.sense.fold(*pack_arguments(State(state, count, peak), logits_TC, tensors, table, trace, blocks))
+    return None
 
 
-def readout_torch(state: Tensor, count: Tensor, slot_B: Tensor, table: LaneTable) -> Tensor:
-    """Return the running value of every head, [B, H]; -inf for a head that has folded no row yet."""
-    return _readout(state[slot_B], count[slot_B], table)
+def on_gpu(tensor: Tensor) -> bool:
+    """Return whether a tensor lies where Triton's kernels run; elsewhere the twins do the work."""
+    return tensor.device.type == "cuda" and AVAILABLE
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """The rows of a part that a span selects, left-aligned."""
+def check_tables(state: State, logits_TC: Tensor, blocks: State | None, trace: Tensor | None) -> None:
+    """Check what the kernels take for granted.
 
-    value_BnL: Tensor
-    """Value of every lane of the table."""
-    query_BnL: Tensor
-    """Query of every lane, multiplied by its factor; without meaning where a lane has none."""
-    valid_Bn: Tensor
-    length_B: Tensor
-    full: bool
-    """Whether there is no padding."""
-
-
-def _choose(logits_TC: Tensor, part: FoldRows, span: int, table: LaneTable) -> _Chosen:
-    row_Bn, valid_Bn = _padded(part, span)
-    logits_BnC = logits_TC[torch.from_numpy(row_Bn).to(logits_TC.device)]
-    valid = torch.from_numpy(valid_Bn).to(logits_TC.device)
-    query_BnL = logits_BnC[..., table.query] * table.scale
-    return _Chosen(logits_BnC[..., table.value], query_BnL, valid, valid.sum(1), bool(valid_Bn.all()))
-
-
-def _readout(state_BS: Tensor, count_BG: Tensor, table: LaneTable) -> Tensor:
-    lanes = []
-    for index, group in enumerate(table.groups):
-        state_BLS = state_BS[:, group.offset : group.stop].view(len(state_BS), len(group.param), group.width)
-        lanes.append(READOUT[group.kind](group, state_BLS, count_BG[:, index : index + 1]))
-    lane_BL = torch.cat(lanes, 1).masked_fill((count_BG == 0)[:, table.group], -torch.inf)
-    return torch.zeros(len(state_BS), table.heads, device=state_BS.device).index_add_(1, table.head, lane_BL)
-
-
-def _fold_group(state_BS: Tensor, count_B1: Tensor, chosen: _Chosen, group: LaneGroup) -> Tensor:
-    """Return a group's state [B, L * S] after its rows."""
-    old_BLS = state_BS[:, group.offset : group.stop].view(len(state_BS), len(group.param), group.width)
-    rows = chosen.valid_Bn.shape[1]
-    if not rows:
-        return old_BLS.flatten(1)
-    value_BnL, query_BnL = chosen.value_BnL[..., group.lanes], chosen.query_BnL[..., group.lanes]
-    if rows == 1 and chosen.full:
-        return STEP[group.kind](group, old_BLS, value_BnL[:, 0], query_BnL[:, 0], count_B1 + 1).flatten(1)
-    new_BLS = UPDATE[group.kind](
-        group, old_BLS, Chunk(value_BnL, query_BnL, chosen.valid_Bn, chosen.full, count_B1[:, 0])
-    )
-    if not chosen.full:
-        # A request without a row of this span keeps its state bit for bit.
-        new_BLS = torch.where(chosen.valid_Bn[:, :1, None], new_BLS, old_BLS)
-    return new_BLS.flatten(1)
-
-
-def _watch(
-    peak: Tensor,
-    state_BS: Tensor,
-    count_BG: Tensor,
-    part: FoldRows,
-    slot_B: Tensor,
-    table: LaneTable,
-    trace: Tensor | None,
-) -> None:
-    """Take the readout of requests whose part ends in a watched row into the maximum over time."""
-    last_B = part.start_B[1:] - 1
-    watched_B = (part.code_R[last_B] & WATCHED) != 0
-    if not watched_B.any():
-        return
-    if not watched_B.all():
-        keep_B = torch.from_numpy(watched_B).to(slot_B.device)
-        slot_B, state_BS, count_BG = slot_B[keep_B], state_BS[keep_B], count_BG[keep_B]
-    readout_BH = _readout(state_BS, count_BG, table)
-    peak[slot_B] = torch.maximum(peak[slot_B], readout_BH)
-    if trace is not None:
-        trace[torch.from_numpy(part.row_R[last_B[watched_B]]).to(trace.device)] = readout_BH
-
-
-def _segments(rows: FoldRows) -> Iterator[FoldRows]:
-    """Cut each request after each of its watched rows; part k holds the k-th piece of every request that has one."""
-    lengths_B = np.diff(rows.start_B)
-    if (lengths_B == 1).all():
-        yield rows
-        return
-    watched_R = (rows.code_R & WATCHED) != 0
-    before_R = np.cumsum(watched_R) - watched_R
-    first_B = before_R[rows.start_B[:-1].clip(max=max(len(before_R) - 1, 0))] if len(before_R) else lengths_B
-    piece_R = before_R - np.repeat(first_B, lengths_B)
-    owner_R = np.repeat(np.arange(len(lengths_B)), lengths_B)
-    for piece in range(int(piece_R.max(initial=-1)) + 1):
-        keep_R = piece_R == piece
-        owners, starts = np.unique(owner_R[keep_R], return_index=True)
-        yield FoldRows(
-            row_R=rows.row_R[keep_R],
-            code_R=rows.code_R[keep_R],
-            start_B=np.append(starts, keep_R.sum()),
-            slot_B=rows.slot_B[owners],
+    Raises:
+        ValueError: if a table is not contiguous, or the columns of the logits do not lie next to each other.
+    """
+    tables = [*state, *(blocks or ()), *(() if trace is None else (trace,))]
+    if logits_TC.stride(1) != 1 or not all(table.is_contiguous() for table in tables):
+        strides = [table.stride() for table in (logits_TC, *tables)]
+        raise ValueError(
+            f"logits need columns of stride 1, and state tables and trace must be contiguous, got {strides}"
         )
 
 
-def _padded(part: FoldRows, span: int) -> tuple[IntArray, npt.NDArray[np.bool_]]:
-    """Return row indices [B, n] and their validity [B, n] of the rows that a span selects, left-aligned."""
-    requests = len(part.slot_B)
-    keep_R = (part.code_R & span) != 0
-    if len(part.row_R) == requests:
-        width = int(keep_R.any())
-        return part.row_R[:, None][:, :width], keep_R[:, None][:, :width]
-    owner = np.repeat(np.arange(requests), np.diff(part.start_B))[keep_R]
-    length_B = np.bincount(owner, minlength=requests)
-    column = np.arange(len(owner)) - np.repeat(np.cumsum(length_B) - length_B, length_B)
-    row_Bn = np.zeros((requests, int(length_B.max(initial=0))), dtype=np.int64)
-    valid_Bn = np.zeros(row_Bn.shape, dtype=bool)
-    row_Bn[owner, column] = part.row_R[keep_R]
-    valid_Bn[owner, column] = True
-    return row_Bn, valid_Bn
+def _fold_cpu(
+    state: Tensor,
+    count: Tensor,
+    peak: Tensor,
+    logits_TC: Tensor,
+    rows: FoldRows,
+    table: LaneTable,
+    trace: Tensor | None = None,
+    blocks: State | None = None,
+) -> None:
+    rows = rows.committed()
+    if not len(rows.slot_B):
+        return
+    if rows.one_each:
+        fold_one_row(state, count, peak, logits_TC, rows, table, trace, blocks)
+    else:
+        fold_torch(state, count, peak, logits_TC, rows, table, trace, blocks)
+
+
+@triton.jit(do_not_specialize=["requests"])
+def _fold_kernel(
+    tables, logits, stride_logits, rows, lanes, trace, blocks, requests, GROUPS: tl.constexpr, SIZES: tl.constexpr
+):
+    for index in tl.static_range(len(GROUPS)):
+        if tl.program_id(1) == index:
+            fold_cells(
+                tables,
+                logits,
+                stride_logits,
+                rows,
+                lanes,
+                trace,
+                blocks,
+                tl.program_id(0) * GROUPS[index][9],
+                requests,
+                index,
+                GROUPS[index],
+                SIZES,
+                False,
+            )
+
+
+def fold_triton(
+    state: Tensor,
+    count: Tensor,
+    peak: Tensor,
+    logits_TC: Tensor,
+    rows: RowTensors,
+    table: LaneTable,
+    trace: Tensor | None = None,
+    blocks: State | None = None,
+) -> None:
+    """Launch the kernel: one program for a group of lanes and a few requests. Arguments as of :func:`fold`."""
+    requests = len(rows.slot)
+    if not requests or not table.groups:
+        return
+    check_tables(State(state, count, peak), logits_TC, blocks, trace)
+    groups, warps = kernel_groups(table.spec)
+    grid = (triton.cdiv(requests, min(group[9] for group in groups)), len(groups))
+    _fold_kernel[grid](
+        (state, count, peak),
+        logits_TC,
+        logits_TC.stride(0),
+        (rows.row, rows.code, rows.start, rows.slot, rows.accepted),
+        (table.value, table.query, table.param, table.head),
+        trace,
+        (None, None, None, None) if blocks is None else (rows.block, *blocks),
+        requests,
+        GROUPS=groups,
+        SIZES=(table.state_floats, len(groups), table.heads),
+        **options(warps),
+    )
+
+
+FOLD_SCHEMA = (
+    "Tensor(a!) state, Tensor(b!) count, Tensor(c!) peak, Tensor{logits} logits, Tensor? row, Tensor code,"
+    " Tensor? start, Tensor slot, Tensor? accepted, Tensor? block, Tensor value, Tensor query, Tensor param,"
+    " Tensor head, int[] spec, Tensor(d!)? trace, Tensor(e!)? block_state, Tensor(f!)? block_count,"
+    " Tensor(g!)? block_peak"
+)
+"""The arguments of a fold as a registered op takes them, tensors and numbers only."""
+
+
+def pack_arguments(
+    state: State, logits_TC: Tensor, rows: RowTensors, table: LaneTable, trace: Tensor | None, blocks: State | None
+) -> tuple[Any, ...]:
+    """Return the arguments in the order of ``FOLD_SCHEMA``."""
+    lanes = table.value, table.query, table.param, table.head
+    return *state, logits_TC, *rows, *lanes, table.spec, trace, *(blocks or (None, None, None))
+
+
+def unpack_arguments(
+    arguments: Sequence[Any],
+) -> tuple[State, Tensor, RowTensors, LaneTable, Tensor | None, State | None]:
+    """Return what :func:`pack_arguments` was given."""
+    state, logits_TC, rows = State(*arguments[:3]), arguments[3], RowTensors(*arguments[4:10])
+    value, query, param, head, spec = arguments[10:15]
+    table = LaneTable.unpack(value, query, param, head, spec, state.peak.shape[1])
+    blocks = None if arguments[16] is None else State(*arguments[16:19])
+    return state, logits_TC, rows, table, arguments[15], blocks
+
+
+def _on_cpu(*arguments: Any) -> None:
+    state, logits_TC, rows, table, trace, blocks = unpack_arguments(arguments)
+    _fold_cpu(*state, logits_TC, FoldRows.of(rows), table, trace, blocks)
+
+
+def _on_any(*arguments: Any) -> None:
+    state, logits_TC, rows, table, trace, blocks = unpack_arguments(arguments)
+    fold_torch(*state, logits_TC, FoldRows.of(rows), table, trace, blocks)
+
+
+def _on_gpu(*arguments: Any) -> None:
+    state, logits_TC, rows, table, trace, blocks = unpack_arguments(arguments)
+    fold_triton(*state, logits_TC, rows, table, trace, blocks)
+
+
+library.define(f"fold({FOLD_SCHEMA.format(logits='')}) -> ()")
+library.impl("fold", _on_cpu, "CPU")
+library.impl("fold", _on_gpu if AVAILABLE else _on_any, "CUDA")
+
+
+@torch.library.register_fake("sense::fold", lib=library)
+def _fold_fake(*args: object) -> None:
+    return None

@@ -29,7 +29,7 @@ class Chunk:
 
     value_BnL: Tensor
     query_BnL: Tensor
-    """Attention scores, already multiplied by the lane's factor; without meaning for other kinds."""
+    """Attention scores, not yet multiplied by the lane's factor; without meaning for other kinds."""
     valid_Bn: Tensor
     """bool; each row of it is a run of True followed by padding."""
     full: bool
@@ -89,12 +89,10 @@ def _affine_scan(decay_BnL: Tensor, input_BnL: Tensor, start_BL: Tensor) -> Tens
 
 def _attention(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
     top_BL, numerator_BL, denominator_BL = state_BLS.unbind(-1)
-    query_BnL = chunk.masked(chunk.query_BnL, -torch.inf)
+    query_BnL = chunk.masked(chunk.query_BnL * group.param, -torch.inf)
     new_top_BL = torch.maximum(top_BL, query_BnL.amax(1))
-    # With no row yet both tops are -inf, and -inf - -inf is NaN.
-    reference_BL = torch.where(new_top_BL == -torch.inf, 0.0, new_top_BL)
-    keep_BL = torch.exp(top_BL - reference_BL)
-    weight_BnL = torch.exp(query_BnL - reference_BL[:, None])
+    keep_BL = torch.exp(top_BL - new_top_BL)
+    weight_BnL = torch.exp(query_BnL - new_top_BL[:, None])
     numerator_BL = numerator_BL * keep_BL + (weight_BnL * chunk.masked(chunk.value_BnL, 0.0)).sum(1)
     denominator_BL = denominator_BL * keep_BL + weight_BnL.sum(1)
     return torch.stack((new_top_BL, numerator_BL, denominator_BL), -1)
@@ -110,12 +108,12 @@ def _cusum(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
     return torch.stack((g_BnL[:, -1], best_BL), -1)
 
 
-def _windows(ring_BLw: Tensor, rows_BnL: Tensor, count_B: Tensor) -> Tensor:
-    """Return the window that ends at each row [B, n, L, w]; what lies before the first token is 0."""
+def _past(ring_BLw: Tensor, rows_BnL: Tensor, count_B: Tensor) -> Tensor:
+    """Return the w - 1 tokens before the chunk, then the chunk [B, w - 1 + n, L]; before the first token stands 0."""
     w = ring_BLw.shape[-1]
     age_Bw = (count_B[:, None] + torch.arange(1, w, device=ring_BLw.device)) % w
     history_BLw = ring_BLw.gather(2, age_Bw[:, None].expand(-1, ring_BLw.shape[1], -1))
-    return torch.cat((history_BLw.transpose(1, 2), rows_BnL), 1).unfold(1, w, 1)
+    return torch.cat((history_BLw.transpose(1, 2), rows_BnL), 1)
 
 
 def _write_ring(ring_BLw: Tensor, rows_BnL: Tensor, chunk: Chunk) -> Tensor:
@@ -137,9 +135,8 @@ def _complete(chunk: Chunk, window: int) -> Tensor:
 
 def _rolling_mean_max(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
     ring_BLw, rows_BnL = state_BLS[..., :-1], chunk.masked(chunk.value_BnL, 0.0)
-    mean_BnL = (
-        _windows(ring_BLw, rows_BnL, chunk.count_B).mean(-1).masked_fill(~_complete(chunk, group.window), -torch.inf)
-    )
+    mean_BnL = _past(ring_BLw, rows_BnL, chunk.count_B).unfold(1, group.window, 1).mean(-1)
+    mean_BnL = mean_BnL.masked_fill(~_complete(chunk, group.window), -torch.inf)
     best_BL = torch.maximum(state_BLS[..., -1], mean_BnL.amax(1))
     return torch.cat((_write_ring(ring_BLw, rows_BnL, chunk), best_BL[..., None]), -1)
 
@@ -147,13 +144,31 @@ def _rolling_mean_max(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tens
 def _rolling_attention(group: LaneGroup, state_BLS: Tensor, chunk: Chunk) -> Tensor:
     # Both rings roll as one, queries as the first half of the lanes.
     rings_BLw = torch.cat(state_BLS[..., :-1].chunk(2, -1), 1)
-    rows_BnL = chunk.masked(torch.cat((chunk.query_BnL, chunk.value_BnL), 2), 0.0)
-    query_BnLw, value_BnLw = _windows(rings_BLw, rows_BnL, chunk.count_B).chunk(2, 2)
-    mean_BnL = (query_BnLw.softmax(-1) * value_BnLw).sum(-1)
+    rows_BnL = chunk.masked(torch.cat((chunk.query_BnL * group.param, chunk.value_BnL), 2), 0.0)
+    mean_BnL = _window_attention(_past(rings_BLw, rows_BnL, chunk.count_B), group.window)
     mean_BnL = mean_BnL.masked_fill(~_complete(chunk, group.window), -torch.inf)
     best_BL = torch.maximum(state_BLS[..., -1], mean_BnL.amax(1))
     rings_BLw = _write_ring(rings_BLw, rows_BnL, chunk)
     return torch.cat((*rings_BLw.chunk(2, 1), best_BL[..., None]), -1)
+
+
+def _window_attention(past_BmL: Tensor, window: int) -> Tensor:
+    """Return the softmax-weighted mean of each window: [B, n + w - 1, 2 L] queries and values -> [B, n, L].
+
+    One shift of the window after another, so that the long axes stay the inner ones.
+    """
+    rows = past_BmL.shape[1] - window + 1
+    query_BmL, value_BmL = past_BmL.chunk(2, 2)
+    shifted = [query_BmL[:, shift : shift + rows] for shift in range(window)]
+    top_BnL = shifted[0].clone()
+    for query_BnL in shifted[1:]:
+        torch.maximum(top_BnL, query_BnL, out=top_BnL)
+    numerator_BnL, denominator_BnL = torch.zeros_like(top_BnL), torch.zeros_like(top_BnL)
+    for shift, query_BnL in enumerate(shifted):
+        weight_BnL = (query_BnL - top_BnL).exp_()
+        denominator_BnL += weight_BnL
+        numerator_BnL.addcmul_(weight_BnL, value_BmL[:, shift : shift + rows])
+    return numerator_BnL.div_(denominator_BnL)
 
 
 UPDATE: dict[LaneKind, Callable[[LaneGroup, Tensor, Chunk], Tensor]] = {

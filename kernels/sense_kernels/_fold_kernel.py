@@ -1,0 +1,274 @@
+"""The streaming recurrences on the GPU, one token after another, in fp32.
+
+Both the fold and the epilogue of the fused decode step call :func:`fold_cells`, so a request's state is the same bit
+for bit whichever of them folded its tokens. A *cell* is one head of one request; a program works on [R, P] lanes (R
+cells, P lanes a head) and, for windowed kinds, on [R, P, W] rings, all of one group. Group facts are compile-time
+constants: a bank's kernel holds one body per group and each program runs one of them.
+
+The formulas are those of :mod:`sense_kernels.recurrences`, taken one token at a time.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from sense_kernels._triton import tl, triton
+from sense_kernels.lanes import LANE_KINDS, WATCHED
+
+__all__ = ["fold_cells", "max_nan"]
+
+_MEAN = tl.constexpr(LANE_KINDS.index("mean"))
+_MAX = tl.constexpr(LANE_KINDS.index("max"))
+_EMA_MAX = tl.constexpr(LANE_KINDS.index("ema_max"))
+_ATTENTION = tl.constexpr(LANE_KINDS.index("attention"))
+_CUSUM = tl.constexpr(LANE_KINDS.index("cusum"))
+_ROLLING_MEAN_MAX = tl.constexpr(LANE_KINDS.index("rolling_mean_max"))
+_ROLLING_ATTENTION = tl.constexpr(LANE_KINDS.index("rolling_attention"))
+_WATCHED = tl.constexpr(WATCHED)
+
+
+@triton.jit
+def max_nan(x, y):
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _best(best, readout, full):
+    """Take a readout into the maximum once its window is full."""
+    return tl.where(full, max_nan(best, readout), best)
+
+
+@triton.jit
+def _window_mean(queries, values, seen, WINDOW: tl.constexpr, KIND: tl.constexpr):
+    """Mean, or softmax-weighted mean, of the tokens in the ring. [R, P, W] -> [R, P]."""
+    place = tl.arange(0, values.shape[2])[None, None, :]
+    if KIND == _ROLLING_MEAN_MAX:
+        return tl.sum(values, 2) / tl.minimum(seen, WINDOW).to(tl.float32)
+    filled = place < tl.minimum(seen, WINDOW)[:, :, None]
+    top = tl.max(tl.where(filled, queries, float("-inf")), 2)
+    weight = tl.where(filled, tl.exp(queries - top[:, :, None]), 0.0)
+    return tl.sum(weight * values, 2) / tl.sum(weight, 2)
+
+
+@triton.jit
+def _step(a, b, c, queries, values, z, q, param, seen, WINDOW: tl.constexpr, KIND: tl.constexpr):
+    """Fold one token into every lane; ``seen`` counts it already. Returns the state and the window's mean."""
+    mean = z
+    if KIND == _MEAN:
+        a += (z - a) / seen.to(tl.float32)
+    elif KIND == _MAX:
+        a = max_nan(a, z)
+    elif KIND == _EMA_MAX:
+        a += tl.maximum(param, 1.0 / seen.to(tl.float32)) * (z - a)
+        b = _best(b, a, seen >= WINDOW)
+    elif KIND == _ATTENTION:
+        top = max_nan(a, q)
+        keep, weight = tl.exp(a - top), tl.exp(q - top)
+        a, b, c = top, b * keep + weight * z, c * keep + weight
+    elif KIND == _CUSUM:
+        a = max_nan(a + (z - param), tl.zeros_like(a))
+        b = max_nan(b, a)
+    else:
+        newest = tl.arange(0, values.shape[2])[None, None, :] == ((seen - 1) % WINDOW)[:, :, None]
+        values = tl.where(newest, z[:, :, None], values)
+        queries = tl.where(newest, q[:, :, None], queries)
+        mean = _window_mean(queries, values, seen, WINDOW, KIND)
+        b = _best(b, mean, seen >= WINDOW)
+    return a, b, c, queries, values, mean
+
+
+@triton.jit
+def _readout(a, b, c, mean, seen, WINDOW: tl.constexpr, KIND: tl.constexpr):
+    """Running value of every lane, [R, P]."""
+    if KIND == _MEAN or KIND == _MAX:
+        return a
+    if KIND == _CUSUM:
+        return b
+    if KIND == _ATTENTION:
+        return b / c
+    if KIND == _EMA_MAX:
+        return tl.where(seen < WINDOW, a, b)
+    return tl.where(seen < WINDOW, mean, b)
+
+
+@triton.jit
+def _load_state(state, floats, mask, WINDOW: tl.constexpr, W: tl.constexpr, KIND: tl.constexpr):
+    """Return (a, b, c) [R, P] and the rings (queries, values) [R, P, W]; what a kind lacks is 0.
+
+    ``floats`` [R, P] is the offset of each lane's first state float.
+    """
+    zero = tl.zeros(floats.shape, tl.float32)
+    a, b, c = zero, zero, zero
+    queries = tl.zeros([floats.shape[0], floats.shape[1], W], tl.float32)
+    values = queries
+    if KIND == _ROLLING_MEAN_MAX or KIND == _ROLLING_ATTENTION:
+        place = tl.arange(0, W)[None, None, :]
+        held = mask[:, :, None] & (place < WINDOW)
+        first = state + floats[:, :, None] + place
+        if KIND == _ROLLING_ATTENTION:
+            queries = tl.load(first, mask=held, other=0.0)
+            values = tl.load(first + WINDOW, mask=held, other=0.0)
+            b = tl.load(state + floats + 2 * WINDOW, mask=mask, other=0.0)
+        else:
+            values = tl.load(first, mask=held, other=0.0)
+            b = tl.load(state + floats + WINDOW, mask=mask, other=0.0)
+    else:
+        a = tl.load(state + floats, mask=mask, other=0.0)
+        if KIND == _EMA_MAX or KIND == _ATTENTION or KIND == _CUSUM:
+            b = tl.load(state + floats + 1, mask=mask, other=0.0)
+        if KIND == _ATTENTION:
+            c = tl.load(state + floats + 2, mask=mask, other=0.0)
+    return a, b, c, queries, values
+
+
+@triton.jit
+def _store_state(state, floats, mask, a, b, c, queries, values, WINDOW: tl.constexpr, KIND: tl.constexpr):
+    """Write what :func:`_load_state` reads."""
+    if KIND == _ROLLING_MEAN_MAX or KIND == _ROLLING_ATTENTION:
+        place = tl.arange(0, values.shape[2])[None, None, :]
+        held = mask[:, :, None] & (place < WINDOW)
+        first = state + floats[:, :, None] + place
+        if KIND == _ROLLING_ATTENTION:
+            tl.store(first, queries, mask=held)
+            tl.store(first + WINDOW, values, mask=held)
+            tl.store(state + floats + 2 * WINDOW, b, mask=mask)
+        else:
+            tl.store(first, values, mask=held)
+            tl.store(state + floats + WINDOW, b, mask=mask)
+    else:
+        tl.store(state + floats, a, mask=mask)
+        if KIND == _EMA_MAX or KIND == _ATTENTION or KIND == _CUSUM:
+            tl.store(state + floats + 1, b, mask=mask)
+        if KIND == _ATTENTION:
+            tl.store(state + floats + 2, c, mask=mask)
+
+
+@triton.jit
+def _finite(x):
+    return tl.where(tl.abs(x) < float("inf"), x, float("nan"))
+
+
+@triton.jit
+def fold_cells(
+    tables,
+    logits,
+    stride_logits,
+    rows,
+    lanes,
+    trace,
+    blocks,
+    request,
+    requests,
+    INDEX: tl.constexpr,
+    GROUP: tl.constexpr,
+    SIZES: tl.constexpr,
+    ONE_ROW: tl.constexpr,
+):
+    """Fold the rows of a few requests into one group of lanes.
+
+    Args:
+        tables: (state [N, S], count [N, G], peak [N, H]).
+        logits: [T, C], row stride ``stride_logits``.
+        rows: (row [R], code [R], start [B + 1], slot [B], accepted [B] or None); with ``ONE_ROW`` request b is row b.
+        lanes: (value, query, param, head), [L] each.
+        trace: [T, H] or None.
+        blocks: (block [R], state, count, peak of the KV blocks), or None for each.
+        request: the first request of this program.
+        requests: B, one past the last request that it may touch.
+        INDEX: the group's number.
+        GROUP: (kind, span, window, parts, lanes, first lane, first state float, state floats of a lane, cells); cells
+            is a power of two and a multiple of the group's padded heads.
+        SIZES: (S, G, H).
+        ONE_ROW: whether every request has exactly one row.
+    """
+    KIND: tl.constexpr = GROUP[0]
+    SPAN: tl.constexpr = GROUP[1]
+    WINDOW: tl.constexpr = GROUP[2]
+    PARTS: tl.constexpr = GROUP[3]
+    HEADS: tl.constexpr = GROUP[4] // GROUP[3]
+    WIDTH: tl.constexpr = GROUP[7]
+    BLOCK_HEADS: tl.constexpr = triton.next_power_of_2(HEADS)
+    P: tl.constexpr = triton.next_power_of_2(PARTS)
+    ROLLING: tl.constexpr = KIND == _ROLLING_MEAN_MAX or KIND == _ROLLING_ATTENTION
+    W: tl.constexpr = triton.next_power_of_2(WINDOW) if ROLLING else 1
+    R: tl.constexpr = GROUP[8]
+    S: tl.constexpr = SIZES[0]
+    G: tl.constexpr = SIZES[1]
+    H: tl.constexpr = SIZES[2]
+
+    cell = tl.arange(0, R)
+    owner, member = request + cell // BLOCK_HEADS, cell % BLOCK_HEADS
+    real = (owner < requests) & (member < HEADS)
+    slot = tl.load(rows[3] + owner, mask=real, other=-1).to(tl.int64)
+    real = real & (slot >= 0)
+    if ONE_ROW:
+        first = owner.to(tl.int64)
+        length = real.to(tl.int64)
+    else:
+        first = tl.load(rows[2] + owner, mask=real, other=0).to(tl.int64)
+        length = tl.load(rows[2] + owner + 1, mask=real, other=0).to(tl.int64) - first
+    if rows[4] is not None:
+        length = tl.minimum(length, tl.load(rows[4] + owner, mask=real, other=0).to(tl.int64))
+
+    part = tl.arange(0, P)[None, :]
+    lane = member[:, None] * PARTS + part
+    mask = real[:, None] & (part < PARTS)
+    value = tl.load(lanes[0] + GROUP[5] + lane, mask=mask, other=0)
+    query = value
+    if KIND == _ATTENTION or KIND == _ROLLING_ATTENTION:
+        query = tl.load(lanes[1] + GROUP[5] + lane, mask=mask, other=0)
+    param = tl.load(lanes[2] + GROUP[5] + lane, mask=mask, other=1.0)
+    head = tl.load(lanes[3] + GROUP[5] + member * PARTS, mask=real, other=0)
+
+    floats = GROUP[6] + lane * WIDTH
+    a, b, c, queries, values = _load_state(tables[0], slot[:, None] * S + floats, mask, WINDOW, W, KIND)
+    count = tl.load(tables[1] + slot * G + INDEX, mask=real, other=0)
+    peak = tl.load(tables[2] + slot * H + head, mask=real, other=0.0)
+    # A state that is read before the window is full needs the mean of what the ring holds.
+    mean = a
+    if ROLLING:
+        mean = _window_mean(queries, values, tl.maximum(count, 1)[:, None] + tl.zeros_like(lane), WINDOW, KIND)
+
+    for step in range(0, tl.max(length)):
+        live = real & (step < length)
+        at = first + step
+        row = at
+        if not ONE_ROW:
+            row = tl.load(rows[0] + at, mask=live, other=0).to(tl.int64)
+        code = tl.load(rows[1] + at, mask=live, other=0)
+        take = live & ((code & SPAN) != 0)
+        count += take.to(tl.int64)
+        taken = take[:, None] & mask
+        z = _finite(tl.load(logits + row[:, None] * stride_logits + value, mask=taken, other=0.0))
+        q = z
+        if KIND == _ATTENTION or KIND == _ROLLING_ATTENTION:
+            q = _finite(tl.load(logits + row[:, None] * stride_logits + query, mask=taken, other=0.0)) * param
+        seen = tl.maximum(count, 1)[:, None] + tl.zeros_like(lane)
+        a1, b1, c1, queries1, values1, mean1 = _step(a, b, c, queries, values, z, q, param, seen, WINDOW, KIND)
+        a, b, c = tl.where(taken, a1, a), tl.where(taken, b1, b), tl.where(taken, c1, c)
+        mean = tl.where(taken, mean1, mean)
+        if ROLLING:
+            queries = tl.where(taken[:, :, None], queries1, queries)
+            values = tl.where(taken[:, :, None], values1, values)
+
+        watched = live & ((code & _WATCHED) != 0)
+        if tl.max(watched.to(tl.int32)) != 0:
+            readout = tl.sum(tl.where(mask, _readout(a, b, c, mean, seen, WINDOW, KIND), 0.0), 1)
+            readout = tl.where(count == 0, float("-inf"), readout)
+            peak = tl.where(watched, max_nan(peak, readout), peak)
+            if trace is not None:
+                tl.store(trace + row * H + head, readout, mask=watched)
+        if blocks[0] is not None:
+            block = tl.load(blocks[0] + at, mask=live, other=-1).to(tl.int64)
+            ends = live & (block >= 0)
+            if tl.max(ends.to(tl.int32)) != 0:
+                _store_state(
+                    blocks[1], block[:, None] * S + floats, mask & ends[:, None], a, b, c, queries, values, WINDOW, KIND
+                )
+                tl.store(blocks[2] + block * G + INDEX, count, mask=ends & (member == 0))
+                tl.store(blocks[3] + block * H + head, peak, mask=ends)
+
+    # Warps hold copies of the same cells: none may write before all have read.
+    tl.debug_barrier()
+    touched = real & (length > 0)
+    _store_state(tables[0], slot[:, None] * S + floats, mask & touched[:, None], a, b, c, queries, values, WINDOW, KIND)
+    tl.store(tables[1] + slot * G + INDEX, count, mask=touched & (member == 0))
+    tl.store(tables[2] + slot * H + head, peak, mask=touched)

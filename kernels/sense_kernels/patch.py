@@ -1,0 +1,174 @@
+"""Add a neuron patch to a projection's output, for chosen rows of the batch.
+
+All patched neurons of a cluster share one vector, so the patch of a weight, ``W[rows_c] += u_c``, costs one dot product
+a cluster and token:
+
+    y[t, rows_c] += gate[t] * alpha * (x[t] . u_c)
+
+A row whose gate is 0 is neither read nor written, and stays as it was bit for bit.
+
+Shape letters: T packed rows, D inputs of the projection, F its outputs, K clusters, R patched neurons.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+import torch
+from torch import Tensor
+
+from sense_kernels._products import dot_single, round_to
+from sense_kernels._triton import AVAILABLE, tl, triton
+from sense_kernels.launch import backend, options, patch_launch
+from sense_kernels.score import library
+
+__all__ = ["patch_rows", "patch_rows_torch", "patch_rows_triton"]
+
+
+def patch_rows_torch(
+    output_TF: Tensor,
+    hidden_TD: Tensor,
+    vectors_KD: Tensor,
+    neuron_R: Tensor,
+    cluster_R: Tensor,
+    gate_T: Tensor,
+    alpha: float,
+) -> None:
+    """Patch the output in place.
+
+    Args:
+        output_TF: [..., F] any float dtype, the projection's output; leading dimensions are T rows together.
+        hidden_TD: [..., D] its input, of the same rows.
+        vectors_KD: [K, D] float32, one vector a cluster.
+        neuron_R: [R] int64, columns of the output, all different.
+        cluster_R: [R] int64, the cluster of each.
+        gate_T: [G] float32 with G >= T, strength of the patch for each row; 0 leaves the row alone.
+        alpha: strength of the patch for all rows.
+    """
+    output, hidden = output_TF.view(-1, output_TF.shape[-1]), hidden_TD.reshape(-1, hidden_TD.shape[-1])
+    gate_T1 = gate_T[: len(hidden), None]
+    added_TR = (gate_T1 * alpha * (hidden.float() @ vectors_KD.T))[:, cluster_R]
+    moved_TR = (output[:, neuron_R].float() + added_TR).to(output.dtype)
+    output[:, neuron_R] = torch.where(gate_T1 != 0, moved_TR, output[:, neuron_R])
+
+
+def _patch_cpu(
+    output_TF: Tensor,
+    hidden_TD: Tensor,
+    vectors_KD: Tensor,
+    neuron_R: Tensor,
+    cluster_R: Tensor,
+    gate_T: Tensor,
+    alpha: float,
+) -> None:
+    output, hidden = output_TF.view(-1, output_TF.shape[-1]), hidden_TD.reshape(-1, hidden_TD.shape[-1])
+    row_P = gate_T[: len(hidden)].nonzero()[:, 0]
+    if not len(row_P):
+        return
+    scaled_PK = (hidden[row_P].float() @ vectors_KD.T).mul_(gate_T[row_P, None] * alpha)
+    at = row_P[:, None], neuron_R
+    output[at] = (output[at].float() + scaled_PK[:, cluster_R]).to(output.dtype)
+
+
+@triton.jit(do_not_specialize=["rows", "neurons", "alpha"])
+def _patch_kernel(
+    output,
+    stride_output,
+    hidden,
+    stride_hidden,
+    vectors,
+    neuron,
+    cluster,
+    gate,
+    alpha,
+    rows,
+    neurons,
+    SHAPE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    D: tl.constexpr = SHAPE[0]
+    K: tl.constexpr = SHAPE[1]
+    BT: tl.constexpr = TILE[0]
+    BD: tl.constexpr = TILE[1]
+    BR: tl.constexpr = TILE[2]
+    BK: tl.constexpr = max(16, triton.next_power_of_2(K))
+    offs_t = (tl.program_id(0) * BT + tl.arange(0, BT)).to(tl.int64)
+    g = tl.load(gate + offs_t, mask=offs_t < rows, other=0.0)
+    patched = (g != 0.0)[:, None]
+    if tl.max(patched.to(tl.int32)) != 0:
+        offs_d, offs_k = tl.arange(0, BD), tl.arange(0, BK)
+        dots = tl.zeros([BT, BK], tl.float32)
+        for start in range(0, D, BD):
+            d = start + offs_d
+            x = tl.load(
+                hidden + offs_t[:, None] * stride_hidden + d[None, :], mask=patched & (d < D)[None, :], other=0.0
+            )
+            in_u = (d < D)[:, None] & (offs_k < K)[None, :]
+            u = tl.load(vectors + offs_k[None, :] * D + d[:, None], mask=in_u, other=0.0)  # [BD, BK]
+            dots = dot_single(x.to(tl.float32), u, dots, TILE[3])
+        dots *= (g * alpha)[:, None]
+        for start in range(0, neurons, BR):
+            offs_r = start + tl.arange(0, BR)
+            column = tl.load(neuron + offs_r, mask=offs_r < neurons, other=0).to(tl.int64)
+            k = tl.load(cluster + offs_r, mask=offs_r < neurons, other=0).to(tl.int32)
+            added = tl.gather(dots, k[None, :] + tl.zeros([BT, BR], tl.int32), 1)
+            at = output + offs_t[:, None] * stride_output + column[None, :]
+            mask = patched & (offs_r < neurons)[None, :]
+            y = tl.load(at, mask=mask, other=0.0)
+            tl.store(at, round_to(y.to(tl.float32) + added, y.dtype), mask=mask)
+
+
+def patch_rows_triton(
+    output_TF: Tensor,
+    hidden_TD: Tensor,
+    vectors_KD: Tensor,
+    neuron_R: Tensor,
+    cluster_R: Tensor,
+    gate_T: Tensor,
+    alpha: float,
+) -> None:
+    """Launch the kernel; arguments as of :func:`patch_rows_torch`."""
+    output, hidden = output_TF.view(-1, output_TF.shape[-1]), hidden_TD.reshape(-1, hidden_TD.shape[-1])
+    clusters, width = vectors_KD.shape
+    if not len(hidden) or not len(neuron_R):
+        return
+    if output.stride(1) != 1 or hidden.shape[1] != width or len(gate_T) < len(hidden) or len(output) != len(hidden):
+        raise ValueError(
+            f"output {list(output.shape)} with strides {output.stride()}, hidden states {list(hidden.shape)}, vectors"
+            f" {list(vectors_KD.shape)} and gate {list(gate_T.shape)} do not fit one another"
+        )
+    hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
+    tile = patch_launch(width, backend())
+    _patch_kernel[(triton.cdiv(len(hidden), tile.rows),)](
+        output,
+        output.stride(0),
+        hidden,
+        hidden.stride(0),
+        vectors_KD.contiguous(),
+        neuron_R.contiguous(),
+        cluster_R.contiguous(),
+        gate_T.contiguous(),
+        alpha,
+        len(hidden),
+        len(neuron_R),
+        SHAPE=(width, clusters),
+        TILE=(tile.rows, tile.inner, tile.neurons, tile.precision),
+        **options(tile.warps, tile.stages),
+    )
+
+
+library.define(
+    "patch_rows(Tensor(a!) output, Tensor hidden, Tensor vectors, Tensor neuron, Tensor cluster, Tensor gate,"
+    " float alpha) -> ()"
+)
+library.impl("patch_rows", patch_rows_torch, "CompositeExplicitAutograd")
+library.impl("patch_rows", _patch_cpu, "CPU")
+if AVAILABLE:
+    library.impl("patch_rows", patch_rows_triton, "CUDA")
+
+
+@torch.library.register_fake("sense::patch_rows", lib=library)
+def _patch_rows_fake(*args: object) -> None:
+    return None
+
+
+patch_rows = torch.ops.sense.patch_rows
+"""The registered op; same arguments as :func:`patch_rows_torch`."""
