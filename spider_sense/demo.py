@@ -110,7 +110,7 @@ def stream_difference(
 
 def _whole(guard: Guard, loaded: LoadedModel, ids: Tensor, case: Case) -> tuple[float, np.ndarray]:
     """Score a finished conversation in one forward pass: its peak and the readout after each token, first detector."""
-    bank = Bank(guard.probes, loaded.model.device)
+    bank = Bank(guard.probes, loaded.model.device, dtype=loaded.model.dtype)
     logits_TC = whole_logits(bank, loaded, ids.tolist())
     scorer = Scorer(bank)
     request = scorer.open("whole", case.request.prompt_length, case.request.skip, case.request.tail)

@@ -110,7 +110,9 @@ class Monitor:
         loaded = LoadedModel(model=model, tokenizer=tokenizer, source=str(model.name_or_path))
         self._serving = serving_config(model)
         self.guard.check_model(fingerprint(loaded), self._serving, allow_uncertified)
-        self._judge = Judge(self.guard, self.policy, self._audit, model.device, self._keep_history, self._on_decision)
+        self._judge = Judge(
+            self.guard, self.policy, self._audit, model.device, self._keep_history, self._on_decision, model.dtype
+        )
         self._model, self._tokenizer = model, tokenizer
         self._continuous = ContinuousCalls(self._judge, self._set_steered, self._text)
         self._strength = torch.zeros(64, device=model.device)

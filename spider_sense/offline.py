@@ -99,7 +99,7 @@ def score_examples(
     chat = Chat(loaded.tokenizer)
     prompts = [chat.render(example.turns or example.text, max_tokens) for example in examples]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
-    bank = Bank(probes, loaded.model.device)
+    bank = Bank(probes, loaded.model.device, dtype=loaded.model.dtype)
     result_N2H = np.empty((len(prompts), 2, len(probes)))
     seen: list[Forward] = []
     readers = {site: bank.tap(site) for site in bank.sites}

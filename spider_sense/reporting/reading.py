@@ -89,7 +89,7 @@ def _answer(loaded: LoadedModel, prompt: Sequence[int], max_new_tokens: int) -> 
 
 
 def _read(guard: Guard, loaded: LoadedModel, example: Example, ids: Sequence[int], case: Case) -> Conversation:
-    bank = Bank(guard.probes, loaded.model.device)
+    bank = Bank(guard.probes, loaded.model.device, dtype=loaded.model.dtype)
     logits_TC = whole_logits(bank, loaded, ids[: case.request.position])
     scorer = Scorer(bank)
     request = scorer.open(example.id, case.request.prompt_length, case.request.skip, case.request.tail)

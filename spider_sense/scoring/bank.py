@@ -6,13 +6,25 @@ NaN behind, and NaN is a breach.
 Shape letters: R rows of the buffer, T packed rows of a step, D width, C logit columns, H heads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sense_kernels import Lane, LaneTable, score
+from sense_kernels import (
+    WARM_ROWS,
+    FoldRows,
+    HostSites,
+    LaneTable,
+    fold,
+    new_scratch,
+    pack_weight,
+    score,
+    split_weight,
+)
 from spider_sense.scoring.probe import Probe, SiteMap
 from spider_sense.types import Site
 
@@ -26,15 +38,16 @@ EPS = 1e-6
 class SitePack:
     """The probes of one site as one matrix; linear columns first, then the hidden units of the MLP probes."""
 
-    weight: Tensor  # [D, K + M]
+    weight: Tensor  # [D, CP], K + M columns and zeros up to a multiple of 16; or its high half
     bias: Tensor  # [K + M]
     mlp_weight: Tensor  # [M, J], block diagonal
     mlp_bias: Tensor  # [J]
+    weight_low: Tensor | None = None  # [D, CP], the low half where the weight is split
 
     @property
     def columns(self) -> int:
         """Raw logit columns that the site writes, K + J."""
-        return self.weight.shape[1] - self.mlp_weight.shape[0] + self.mlp_weight.shape[1]
+        return len(self.bias) - self.mlp_weight.shape[0] + self.mlp_weight.shape[1]
 
 
 class Bank:
@@ -44,9 +57,16 @@ class Bank:
         probes: at least one; their order is the order of the heads.
         device: where the weights live.
         rows: rows of the raw buffer to begin with; it grows.
+        dtype: of the hidden states; on a GPU, weights for 16-bit ones are split in halves that its tensor cores take.
     """
 
-    def __init__(self, probes: Sequence[Probe], device: torch.device | str = "cpu", rows: int = 64) -> None:
+    def __init__(
+        self,
+        probes: Sequence[Probe],
+        device: torch.device | str = "cpu",
+        rows: int = 64,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         names = [probe.name for probe in probes]
         if len(set(names)) != len(names):
             # Columns go by name, and those of a second probe of the same name would stay 0.
@@ -54,62 +74,134 @@ class Bank:
         self.probes = tuple(probes)
         self.device = torch.device(device)
         self.sites = tuple(sorted({site for probe in probes for site in probe.maps}))
-        first_column, lanes = 0, list[Lane]()
-        self._column: dict[str, int] = {}
-        for head, probe in enumerate(probes):
-            self._column[probe.name] = first_column
-            lanes.extend(probe.aggregator.lanes(head, first_column))
-            first_column += probe.aggregator.columns
-        self.columns = first_column
-        """C, logit columns after summing over sites."""
+        members = {site: _members(probes, site) for site in self.sites}
+        split = dtype if self.device.type == "cuda" else torch.float32
+        self.packs = {
+            site: _pack([probe.maps[site] for probe in own], self.device, split) for site, own in members.items()
+        }
+        batched = _batched(self.packs) if self.device.type == "cpu" else []
+        self._host = _host_sites([self.packs[site] for site in batched])
+        self._host_index = {site: index for index, site in enumerate(batched)}
+        raw = self._place_raw(members)
+        self._place_logits(raw)
+        lanes = [
+            lane
+            for head, probe in enumerate(probes)
+            for lane in probe.aggregator.lanes(head, self._columns[probe.name].start)
+        ]
         self.table = LaneTable(lanes, len(self.probes), self.device)
-        self.packs: dict[Site, SitePack] = {}
+        self._make_buffer(rows, sum(len(columns) for parts in raw.values() for columns in parts))
+        self._scratch: tuple[Tensor | None, Tensor | None] = (None, None)
+        if self.device.type == "cuda":
+            widths, columns = zip(*(pack.weight.shape for pack in self.packs.values()), strict=True)
+            self._scratch = new_scratch(max(widths), max(columns), self.device)
+            self._warm(dtype)
+
+    def _place_raw(self, members: Mapping[Site, Sequence[Probe]]) -> dict[str, list[range]]:
+        """Give every site its slice of the raw logits; return the raw columns of each probe, site by site."""
         self._slices: dict[Site, slice] = {}
-        targets: list[int] = []
-        for site in self.sites:
-            members = [probe for probe in probes if site in probe.maps]
-            members.sort(key=lambda probe: probe.maps[site].mlp_weight is not None)
-            self.packs[site] = _pack([probe.maps[site] for probe in members], self.device)
-            start = len(targets)
-            for probe in members:
-                targets.extend(range(self._column[probe.name], self._column[probe.name] + probe.aggregator.columns))
-            self._slices[site] = slice(start, len(targets))
-        self._target = torch.tensor(targets, device=self.device)
-        self._raw = torch.empty(rows, len(targets), device=self.device)
+        raw: dict[str, list[range]] = {probe.name: [] for probe in self.probes}
+        end = 0
+        for site in sorted(self.sites, key=lambda site: (site not in self._host_index, site)):
+            start = end
+            for probe in members[site]:
+                raw[probe.name].append(range(end, end + probe.aggregator.columns))
+                end += probe.aggregator.columns
+            self._slices[site] = slice(start, end)
+        return raw
+
+    def _place_logits(self, raw: Mapping[str, Sequence[range]]) -> None:
+        """Give every probe its logit columns; where all of them read one site, the raw columns as they stand."""
+        order = sorted(self.probes, key=lambda probe: (len(raw[probe.name]), raw[probe.name][0].start))
+        self._columns: dict[str, slice] = {}
+        self.columns = 0
+        """C, logit columns after summing over sites."""
+        for probe in order:
+            self._columns[probe.name] = slice(self.columns, self.columns + probe.aggregator.columns)
+            self.columns += probe.aggregator.columns
+        self._sums = [
+            torch.tensor([column for probe in group for column in zip(*raw[probe.name], strict=True)]).to(self.device)
+            for _, group in groupby(order, key=lambda probe: len(raw[probe.name]))
+        ]
+
+    def _warm(self, dtype: torch.dtype) -> None:
+        """Compile every kernel variant, so that nothing is compiled while a graph is captured."""
+        for rows in (1, WARM_ROWS):
+            self.begin(rows)
+            for site in self.sites:
+                self.tap(site)(torch.zeros(rows, len(self.packs[site].weight), dtype=dtype, device=self.device))
+        spare = self.table.new_state(1, self.device)
+        nobody = FoldRows(np.array([0]), np.array([0]), np.array([0, 1]), np.array([-1]))
+        fold(*spare, self.logits(1), nobody, self.table)
+
+    def _make_buffer(self, rows: int, width: int) -> None:
+        self._raw = torch.empty(rows, width, device=self.device)
+        self._targets = {site: self._raw[:, columns] for site, columns in self._slices.items()}
+        hosted = [self._targets[site] for site in self._host_index]
+        self._host_targets = hosted, self._raw[:, : sum(target.shape[1] for target in hosted)]
 
     def columns_of(self, probe: Probe) -> slice:
         """Return the logit columns of a probe."""
-        start = self._column[probe.name]
-        return slice(start, start + probe.aggregator.columns)
+        return self._columns[probe.name]
 
     def begin(self, rows: int) -> None:
         """Make room for a step of ``rows`` packed rows and mark every logit as not yet written."""
         if rows > self._raw.shape[0]:
-            self._raw = torch.empty(2 * rows, self._raw.shape[1], device=self.device)
+            self._make_buffer(2 * rows, self._raw.shape[1])
         self._raw[:rows].fill_(torch.nan)
+        if self._host is not None:
+            self._host.drop()
 
     def tap(self, site: Site) -> Callable[[Tensor], None]:
         """Return the reader of a site: it scores hidden states [..., D], and may be compiled."""
-        pack, columns = self.packs[site], self._slices[site]
+        pack = self.packs[site]
         weight, bias, mlp_weight, mlp_bias = pack.weight, pack.bias, pack.mlp_weight, pack.mlp_bias
+        host, index, width = self._host, self._host_index.get(site, -1), len(pack.weight)
 
         def read(hidden: Tensor) -> None:
-            score(hidden, weight, bias, mlp_weight, mlp_bias, EPS, self._raw[:, columns])
+            if index >= 0 and not torch.compiler.is_compiling() and host and hidden.numel() <= host.rows * width:
+                host.put(index, hidden)
+            else:
+                out, scratch = self._targets[site], self._scratch
+                score(hidden, weight, bias, mlp_weight, mlp_bias, EPS, out, None, pack.weight_low, *scratch)
 
         return read
 
     def logits(self, rows: int) -> Tensor:
-        """Return the step's logits [T, C]; NaN wherever a tap did not run."""
-        logits_TC = torch.zeros(rows, self.columns, device=self.device)
-        return logits_TC.index_add_(1, self._target, self._raw[:rows])
+        """Return the step's logits [T, C], valid until the next step begins; NaN wherever a tap did not run."""
+        if self._host is not None:
+            self._host.write(*self._host_targets)
+        raw_TC = self._raw[:rows]
+        if self.columns == raw_TC.shape[1]:
+            return raw_TC
+        # A gather and a sum, not index_add: its order of summation would vary from run to run on a GPU.
+        return torch.cat([raw_TC[:, parts_CJ].sum(-1) for parts_CJ in self._sums], 1)
 
 
-def _pack(maps: Sequence[SiteMap], device: torch.device) -> SitePack:
+def _members(probes: Sequence[Probe], site: Site) -> list[Probe]:
+    """Return the probes that read a site, those with an MLP last."""
+    members = [probe for probe in probes if site in probe.maps]
+    return sorted(members, key=lambda probe: probe.maps[site].mlp_weight is not None)
+
+
+def _batched(packs: Mapping[Site, SitePack]) -> list[Site]:
+    """Return the sites that the CPU scores together: without MLP probes and as wide as the first of them."""
+    linear = [site for site, pack in packs.items() if not len(pack.mlp_weight)]
+    return [site for site in linear if len(packs[site].weight) == len(packs[linear[0]].weight)]
+
+
+def _host_sites(packs: Sequence[SitePack]) -> HostSites | None:
+    return HostSites([pack.weight for pack in packs], [pack.bias for pack in packs], EPS) if packs else None
+
+
+def _pack(maps: Sequence[SiteMap], device: torch.device, dtype: torch.dtype) -> SitePack:
     seconds = [item.mlp_weight for item in maps if item.mlp_weight is not None]
     biases = [item.mlp_bias for item in maps if item.mlp_bias is not None]
+    weight, low = split_weight(pack_weight(torch.cat([item.weight for item in maps], 1)), dtype)
     return SitePack(
-        weight=torch.cat([item.weight for item in maps], 1).float().contiguous().to(device),
+        weight=weight.to(device),
         bias=torch.cat([item.bias for item in maps]).float().to(device),
         mlp_weight=torch.block_diag(*seconds).float().to(device) if seconds else torch.empty(0, 0, device=device),
         mlp_bias=torch.cat(biases).float().to(device) if biases else torch.empty(0, device=device),
+        weight_low=None if low is None else low.to(device),
     )

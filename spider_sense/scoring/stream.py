@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sense_kernels import MERGE, FoldRows, LaneTable, fold_torch, readout_torch
+from sense_kernels import MERGE, FoldRows, LaneTable, fold, readout_torch
 
 __all__ = ["Snapshot", "Stream"]
 
@@ -56,9 +56,9 @@ class Stream:
         self._free.append(slot)
 
     def fold(self, logits_TC: Tensor, rows: FoldRows, trace: Tensor | None = None) -> None:
-        """Fold rows of a step; see :func:`sense_kernels.fold_torch`."""
+        """Fold rows of a step; see :func:`sense_kernels.fold`."""
         if len(rows.slot_B):
-            fold_torch(self._state, self._count, self._peak, logits_TC, rows, self.table, trace)
+            fold(self._state, self._count, self._peak, logits_TC, rows, self.table, trace)
 
     def readout(self, slots: list[int]) -> Tensor:
         """Return the running values [B, H]."""
