@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check bench full clean
+.PHONY: demo test test-kernels aot check bench bench-kernels full clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,12 @@ demo: $(STAMP)  ## train a guard on SmolLM2-135M-Instruct and show it stopping m
 test: check  ## lint, types, floors, then every test
 	$(BIN)/python -m pytest
 
+test-kernels: $(STAMP)  ## the kernels against their twins, in Triton's interpreter
+	$(BIN)/python -m pytest tests/sense_kernels
+
+aot: $(STAMP)  ## compile the kernels for four GPUs that need not be here, and check registers, memory and instructions
+	$(BIN)/python -m sense_kernels.aot --json
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,6 +34,11 @@ check: $(STAMP)
 
 bench: $(STAMP)  ## guarded against bare generation
 	$(BIN)/spider-sense bench
+
+bench-kernels: $(STAMP)  ## the kernels against eager torch, torch.compile and a loop over probes
+	$(BIN)/python kernels/bench/bench_score_fold.py
+	$(BIN)/python kernels/bench/bench_patch_rows.py
+	$(BIN)/python kernels/bench/bench_match_signatures.py
 
 full: $(STAMP)  ## the guard of the README's numbers; SPIDER_SENSE_DATA names the folder of prompt sets
 	$(BIN)/spider-sense train --config configs/train-full.yaml
