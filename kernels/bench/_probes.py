@@ -79,7 +79,7 @@ def random_bank(width: int, heads: int, sites: int, dtype: torch.dtype, device: 
         width: D.
         heads: H.
         sites: at most so many as heads.
-        dtype: of the hidden states; weights are split for it.
+        dtype: of the hidden states; a GPU's weights are split for it.
         device: where everything lives.
     """
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +98,9 @@ def random_bank(width: int, heads: int, sites: int, dtype: torch.dtype, device: 
 
 
 def _site(weight: Tensor, dtype: torch.dtype, device: torch.device) -> Site:
-    high, low = split_weight(pack_weight(weight).to(device), dtype)
+    packed = pack_weight(weight).to(device)
+    # Only tensor cores gain by halves.
+    high, low = (packed, None) if device.type == "cpu" else split_weight(packed, dtype)
     empty = torch.empty(0, device=device)
     return high, torch.full((weight.shape[1],), 0.1, device=device), empty[:, None], empty, low
 

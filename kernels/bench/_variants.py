@@ -19,8 +19,6 @@ from sense_kernels.recurrences import READOUT, UPDATE, Chunk
 
 __all__ = ["Captured", "Dense", "Eager", "Fused", "Ours"]
 
-_HOST_ROWS = 64
-
 
 class Ours:
     """The path that a guard takes: every site into its slice of the logits, then one fold."""
@@ -33,8 +31,8 @@ class Ours:
         self._logits_TC, self._outs = bank.new_logits(rows)
         self._scratch = bank.new_scratch()
         weights, biases = [site[0] for site in bank.sites], [site[1] for site in bank.sites]
-        hosted = device.type == "cpu" and rows <= _HOST_ROWS
-        self._host = HostSites(weights, biases, EPS, rows) if hosted else None
+        host = HostSites(weights, biases, EPS) if device.type == "cpu" else None
+        self._host = host if host is not None and rows <= host.rows else None
 
     def __call__(self) -> None:
         """Run the step."""

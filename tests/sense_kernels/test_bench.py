@@ -50,8 +50,9 @@ def tiny(module: Any, path: Path, *more: str) -> argparse.Namespace:
     return arguments
 
 
-def test_the_line_and_the_rows(score_fold: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = score_fold.main(tiny(score_fold, tmp_path / "results.csv"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_line_and_the_rows(score_fold: Any, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = score_fold.main(tiny(score_fold, tmp_path / "results.csv", "--dtype", dtype))
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == line
     cases = {"decode": score_fold.VARIANTS, "decode_site": score_fold.ONE_SITE}
     cases |= {"prefill": score_fold.VARIANTS, "prefill8": score_fold.VARIANTS}
@@ -63,7 +64,7 @@ def test_the_line_and_the_rows(score_fold: Any, tmp_path: Path, capsys: pytest.C
         rows = list(csv.DictReader(file))
     assert sorted((row["case"], row["variant"]) for row in rows) == sorted(expected)
     assert {row["T"] for row in rows} == {"2", "32"}
-    assert {(row["D"], row["N"], row["dtype"]) for row in rows} == {("48", "8", "float32")}
+    assert {(row["D"], row["N"], row["dtype"]) for row in rows} == {("48", "8", dtype)}
     assert {row["torch"] for row in rows} == {torch.__version__}
 
 
