@@ -7,7 +7,7 @@ a single token and in numpy, whose calls on small arrays cost a third of torch's
 Shape letters: B requests, L lanes of a group, S state floats of a lane, w window, G lane groups, H heads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from sense_kernels.lanes import WATCHED, HostGroup, LaneKind, LaneTable, State
 from sense_kernels.rows import FoldRows, IntArray
 
-__all__ = ["fold_one_row"]
+__all__ = ["FloatArray", "fold_one_row", "read_heads"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -46,7 +46,7 @@ def fold_one_row(
             step = _Step(table, code, state_BS[alike], count_BG[alike], z_BC[alike])
             step.fold()
             if code & WATCHED:
-                readout_BH = step.readout()
+                readout_BH = read_heads(table, step.state_BS, step.count_BG, step.least_G)
                 peak_BH[alike] = np.maximum(peak_BH[alike], readout_BH)
                 if trace_BH is not None:
                     trace_BH[alike] = readout_BH
@@ -104,22 +104,30 @@ class _Step:
                 seen = _Seen(self.count_BG[:, here], self.least_G[index], inverse_BG[:, here])
                 _STEP[group.kind](group, self._lanes(group), value_BL, self.z_BC, seen)
 
-    def readout(self) -> FloatArray:
-        """Return the running value of every head, [B, H]."""
-        # Most readouts are a float of the state as it stands.
-        readout_BH = self.state_BS.take(self.table.host_floats, 1)
-        for index, group in enumerate(self.table.host):
-            least = self.least_G[index]
-            if least >= group.window and group.kind != "attention" and group.parts == 1 and least:
-                continue
-            seen_B1 = self.count_BG[:, index, None]
-            lane_BL = _READOUT[group.kind](group, self._lanes(group), seen_B1)
-            head_BH = lane_BL.reshape(len(lane_BL), -1, group.parts).sum(-1) if group.parts > 1 else lane_BL
-            readout_BH[:, group.heads] = head_BH if least else np.where(seen_B1 == 0, np.float32(-np.inf), head_BH)
-        return readout_BH
-
     def _lanes(self, group: HostGroup) -> FloatArray:
         return self.state_BS[:, group.floats].reshape(len(self.state_BS), -1, group.width)
+
+
+def read_heads(table: LaneTable, state_BS: FloatArray, count_BG: IntArray, least_G: Sequence[int]) -> FloatArray:
+    """Return the running value of every head, [B, H]; -inf for a head that has folded no row yet.
+
+    Args:
+        table: the lanes.
+        state_BS: [B, S].
+        count_BG: rows folded by each group.
+        least_G: the least of them over the requests.
+    """
+    # Most readouts are a float of the state as it stands.
+    readout_BH = state_BS.take(table.host_floats, 1)
+    for index, (group, least) in enumerate(zip(table.host, least_G, strict=True)):
+        if least >= group.window and group.kind != "attention" and group.parts == 1 and least:
+            continue
+        seen_B1 = count_BG[:, index, None]
+        lanes = state_BS[:, group.floats].reshape(len(state_BS), -1, group.width)
+        lane_BL = _READOUT[group.kind](group, lanes, seen_B1)
+        head_BH = lane_BL.reshape(len(lane_BL), -1, group.parts).sum(-1) if group.parts > 1 else lane_BL
+        readout_BH[:, group.heads] = head_BH if least else np.where(seen_B1 == 0, np.float32(-np.inf), head_BH)
+    return readout_BH
 
 
 class _Seen(NamedTuple):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sense_kernels._fold_kernel import fold_cells
 from sense_kernels._triton import AVAILABLE, tl, triton
+from sense_kernels.chunk import fold_chunks
 from sense_kernels.decode import fold_one_row
 from sense_kernels.lanes import LaneTable, State
 from sense_kernels.launch import kernel_groups, options
@@ -104,7 +105,7 @@ def _fold_cpu(
     if rows.one_each:
         fold_one_row(state, count, peak, logits_TC, rows, table, trace, blocks)
     else:
-        fold_torch(state, count, peak, logits_TC, rows, table, trace, blocks)
+        fold_chunks(state, count, peak, logits_TC, rows, table, trace, blocks)
 
 
 @triton.jit(do_not_specialize=["requests"])

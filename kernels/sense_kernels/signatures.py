@@ -79,6 +79,8 @@ def _match_cpu(
     index: Tensor | None = None,
     tickets: Tensor | None = None,
 ) -> None:
+    if len(signatures_ND) <= _CPU_SIGNATURES:
+        return match_signatures_torch(query_TD, signatures_ND, scale_N, best_T, index_T)
     query = query_TD.float()
     top_T = torch.full((len(query),), -torch.inf)
     at_T = torch.full((len(query),), -1)
@@ -91,7 +93,7 @@ def _match_cpu(
         better_T = value_T > top_T
         top_T = torch.where(better_T, value_T, top_T)
         at_T = torch.where(better_T, place_T + start, at_T)
-    _write(query, top_T, at_T, best_T, index_T)
+    return _write(query, top_T, at_T, best_T, index_T)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The fold as torch operations, on any device: the twin of the GPU kernel, and the CPU's path for whole chunks.
+"""The fold as torch operations, on any device: the twin of the GPU kernel and of the CPU's paths.
 
 Vectorised over requests, tokens and lanes. A request is cut after every row whose readout or state is wanted, so that
 each piece is one closed form (:mod:`sense_kernels.recurrences`).
@@ -19,7 +19,7 @@ from sense_kernels.lanes import WATCHED, LaneGroup, LaneTable, State
 from sense_kernels.recurrences import READOUT, UPDATE, Chunk
 from sense_kernels.rows import FoldRows, IntArray
 
-__all__ = ["fold_torch", "readout_torch"]
+__all__ = ["fold_torch", "pieces", "readout_torch"]
 
 
 @torch.inference_mode()
@@ -35,7 +35,7 @@ def fold_torch(
 ) -> None:
     """Fold rows in place; arguments as of :func:`sense_kernels.fold`."""
     logits_TC = logits_TC + logits_TC * 0.0  # infinity becomes NaN
-    for part in _pieces(rows.committed()):
+    for part in pieces(rows.committed()):
         slot_B = torch.from_numpy(part.slot_B).to(state.device)
         state_BS, count_BG = state[slot_B], count[slot_B]
         chosen = {span: _choose(logits_TC, part, span, table) for span in table.spans}
@@ -136,12 +136,15 @@ def _write_blocks(blocks: State, state: State, block_B: IntArray) -> None:
         target[index] = source[keep_B]
 
 
-def _pieces(rows: FoldRows) -> Iterator[FoldRows]:
+def pieces(rows: FoldRows) -> Iterator[FoldRows]:
     """Cut each request after its watched rows and block ends; item k holds the k-th piece of all that have one."""
     lengths_B = np.diff(rows.start_B)
     cut_R = (rows.code_R & WATCHED) != 0
     if rows.block_R is not None:
         cut_R |= rows.block_R >= 0
+    if lengths_B.all() and np.count_nonzero(cut_R) == np.count_nonzero(cut_R[rows.start_B[1:] - 1]):
+        yield rows
+        return
     before_R = np.cumsum(cut_R) - cut_R
     first_B = before_R[rows.start_B[:-1].clip(max=max(len(before_R) - 1, 0))] if len(before_R) else lengths_B
     piece_R = before_R - np.repeat(first_B, lengths_B)
