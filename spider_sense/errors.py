@@ -6,6 +6,7 @@ SpiderSenseError
  |- SiteError          an unknown architecture, layer or place
  |- GuardError         an artifact that is damaged or made by another version
  |   |- MismatchError  an artifact that belongs to another model, tokenizer or serving configuration
+ |- PatchError         a neuron patch, or a set of neurons, that is damaged or does not fit
  |- SignatureError     an artifact whose signature is missing or wrong
  |- MissingExtraError  an optional dependency that is not installed
 
@@ -21,6 +22,7 @@ __all__ = [
     "GuardError",
     "MismatchError",
     "MissingExtraError",
+    "PatchError",
     "SignatureError",
     "SiteError",
     "SpiderSenseError",
@@ -50,6 +52,10 @@ class GuardError(SpiderSenseError):
 
 class MismatchError(GuardError):
     """A guard belongs to another model, tokenizer, chat template or serving configuration."""
+
+
+class PatchError(SpiderSenseError):
+    """A neuron patch or a set of neurons is incomplete, damaged, or does not fit the model or what was done to it."""
 
 
 class SignatureError(SpiderSenseError):

@@ -88,8 +88,15 @@ def serving_config(model: "PreTrainedModel") -> ServingConfig:
     )
 
 
-def check_match(expected: Fingerprint, found: Fingerprint) -> None:
+def check_match(
+    expected: Fingerprint, found: Fingerprint, advice: str = "train or calibrate a guard for this model"
+) -> None:
     """Check that two fingerprints are of the same model, whatever name it was loaded by.
+
+    Args:
+        expected: what something was made for.
+        found: the model at hand.
+        advice: what to do if they differ.
 
     Raises:
         MismatchError: quoting every field that differs, with both values.
@@ -101,8 +108,7 @@ def check_match(expected: Fingerprint, found: Fingerprint) -> None:
     ]
     if differences:
         raise MismatchError(
-            f"made for {expected.base_model}, not for {found.base_model}: {'; '.join(differences)}; "
-            "train or calibrate a guard for this model"
+            f"made for {expected.base_model}, not for {found.base_model}: {'; '.join(differences)}; {advice}"
         )
 
 

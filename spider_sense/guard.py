@@ -6,48 +6,48 @@ that were trained beside it, and steering vectors in ``vectors.safetensors``. No
 
 import hashlib
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import Field
+from safetensors.torch import save_file
 from torch import Tensor
 
 from spider_sense.calibration import Calibration
 from spider_sense.errors import DataError, GuardError, MismatchError, nearest
 from spider_sense.fingerprint import Fingerprint, ServingConfig, check_match
+from spider_sense.folders import ArtifactKind, Record, sha256
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.types import Site
 
 __all__ = [
     "BASELINES",
+    "KIND",
     "SCHEMA_VERSION",
     "Control",
     "Detector",
     "Guard",
     "Manifest",
     "Template",
-    "check_replaceable",
-    "staged",
 ]
 
 SCHEMA_VERSION = 1
 MANIFEST, PROBES, VECTORS = "guard.json", "probes.safetensors", "vectors.safetensors"
+KIND = ArtifactKind(
+    noun="guard",
+    manifest=MANIFEST,
+    version=SCHEMA_VERSION,
+    maker="spider-sense train",
+    again="train",
+    error=GuardError,
+)
 BASELINES = "baselines"
 """Folder of the text baselines, one subfolder per detector; :mod:`spider_sense.baselines` writes them."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Template(_Record):
+class Template(Record):
     """What the chat template writes around a user's turn, in tokens."""
 
     head: tuple[int, ...]
@@ -56,7 +56,7 @@ class Template(_Record):
     """Tokens after the user's turn, up to where the model answers."""
 
 
-class Detector(_Record):
+class Detector(Record):
     """One head: a probe, its aggregator and its thresholds."""
 
     name: str = Field(pattern=r"^\w+$")
@@ -70,7 +70,7 @@ class Detector(_Record):
     """Test metrics, the controls beside them, and what they do not show."""
 
 
-class Control(_Record):
+class Control(Record):
     """A probe that the guard must beat: trained on shuffled labels, or a random direction."""
 
     name: str
@@ -80,7 +80,7 @@ class Control(_Record):
     aggregator: Aggregator
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """``guard.json``."""
 
     schema_version: int
@@ -156,7 +156,7 @@ class Guard:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the guard; an existing guard of that name is replaced only once the new one is complete."""
         folder = Path(folder)
-        with staged(folder) as beside:
+        with KIND.staged(folder) as beside:
             if (folder / BASELINES).is_dir():
                 shutil.copytree(folder / BASELINES, beside / BASELINES)
             self.write_into(beside)
@@ -167,8 +167,8 @@ class Guard:
         if self.vectors:
             save_file({name: vector.contiguous().clone() for name, vector in self.vectors.items()}, folder / VECTORS)
         digests = {
-            "probes_digest": _sha256(folder / PROBES),
-            "vectors_digest": _sha256(folder / VECTORS) if self.vectors else None,
+            "probes_digest": sha256(folder / PROBES),
+            "vectors_digest": sha256(folder / VECTORS) if self.vectors else None,
         }
         manifest = self.manifest.model_copy(update=digests)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -181,58 +181,11 @@ class Guard:
             GuardError: if a file is missing, damaged, of another schema version, or not the one the manifest names.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder / MANIFEST)
-        tensors = _read_tensors(folder / PROBES, manifest.probes_digest)
+        manifest = KIND.read_manifest(folder, Manifest)
+        tensors = KIND.read_tensors(folder / PROBES, manifest.probes_digest)
         steers = manifest.vectors_digest is not None or (folder / VECTORS).exists()
-        vectors = _read_tensors(folder / VECTORS, manifest.vectors_digest) if steers else {}
+        vectors = KIND.read_tensors(folder / VECTORS, manifest.vectors_digest) if steers else {}
         return cls(manifest, _probes(manifest.detectors, tensors), _probes(manifest.controls, tensors), vectors)
-
-
-def check_replaceable(folder: Path) -> None:
-    """Check that a guard may be written to a folder: it does not exist, is empty, or holds a guard.
-
-    Raises:
-        GuardError: if it holds anything else, which would be lost.
-    """
-    if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise GuardError(f"{folder} exists and is no guard, so it is not replaced; name a new folder")
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write into, which takes the place of ``folder`` once the block is done.
-
-    If the block fails, what it wrote is removed and the old folder stays as it was.
-
-    Raises:
-        GuardError: see :func:`check_replaceable`.
-    """
-    folder = folder.absolute()
-    check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A temporary folder of tempfile's would be closed to every other user.
-    beside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    beside.mkdir()
-    try:
-        yield beside
-        _publish(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _publish(beside: Path, folder: Path) -> None:
-    """Put a finished folder in the place of another, with nothing half-written in between."""
-    old = folder.with_name(f".{folder.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    try:
-        beside.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _tensors(probes: tuple[Probe, ...]) -> dict[str, Tensor]:
@@ -263,48 +216,3 @@ def _probes(records: Sequence[Detector | Control], tensors: Mapping[str, Tensor]
         except ValueError as error:
             raise GuardError(f"{MANIFEST} does not fit {PROBES}: {error}; train or copy the guard again") from error
     return tuple(probes)
-
-
-def _read_manifest(path: Path) -> Manifest:
-    text = _existing(path).read_bytes()
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise GuardError(
-            f"{path}: {where or 'file'}: {first['msg']}; it was damaged or made by another version"
-        ) from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise GuardError(
-            f"{path} has schema version {manifest.schema_version}, this library reads {SCHEMA_VERSION}; "
-            "train the guard again"
-        )
-    return manifest
-
-
-def _read_tensors(path: Path, digest: str | None) -> dict[str, Tensor]:
-    found = _sha256(_existing(path))
-    if found != digest:
-        raise GuardError(
-            f"{path} has SHA-256 {found}, the manifest says {digest}: "
-            "the file is truncated or was exchanged; train or copy the guard again"
-        )
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise GuardError(f"{path} cannot be read: {error}; train or copy the guard again") from error
-    bad = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
-    if bad is not None:
-        raise GuardError(f"{path}: {bad} holds numbers that are not finite; train the guard again")
-    return tensors
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise GuardError(f"{path} does not exist; name a folder that `spider-sense train` wrote")
-    return path
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

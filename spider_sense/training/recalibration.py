@@ -19,7 +19,7 @@ from spider_sense.data import Example
 from spider_sense.errors import DataError
 from spider_sense.evaluation import detector_labels
 from spider_sense.fingerprint import Fingerprint, ServingConfig, check_match, fingerprint, serving_config
-from spider_sense.guard import BASELINES, Detector, Guard, check_replaceable, staged
+from spider_sense.guard import BASELINES, KIND, Detector, Guard
 from spider_sense.models import LoadedModel
 from spider_sense.training.collect import collect
 from spider_sense.training.train import calibrate_probe
@@ -101,7 +101,7 @@ def recalibrate(
         GuardError: if there is no sound guard in the folder, or ``out`` holds something else than a guard.
         MismatchError: if the guard was made for another model.
     """
-    check_replaceable(out or folder)
+    KIND.check_replaceable(out or folder)
     guard = Guard.from_pretrained(folder)
     found, serving = fingerprint(loaded), serving_config(loaded.model)
     _check_same_model(guard, found, serving)
@@ -151,7 +151,7 @@ def _provenance(rows: Sequence[Example], data: ActivationSet, respond: int, repl
 
 
 def _write(guard: Guard, source: Path, folder: Path) -> None:
-    with staged(folder) as beside:
+    with KIND.staged(folder) as beside:
         if (source / BASELINES).is_dir():
             shutil.copytree(source / BASELINES, beside / BASELINES)
         guard.write_into(beside)

@@ -19,14 +19,13 @@ from spider_sense.evaluation import evaluate
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import (
     BASELINES,
+    KIND,
     SCHEMA_VERSION,
     Control,
     Detector,
     Guard,
     Manifest,
     Template,
-    check_replaceable,
-    staged,
 )
 from spider_sense.models import LoadedModel, load_model
 from spider_sense.offline import score_activations
@@ -69,7 +68,7 @@ def train(config: TrainConfig, progress: Progress | None = None, loaded: LoadedM
         SpiderSenseError: for anything wrong with the configuration, the data or the model; no guard is written then.
     """
     check_rates(config.suspect_fpr, config.breach_fpr)
-    check_replaceable(config.output)
+    KIND.check_replaceable(config.output)
     parts = choose_parts(config)
     loaded = loaded or load_model(config.model, config.dtype, config.device)
     sites = tuple(map(Site.parse, config.sites)) or default_sites(loaded.model)
@@ -271,7 +270,7 @@ def _short(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(guard: Guard, made: list[_Made], folder: Path) -> None:
-    with staged(folder) as beside:
+    with KIND.staged(folder) as beside:
         guard.write_into(beside)
         for item in made:
             target = beside / BASELINES / item.record.name

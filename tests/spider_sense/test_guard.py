@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from spider_sense import guard as module
 from spider_sense.errors import GuardError, MismatchError
 from spider_sense.fingerprint import fingerprint, serving_config
+from spider_sense.folders import sha256
 from spider_sense.guard import MANIFEST, PROBES, VECTORS, Guard
 from spider_sense.models import LoadedModel
 
@@ -53,7 +54,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def resign(folder: Path) -> None:
     """Make the manifest name the files that are there."""
-    digests = {"probes_digest": module._sha256(folder / PROBES), "vectors_digest": module._sha256(folder / VECTORS)}
+    digests = {"probes_digest": sha256(folder / PROBES), "vectors_digest": sha256(folder / VECTORS)}
     edit(folder, lambda record: record.update(digests))
 
 
@@ -178,7 +179,7 @@ def test_weights_that_are_not_numbers_are_refused(folder: Path, file: str, bad: 
         Guard.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("step", ["save_file", "_sha256", "rename"])
+@pytest.mark.parametrize("step", ["save_file", "sha256", "rename"])
 def test_a_save_that_fails_leaves_the_old_guard(
     made: Guard, guards: Any, tiny_loaded: LoadedModel, folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -1,0 +1,5 @@
+"""The command line ``nest``."""
+
+from nest.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""Imports every verb, which registers it."""

@@ -1,0 +1,153 @@
+"""Folders that hold an artifact: a JSON manifest and tensors that it names by digest. Nothing is pickled.
+
+A folder is replaced only once the new one is complete, and read only if its files are the ones the manifest names.
+"""
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from spider_sense.errors import SpiderSenseError
+
+__all__ = ["ArtifactKind", "Record", "sha256"]
+
+
+class Record(BaseModel):
+    """Base of everything that stands in a manifest: frozen, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactKind:
+    """A sort of folder, and how its faults are told."""
+
+    noun: str
+    manifest: str
+    """Name of the manifest's file; a folder that has it is one of this kind."""
+    version: int
+    """The ``schema_version`` that this library reads."""
+    maker: str
+    """The command that writes it."""
+    again: str
+    """What to do if it is damaged, such as ``train``."""
+    error: type[SpiderSenseError]
+
+    def check_replaceable(self, folder: Path) -> None:
+        """Check that the artifact may be written to a folder: it does not exist, is empty, or holds one of this kind.
+
+        Raises:
+            SpiderSenseError: of ``error``'s class, if it holds anything else, which would be lost.
+        """
+        if folder.exists() and not (folder / self.manifest).is_file() and (folder.is_file() or any(folder.iterdir())):
+            raise self.error(f"{folder} exists and is no {self.noun}, so it is not replaced; name a new folder")
+
+    @contextmanager
+    def staged(self, folder: Path) -> Iterator[Path]:
+        """Give an empty folder to write into, which takes the place of ``folder`` once the block is done.
+
+        If the block fails, what it wrote is removed and the old folder stays as it was.
+
+        Raises:
+            SpiderSenseError: see :meth:`check_replaceable`.
+        """
+        folder = folder.absolute()
+        self.check_replaceable(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # A temporary folder of tempfile's would be closed to every other user.
+        beside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        beside.mkdir()
+        try:
+            yield beside
+            _publish(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def read_manifest(self, folder: Path, record: type[RecordT]) -> RecordT:
+        """Read the manifest of a folder; ``record`` has a field ``schema_version``.
+
+        Raises:
+            SpiderSenseError: of ``error``'s class, if it is missing, damaged or of another version.
+        """
+        path = folder / self.manifest
+        text = self._existing(path).read_bytes()
+        try:
+            manifest = record.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise self.error(
+                f"{path}: {where or 'file'}: {first['msg']}; it was damaged or made by another version"
+            ) from error
+        found = manifest.schema_version  # type: ignore[attr-defined]
+        if found != self.version:
+            raise self.error(
+                f"{path} has schema version {found}, this library reads {self.version}; "
+                f"{self.again} the {self.noun} again"
+            )
+        return manifest
+
+    def read_tensors(self, path: Path, digest: str | None) -> dict[str, Tensor]:
+        """Read a file of tensors.
+
+        Args:
+            path: the file.
+            digest: its SHA-256 by the manifest.
+
+        Raises:
+            SpiderSenseError: of ``error``'s class, if the file is missing, another one, or holds NaN or infinity.
+        """
+        found = sha256(self._existing(path))
+        if found != digest:
+            raise self.error(
+                f"{path} has SHA-256 {found}, the manifest says {digest}: "
+                f"the file is truncated or was exchanged; {self.again} or copy the {self.noun} again"
+            )
+        try:
+            tensors: dict[str, Tensor] = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise self.error(f"{path} cannot be read: {error}; {self.again} or copy the {self.noun} again") from error
+        bad = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
+        if bad is not None:
+            raise self.error(f"{path}: {bad} holds numbers that are not finite; {self.again} the {self.noun} again")
+        return tensors
+
+    def _existing(self, path: Path) -> Path:
+        if not path.is_file():
+            raise self.error(f"{path} does not exist; name a folder that `{self.maker}` wrote")
+        return path
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _publish(beside: Path, folder: Path) -> None:
+    """Put a finished folder in the place of another, with nothing half-written in between."""
+    old = folder.with_name(f".{folder.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        beside.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
