@@ -1,12 +1,13 @@
-"""Attach readers to the sites of a model, and take every trace of them away again.
+"""Attach readers, writers and patchers to the sites of a model, and take every trace of them away again.
 
-A reader runs inside the model's forward pass, so it must be tensor-only; it may be compiled. What happens before and
+They run inside the model's forward pass, so they must be tensor-only; they may be compiled. What happens before and
 after a pass (naming the rows, folding the scores) runs outside the compiled graph.
 """
 
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,16 +19,19 @@ from spider_sense.forward import Forward, SequenceRows, read_forward
 from spider_sense.sites import resolve_all
 from spider_sense.types import Site
 
-__all__ = ["Attachment", "Reader", "Writer"]
+__all__ = ["Attachment", "Patcher", "Reader", "Writer"]
 
 Reader = Callable[[Tensor], None]
 """Takes hidden states [..., D] at a site."""
 Writer = Callable[[Tensor], Tensor]
 """Takes hidden states [..., D] at a site and returns what flows on; it sits on outputs only."""
+Patcher = Callable[[Tensor, Tensor], None]
+"""Takes the whole output [..., F] and the input [..., D] of the projection that has a site, and may change the output
+in place, by an op that says so."""
 
 
 class Attachment:
-    """Readers and writers on one model; use it as a context manager or call ``detach``.
+    """Readers, writers and patchers on one model; use it as a context manager or call ``detach``.
 
     It registers forward hooks, and while it is attached, wraps the generation step of transformers' continuous batching
     (for rows of packed batches). With a model that was compiled before, compiled code is discarded on both ends
@@ -39,6 +43,8 @@ class Attachment:
         begin: called before each forward pass with its rows.
         end: called after it.
         writers: what to apply to the output of each site.
+        patchers: what to call with the output and input of the projection of each site; readers of that projection see
+            its output as it was before.
 
     Raises:
         SiteError: if the model has no such site.
@@ -51,6 +57,7 @@ class Attachment:
         begin: Callable[[Forward], None],
         end: Callable[[], None],
         writers: Mapping[Site, Writer] | None = None,
+        patchers: Mapping[Site, Patcher] | None = None,
     ) -> None:
         self._model, self._begin, self._end = model, begin, end
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -61,11 +68,14 @@ class Attachment:
         # Compiling a model in place puts the hooks of the model itself inside the graph; its compiled entry point is
         # wrapped instead.
         self._compiled_call = getattr(model, "_compiled_call_impl", None)
-        resolved = {place.site: place for place in resolve_all(model, [*readers, *(writers or {})])}
+        writers, patchers = writers or {}, patchers or {}
+        resolved = {place.site: place for place in resolve_all(model, [*readers, *writers, *patchers])}
         for site, reader in readers.items():
             self._handles.append(_hook_reader(resolved[site], reader))
-        for site, writer in (writers or {}).items():
+        for site, writer in writers.items():
             self._handles.append(_hook_writer(resolved[site], writer))
+        for site, patcher in patchers.items():
+            self._handles.append(_hook_patcher(resolved[site], patcher))
         if self._compiled_call is not None:
             model._compiled_call_impl = self._wrap(self._compiled_call)
         else:
@@ -130,6 +140,13 @@ def _hook_writer(place: Any, writer: Writer) -> torch.utils.hooks.RemovableHandl
         if isinstance(output, tuple):
             return (writer(output[0]), *output[1:])
         return writer(output)
+
+    return place.module.register_forward_hook(on_output)  # type: ignore[no-any-return]
+
+
+def _hook_patcher(place: Any, patcher: Patcher) -> torch.utils.hooks.RemovableHandle:
+    def on_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        patcher(output, args[0])
 
     return place.module.register_forward_hook(on_output)  # type: ignore[no-any-return]
 
@@ -203,9 +220,16 @@ def _packed_forward(processor: Any) -> Forward:
         # A request that was preempted carries what it had generated as part of its prompt.
         prompt = state.initial_tokens[: state._true_initial_tokens or None]
         rows = np.arange(start, start + length)
-        sequences.append(SequenceRows(state.request_id, rows, np.arange(past, past + length), prompt, state))
+        positions = np.arange(past, past + length)
+        sequences.append(SequenceRows(state.request_id, rows, positions, prompt, state, partial(_withhold, item)))
         start += length
     return Forward(max(start, batch.num_q_tokens), tuple(sequences), start, 0)
+
+
+def _withhold(item: Any) -> None:
+    """Let the engine register none of the KV blocks that this pass completes, so that it finds no match for them."""
+    # By its own type: a count a layer type, in older releases one count.
+    item.complete_blocks = type(item.complete_blocks)()
 
 
 _continuous = _ContinuousBatching()

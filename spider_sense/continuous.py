@@ -2,6 +2,10 @@
 
 A stopped request ends with the token of the step that found it; the engine offers no way to append a refusal. Every
 step waits for its own scores, whatever the policy says of ``same_step``.
+
+KV blocks that a pass completes are withheld from other requests once the request is patched or steered, so what follows
+them in a later prompt is computed anew. Copies of a prompt (``num_return_sequences``) share blocks that were filled
+before its last token, and so before any verdict.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -27,27 +31,31 @@ class ContinuousCalls:
 
     Args:
         judge: scores and decides.
-        steer: called after each step with the ids of the requests that are steered.
+        act: called before and after each step with the cases that are patched or steered by the ids of their requests.
         text: returns a prompt as the audit log is to record it.
     """
 
     def __init__(
         self,
         judge: Judge,
-        steer: Callable[[Sequence[Hashable]], None],
+        act: Callable[[dict[Hashable, Case]], None],
         text: Callable[[Sequence[int]], str | None],
     ) -> None:
-        self._judge, self._steer, self._text = judge, steer, text
+        self._judge, self._act, self._text = judge, act, text
         self.cases: dict[str, Case] = {}
         """The latest request of each of the engine's ids; of those that have ended, the latest ``KEPT``."""
         self._running: dict[str, Any] = {}
 
-    def scored(self, logits_TC: Tensor, sequences: Sequence[SequenceRows]) -> None:
-        """Take the logits of a step, and end the requests that the policy stops."""
+    def begin(self, sequences: Sequence[SequenceRows]) -> None:
+        """Tell new requests from those that run, before the pass in which a new one may bear the id of an old one."""
         self._sweep()
         for item in sequences:
             if item.prompt is not None:
                 self._meet(str(item.key), item.prompt, item.handle)
+        self._act(self._acted_on())
+
+    def scored(self, logits_TC: Tensor, sequences: Sequence[SequenceRows]) -> None:
+        """Take the logits of a step, and end the requests that the policy stops."""
         self._judge.step(
             logits_TC, [RequestRows(self.cases[str(item.key)].request, item.rows, item.positions) for item in sequences]
         )
@@ -56,12 +64,15 @@ class ContinuousCalls:
                 state = self._running[case.request.id]
                 # The engine compares this with the tokens so far when it takes in the step's token.
                 state._new_tokens_limit = case.stopped_after = state.generated_len() + 1
-        self._steer([name for name in self._running if self.cases[name].decision.action == "steer"])
+        self._act(self._acted_on())
 
     def close(self) -> None:
         """Close every request."""
         for name in list(self._running):
             self._close(name)
+
+    def _acted_on(self) -> dict[Hashable, Case]:
+        return {name: self.cases[name] for name in self._running if self.cases[name].acted_on}
 
     def _meet(self, name: str, prompt: Sequence[int], handle: Any) -> None:
         # Ids begin anew with each manager, and a preempted request comes back in a record of its own.
@@ -84,9 +95,14 @@ class ContinuousCalls:
         from transformers.generation.continuous_batching.requests import RequestStatus
 
         for name, state in list(self._running.items()):
-            if state.status in (RequestStatus.FINISHED, RequestStatus.FAILED):
+            if state.status in (RequestStatus.FINISHED, RequestStatus.FAILED) and not _preempted(state):
                 self._close(name)
 
     def _close(self, name: str) -> None:
         del self._running[name]
         self._judge.close(self.cases[name])
+
+
+def _preempted(state: Any) -> bool:
+    """Whether the engine gave a record up for one that will go on: it sets its status, but no end of its life."""
+    return bool(state.lifespan[1] < 0)

@@ -4,7 +4,7 @@ A forward pass of a transformers model packs rows ``[batch * tokens]``. Rows are
 they are computed and never re-derived from lengths afterwards; padding has no name.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,12 @@ class SequenceRows:
     """Token ids of the prompt, where the engine keeps them."""
     handle: Any = None
     """The engine's own record of the request, where it has one."""
+    withhold: Callable[[], None] | None = None
+    """Keeps the KV blocks that this pass completes from other requests, where the engine would share them."""
+
+    def since(self, position: int) -> np.ndarray:
+        """Return the rows at a position and after it."""
+        return self.rows[self.positions >= position]
 
 
 @dataclass(frozen=True, slots=True)

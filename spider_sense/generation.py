@@ -4,7 +4,7 @@ Rows of the batch that are stopped are made to emit the refusal text and then th
 other rows are not touched.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -32,7 +32,7 @@ class GuardedCall:
         refusal: token ids that a stopped row ends with.
         line_break: token ids that set the refusal apart from an answer that has begun.
         end_id: emitted after the refusal.
-        steer: called with the batch rows that are steered, whenever they change.
+        act: called with the cases that are patched or steered by their batch rows, whenever they change.
         on_step: called with the running cases after each step that was judged.
         assisted: whether tokens are drafted and verified several at a time.
     """
@@ -46,13 +46,13 @@ class GuardedCall:
         refusal: Sequence[int],
         line_break: Sequence[int],
         end_id: int,
-        steer: Callable[[list[int]], None],
+        act: Callable[[dict[Hashable, Case]], None],
         on_step: Callable[[Sequence[Case]], None] | None = None,
         assisted: bool = False,
     ) -> None:
         self.cases = list(cases)
         self._open = list(cases)
-        self._judge, self._steer, self._on_step = judge, steer, on_step
+        self._judge, self._act, self._on_step = judge, act, on_step
         self._mask_BP, self._eos_ids = mask_BP, tuple(eos_ids)
         self._refusal, self._line_break, self._end_id = tuple(refusal), tuple(line_break), end_id
         self._alive = [True] * len(cases)
@@ -61,6 +61,8 @@ class GuardedCall:
         self._past = 0
         self._forward: Forward | None = None
         self._draft: Tensor | None = None
+        self.cache: Any = None
+        """The KV cache of the last pass, if it had one."""
         self.stopped_at: dict[int, int] = {}
         """Column at which the refusal of a stopped row begins."""
         self._reading: Reading | None = None
@@ -75,7 +77,8 @@ class GuardedCall:
                 f"a pass has {len(input_ids)} rows for {len(self.cases)} requests, so they cannot be told apart; "
                 "generate without the option that multiplies rows"
             )
-        past = _cached_columns(kwargs.get("past_key_values"), self._past)
+        self.cache = kwargs.get("past_key_values")
+        past = _cached_columns(self.cache, self._past)
         if self._past and past not in (0, self._past) and not self._assisted:
             raise SpiderSenseError(
                 f"a pass continues from column {past}, but the last one ended at {self._past}: it is not this request's"
@@ -182,7 +185,7 @@ class GuardedCall:
         if self._on_step is not None:
             self._on_step(reading.cases)
         if changed:
-            self._steer([row for row, case in enumerate(self.cases) if case.decision.action == "steer"])
+            self._act({row: case for row, case in enumerate(self.cases) if case.acted_on})
 
     def _fold(self, logits_TC: Tensor, sequences: Sequence[SequenceRows]) -> None:
         rows = [RequestRows(self.cases[_row(item)].request, item.rows, item.positions) for item in sequences]

@@ -49,6 +49,11 @@ class Case:
     detectors: tuple[str, ...] = ()
     stopped_after: int | None = None
     """Tokens that were generated before the request was stopped; None if it was not."""
+    patched_from: int | None = None
+    """Absolute position of the first token that passed through the model under the patch, which stays on from there;
+    the token after it is the first that can come out differently. None if the patch never came on."""
+    steered_from: int | None = None
+    """The same of steering."""
     history: list[tuple[int, float]] = field(default_factory=list)
     """(position, readout of the first detector) at each step; filled only by a judge that keeps history."""
 
@@ -64,6 +69,11 @@ class Case:
     def coverage(self) -> Coverage:
         """What the verdicts rest on."""
         return self.request.coverage
+
+    @property
+    def acted_on(self) -> bool:
+        """Whether its hidden states are to be changed: patched or steered."""
+        return self.decision.action in ("patch", "steer")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@
         for case in monitor.cases:
             print(case.verdicts, case.decision.action)
 
-While it is attached, ``model.generate`` is wrapped on the instance and hooks read the guard's sites; ``detach`` takes
-both away. Forward passes outside ``generate`` and ``generate_batch`` are not judged.
+While it is attached, ``model.generate`` is wrapped on the instance, and hooks read the guard's sites and patch or steer
+single requests; ``detach`` takes all of it away. Forward passes outside ``generate`` and ``generate_batch`` are neither
+judged nor changed.
 """
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,8 +22,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from sense_kernels import steer
-from spider_sense.attach import Attachment, Writer
+from spider_sense.attach import Attachment
 from spider_sense.audit import AuditLog
 from spider_sense.continuous import ContinuousCalls
 from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError, nearest
@@ -30,14 +30,18 @@ from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.forward import Forward, read_forward
 from spider_sense.generation import GuardedCall
 from spider_sense.guard import Guard
+from spider_sense.interventions import Interventions, choose_patch, choose_vector
 from spider_sense.judge import Case, Judge
+from spider_sense.kv_marks import check_unaltered
+from spider_sense.live_patch import LivePatch
 from spider_sense.models import LoadedModel
+from spider_sense.patch import NeuronPatch
 from spider_sense.policy import Policy
-from spider_sense.types import Action, Site
+from spider_sense.types import Action
 
 __all__ = ["Monitor"]
 
-SUPPORTED: tuple[Action, ...] = ("observe", "flag", "escalate", "steer", "stop")
+SUPPORTED: tuple[Action, ...] = ("observe", "flag", "escalate", "patch", "steer", "stop")
 """Actions that this engine can carry out; flag and escalate arrive at ``on_decision`` and in the audit log."""
 
 _ASSISTED_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
@@ -62,6 +66,7 @@ class Monitor:
         keep_history: whether cases keep the readout at every step.
         on_decision: called when a request's decision becomes stricter; this is where ``flag`` and ``escalate`` arrive.
         on_step: called after each judged step with the running cases.
+        patch: what the action ``patch`` switches on, if the policy names no folder.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Monitor:
         keep_history: bool = False,
         on_decision: Callable[[Case], None] | None = None,
         on_step: Callable[[Sequence[Case]], None] | None = None,
+        patch: NeuronPatch | None = None,
     ) -> None:
         self.guard, self.policy = guard, policy or Policy.default()
         self._audit, self._keep_history = audit, keep_history
@@ -82,6 +88,7 @@ class Monitor:
         self._call: GuardedCall | None = None
         self._busy = threading.Lock()
         _check_policy(self.policy, guard)
+        self._patch = choose_patch(self.policy, patch)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, policy: Policy | None = None, **options: Any) -> Self:
@@ -97,7 +104,9 @@ class Monitor:
             allow_uncertified: accept a dtype, quantisation or adapter that the thresholds were not calibrated for.
 
         Raises:
-            MismatchError: if the guard was made for another model, tokenizer or serving configuration.
+            MismatchError: if the guard was made for another model, tokenizer or serving configuration, or the patch for
+                another model; a patch needs plain weights, whatever ``allow_uncertified`` says.
+            PatchError: if the patch does not fit, or the weights are quantised or patched already.
             SiteError: if the model lacks a site of the guard.
             ConfigError: if the monitor is attached already, or no tokenizer is found.
         """
@@ -114,12 +123,14 @@ class Monitor:
             self.guard, self.policy, self._audit, model.device, self._keep_history, self._on_decision, model.dtype
         )
         self._model, self._tokenizer = model, tokenizer
-        self._continuous = ContinuousCalls(self._judge, self._set_steered, self._text)
-        self._strength = torch.zeros(64, device=model.device)
-        self._steered: Sequence[Hashable] = ()
+        patch = None if self._patch is None else LivePatch(loaded, self._patch, _alpha(self.policy))
+        self._acts = Interventions(self.policy, self.guard, model.device, patch)
+        self._continuous = ContinuousCalls(self._judge, self._acts.act, self._text)
         bank = self._judge.bank
         readers = {site: bank.tap(site) for site in bank.sites}
-        self._attachment = Attachment(model, readers, self._begin, self._end, self._writers())
+        self._attachment = Attachment(
+            model, readers, self._begin, self._end, self._acts.writers(), self._acts.patchers()
+        )
         self._attachment.forward_rows = self._name_rows
         self._own_generate = vars(model).get("generate")
         self._generate = model.generate
@@ -154,17 +165,19 @@ class Monitor:
 
     def _begin(self, forward: Forward) -> None:
         self._forward = forward
+        self._packed = any(item.prompt is not None for item in forward.sequences)
         self._judge.bank.begin(forward.total)
-        if self._steer_site is not None:
-            self._fill_strength(forward)
+        if self._packed and self._call is None:
+            self._continuous.begin(forward.sequences)
+        self._acts.begin(forward, self._call.cache if self._call else None)
 
     def _end(self) -> None:
+        self._acts.end()
         forward = self._forward
-        packed = any(item.prompt is not None for item in forward.sequences)
-        if packed and self._call is not None:
+        if self._packed and self._call is not None:
             # The two share the buffer of the step, so neither would know whose scores it holds.
             raise SpiderSenseError("generate and continuous batching ran at once on a guarded model; use one at a time")
-        if packed:
+        if self._packed:
             self._continuous.scored(self._judge.bank.logits(forward.total), forward.sequences)
         elif self._call is not None:
             self._call.scored(self._judge.bank.logits(forward.total))
@@ -185,6 +198,7 @@ class Monitor:
                 "when the monitor was attached; detach it and attach it again"
             )
         ids, kwargs = _prompt_ids(args, kwargs)
+        check_unaltered(kwargs.get("past_key_values"))
         options = _options(kwargs, self._model.generation_config)
         if (options["num_beams"] or 1) > 1:
             raise ConfigError(f"num_beams={options['num_beams']}: beams are not scored; use num_beams=1")
@@ -205,17 +219,18 @@ class Monitor:
             refusal,
             self._tokenizer("\n\n", add_special_tokens=False)["input_ids"],
             end_id,
-            self._set_steered,
+            self._acts.act,
             self._on_step,
             any(options[name] for name in _ASSISTED_OPTIONS),
         )
         processors = [*(kwargs.pop("logits_processor", None) or []), call]
-        self.cases, self._call, self._steered = call.cases, call, ()
+        self.cases, self._call = call.cases, call
         try:
             output = self._generate(ids, **kwargs, logits_processor=LogitsProcessorList(processors))
             call.finish((output if isinstance(output, Tensor) else output.sequences).shape[1])
         finally:
-            self._call, self._steered = None, ()
+            self._call = None
+            self._acts.act({})
             call.close()
         return output
 
@@ -255,25 +270,6 @@ class Monitor:
                 "the model has no end token, so a request cannot be stopped; pass eos_token_id to generate"
             )
         return eos_ids, end_id
-
-    def _set_steered(self, keys: Sequence[Hashable]) -> None:
-        self._steered = keys
-
-    def _writers(self) -> dict[Site, Writer]:
-        self._steer_site, vector = _steering(self.policy, self.guard)
-        if vector is None or self._steer_site is None:
-            return {}
-        vector = vector.to(self._model.device)
-        return {self._steer_site: lambda hidden: steer(hidden, self._strength, vector)}
-
-    def _fill_strength(self, forward: Forward) -> None:
-        assert self.policy.steer is not None
-        if forward.total > len(self._strength):
-            self._strength = torch.zeros(2 * forward.total, device=self._strength.device)
-        self._strength.zero_()
-        rows = [item.rows for item in forward.sequences if item.key in self._steered]
-        if rows:
-            self._strength[torch.from_numpy(np.concatenate(rows))] = self.policy.steer.strength
 
 
 def _prompt_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -321,21 +317,11 @@ def _check_policy(policy: Policy, guard: Guard) -> None:
     for rule in policy.rules:
         if rule.detector != "*" and rule.detector not in names:
             raise ConfigError(f"the policy speaks of detector {rule.detector!r}; {nearest(rule.detector, names)}")
-    _steering(policy, guard)
+    choose_vector(policy, guard)
 
 
-def _steering(policy: Policy, guard: Guard) -> tuple[Site | None, Tensor | None]:
-    """Return where and what the policy steers with."""
-    if policy.steer is None:
-        return None, None
-    for key, vector in guard.vectors.items():
-        name, _, site = key.partition("@")
-        if name == policy.steer.vector:
-            return Site.parse(site), vector
-    known = [key.partition("@")[0] for key in guard.vectors]
-    raise ConfigError(
-        f"the guard has no steering vector {policy.steer.vector!r}; {nearest(policy.steer.vector, known)}"
-    )
+def _alpha(policy: Policy) -> float | None:
+    return policy.patch.alpha if policy.patch else None
 
 
 def _find_tokenizer(model: Any) -> Any:

@@ -8,12 +8,14 @@ A policy is a list of rules, (detector, zone) -> action, read from YAML::
     on_missing: stop
     refusal: "I can't help with that."
     steer: {vector: refusal, strength: 4.0}   # only where a rule says steer
+    patch: {folder: patch/, alpha: 1.0}       # only where a rule says patch
 
 It fails closed: a breach that no rule names is stopped, and so is a request that was not seen in full.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
@@ -21,7 +23,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from spider_sense.config import Settings
 from spider_sense.types import Action, Verdict
 
-__all__ = ["SEVERITY", "Decision", "Policy", "Rule", "Steer"]
+__all__ = ["SEVERITY", "Decision", "Patch", "Policy", "Rule", "Steer"]
 
 SEVERITY: tuple[Action, ...] = ("observe", "flag", "throttle", "escalate", "patch", "steer", "stop")
 """All actions, from mildest to strictest: where several are asked for, the strictest is taken."""
@@ -51,6 +53,15 @@ class Steer(Settings):
     """Multiple of the vector as the guard stores it."""
 
 
+class Patch(Settings):
+    """What the action ``patch`` switches on: a neuron patch, for the request alone."""
+
+    folder: Path | None = None
+    """Where the patch lies, relative to the working directory as in every YAML file; None: the engine is handed one."""
+    alpha: FiniteFloat | None = None
+    """Strength; None: the one that the patch is meant for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What is to be done about one request."""
@@ -72,19 +83,25 @@ class Policy(Settings):
     refusal: str = "I can't help with that."
     """The text that a stopped request ends with."""
     steer: Steer | None = None
+    patch: Patch | None = None
     same_step: bool = False
     """Whether the verdict is awaited in the step that scores it, so that not one token follows a breach. Otherwise it
     is read at the next step boundary, one token later, and no step waits for it."""
 
     @model_validator(mode="after")
-    def _steer_is_defined(self) -> Self:
-        asked = [f"rules.{index}.action" for index, rule in enumerate(self.rules) if rule.action == "steer"]
-        if self.on_missing == "steer":
-            asked.append("on_missing")
-        if asked and self.steer is None:
-            places = ", ".join(asked)
-            raise ValueError(f"{places}: 'steer' needs a vector; add a section steer: {{vector: NAME, strength: 4.0}}")
+    def _actions_are_defined(self) -> Self:
+        if self.steer is None:
+            self._refuse("steer", "a vector; add a section steer: {vector: NAME, strength: 4.0}")
+        if self.patch is None:
+            self._refuse("patch", "a patch; add a section patch: {folder: FOLDER}, as `nest tune` writes it")
         return self
+
+    def _refuse(self, action: Action, needs: str) -> None:
+        asked = [f"rules.{index}.action" for index, rule in enumerate(self.rules) if rule.action == action]
+        if self.on_missing == action:
+            asked.append("on_missing")
+        if asked:
+            raise ValueError(f"{', '.join(asked)}: {action!r} needs {needs}")
 
     @classmethod
     def default(cls) -> Self:

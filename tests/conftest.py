@@ -62,6 +62,18 @@ def guards() -> Any:
 
 
 @pytest.fixture(scope="session")
+def tiny_patches() -> Any:
+    """Return the builders of random patches for tiny models, the module ``tiny_patches``."""
+    return _load("tiny_patches")
+
+
+@pytest.fixture(scope="session")
+def tiny_neurons() -> Any:
+    """Return the builders of planted models, prompts and sets of neurons, the module ``tiny_neurons``."""
+    return _load("tiny_neurons")
+
+
+@pytest.fixture(scope="session")
 def tiny_training() -> Any:
     """Return the builders of tiny training runs, the module ``tiny_training``."""
     return _load("tiny_training")

@@ -22,7 +22,10 @@ def bench(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Time guarded against bare generation; the last line is one JSON document."""
+    """Time generation with a guard, and with a live patch beside it, against bare generation.
+
+    The last line is one JSON document.
+    """
     from spider_sense.bench import bench as run
     from spider_sense.models import load_model
 

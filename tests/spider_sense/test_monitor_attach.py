@@ -126,13 +126,12 @@ def test_a_guard_for_something_else_leaves_the_model_alone(
         assert all(case.peak[0] > -torch.inf for case in monitor.cases)
 
 
-@pytest.mark.parametrize("action", ["patch", "throttle"])
-def test_what_the_engine_cannot_do_is_refused(guard: Guard, action: Any) -> None:
-    rules = (Rule(detector="ema", zone="breach", action="stop"), Rule(detector="*", zone="suspect", action=action))
-    with pytest.raises(ConfigError, match=rf"rules\[1\]: the transformers engine cannot '{action}'"):
+def test_what_the_engine_cannot_do_is_refused(guard: Guard) -> None:
+    rules = (Rule(detector="ema", zone="breach", action="stop"), Rule(detector="*", zone="suspect", action="throttle"))
+    with pytest.raises(ConfigError, match=r"rules\[1\]: the transformers engine cannot 'throttle'; it can: .*patch"):
         Monitor(guard, Policy(rules=rules))
     with pytest.raises(ConfigError, match="on_missing"):
-        Monitor(guard, Policy(rules=(), on_missing=action))
+        Monitor(guard, Policy(rules=(), on_missing="throttle"))
 
 
 def test_a_policy_must_speak_of_what_the_guard_has(guard: Guard) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from spider_sense.config import load_yaml, parse
 from spider_sense.errors import ConfigError
-from spider_sense.policy import SEVERITY, Policy, Rule, Steer
+from spider_sense.policy import SEVERITY, Patch, Policy, Rule, Steer
 from spider_sense.types import ACTIONS, Action, Coverage, Verdict, Zone
 
 TEXT = """
@@ -20,6 +20,7 @@ rules:
 on_missing: patch
 refusal: "No."
 steer: {vector: refusal, strength: 4.0}
+patch: {folder: patches/refusal}
 """
 
 
@@ -49,6 +50,7 @@ def test_severity_orders_every_action() -> None:
 def test_the_file_is_read(policy: Policy) -> None:
     assert policy.rules[0] == Rule(detector="misuse", zone="breach", action="throttle")
     assert policy.steer == Steer(vector="refusal", strength=4.0)
+    assert policy.patch == Patch(folder=Path("patches/refusal"), alpha=None)
     assert (policy.on_missing, policy.refusal) == ("patch", "No.")
 
 
@@ -75,6 +77,7 @@ def test_each_action_beats_the_one_before(milder: Action, stricter: Action) -> N
             Rule(detector="b", zone="breach", action=stricter),
         ),
         steer=Steer(vector="refusal", strength=1.0),
+        patch=Patch(),
     )
     assert policy.decide([verdict("a", "breach"), verdict("b", "breach")]).action == stricter
 
@@ -153,6 +156,20 @@ def test_the_shadow_policy_never_acts(zone: Zone, missing: int) -> None:
             "policy.yaml: rules.0.action: 'steer' needs a vector; add a section steer:",
         ),
         ({"rules": [], "on_missing": "steer"}, "policy.yaml: on_missing: 'steer' needs a vector"),
+        (
+            {"rules": [{"detector": "*", "zone": "suspect", "action": "patch"}]},
+            "policy.yaml: rules.0.action: 'patch' needs a patch; add a section patch:",
+        ),
+        ({"rules": [], "on_missing": "patch"}, "policy.yaml: on_missing: 'patch' needs a patch"),
+        (
+            {"rules": [], "patch": {"folder": 3}},
+            "policy.yaml: patch.folder: 3 is not allowed; input should be a valid string",
+        ),
+        (
+            {"rules": [], "patch": {"alpha": float("inf")}},
+            "policy.yaml: patch.alpha: inf is not allowed; input should be a finite number",
+        ),
+        ({"rules": [], "patch": {"path": "p"}}, "policy.yaml: unknown key 'patch.path'; Known: alpha, folder"),
         ({"on_missing": "stop"}, "policy.yaml: the key 'rules' is missing"),
         ({"rules": [], "refusl": "No."}, "policy.yaml: unknown key 'refusl'; did you mean 'refusal'?"),
         (

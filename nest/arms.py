@@ -1,0 +1,65 @@
+"""The arms of the comparison: what is tuned, from the same lessons and with the same budget of steps."""
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from nest.controls import one_cluster, random_clusters, random_rows, untied
+from nest.delta import lora_deltas, shared_deltas
+from nest.full import Change, FullChange
+from nest.neurons import NeuronSet
+from spider_sense.errors import ConfigError
+from spider_sense.sites import resolve
+from spider_sense.types import Site
+
+__all__ = ["ARMS", "build"]
+
+Builder = Callable[[nn.Module, NeuronSet, int], Change]
+
+_QV = ("q_proj", "v_proj")
+_QV_RANK = 8
+
+
+def build(arm: str, model: nn.Module, neurons: NeuronSet, seed: int) -> Change:
+    """Return what an arm trains, untrained.
+
+    Args:
+        arm: a key of ``ARMS``.
+        model: the base model.
+        neurons: found and grouped; the controls take their counts from it.
+        seed: of the arm's own draw: random rows, random clusters, LoRA's start.
+    """
+    return ARMS[arm](model, neurons, seed)
+
+
+def _lora_matched(model: nn.Module, neurons: NeuronSet, seed: int) -> Change:
+    """Return LoRA of rank 1 on as many gate and up projections, evenly spread, as NeST's parameters pay for."""
+    budget = shared_deltas(model, neurons).count()
+    sites = sorted(Site.parse(name) for name in neurons.manifest.modules)
+    modules = {str(site): resolve(model, site).module for site in sites}
+    costs = [sum(module.weight.shape) for module in modules.values()]  # type: ignore[arg-type]
+    affordable = min(len(sites), max(1, budget * len(costs) // sum(costs)))
+    chosen = [sites[place * len(sites) // affordable] for place in range(affordable)]
+    return lora_deltas({str(site): modules[str(site)] for site in chosen}, 1, seed)
+
+
+def _lora_qv(model: nn.Module, neurons: NeuronSet, seed: int) -> Change:
+    modules = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in _QV}
+    if not modules:
+        raise ConfigError(
+            f"{type(model).__name__} has no projections named {' or '.join(_QV)}; leave out arm 'lora_qv'"
+        )
+    return lora_deltas(modules, _QV_RANK, seed)
+
+
+ARMS: Mapping[str, Builder] = {
+    "nest": lambda model, neurons, seed: shared_deltas(model, neurons),
+    "random_rows": lambda model, neurons, seed: shared_deltas(model, random_rows(neurons, seed)),
+    "random_clusters": lambda model, neurons, seed: shared_deltas(model, random_clusters(neurons, seed)),
+    "untied": lambda model, neurons, seed: shared_deltas(model, untied(neurons)),
+    "one_cluster": lambda model, neurons, seed: shared_deltas(model, one_cluster(neurons)),
+    "lora_matched": _lora_matched,
+    "lora_qv": _lora_qv,
+    "full": lambda model, neurons, seed: FullChange(model),
+}
+"""Every arm that trains something; the arm ``base`` does not."""

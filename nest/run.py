@@ -1,0 +1,100 @@
+"""From grouped neurons and prompts to a patch."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from nest.curriculum import make_curriculum, own_answers
+from nest.delta import patch_targets, shared_deltas
+from nest.lessons import Lesson
+from nest.neurons import NeuronSet
+from nest.reference import Reference, read_reference
+from nest.tune import Losses, TuneConfig, tune
+from spider_sense.data import Example, digest
+from spider_sense.fingerprint import Fingerprint, check_match, fingerprint
+from spider_sense.models import LoadedModel
+from spider_sense.patch import NeuronPatch, PatchManifest
+
+__all__ = ["read_lessons", "tune_patch"]
+
+
+def tune_patch(
+    loaded: LoadedModel,
+    neurons: NeuronSet,
+    harmful: Sequence[Example],
+    benign: Sequence[Example],
+    config: TuneConfig,
+    work: Path,
+    progress: Progress,
+) -> NeuronPatch:
+    """Tune the shared vectors of grouped neurons.
+
+    Args:
+        loaded: the base model; it is left as it was.
+        neurons: from :func:`nest.group.group`.
+        harmful: prompts to refuse.
+        benign: prompts to go on answering.
+        config: how.
+        work: folder for the base model's answers and for checkpoints; a run that was interrupted goes on from it.
+        progress: where the bars are shown.
+
+    Raises:
+        MismatchError: if the neurons are another model's.
+    """
+    found = fingerprint(loaded)
+    check_match(neurons.manifest.base, found, "rows of one model mean nothing in another; run `nest find` on this one")
+    lessons, references = read_lessons(loaded, found, harmful, benign, config, work, progress)
+    deltas = shared_deltas(loaded.model, neurons)
+    run = hashlib.sha256(f"{neurons.manifest.tensors_digest}{digest([*harmful, *benign])}".encode()).hexdigest()[:12]
+    bar = progress.add_task("tuning", total=config.steps)
+
+    def advance(losses: Losses) -> None:
+        text = f"tuning: refuse {losses.refuse:.2f}, answer {losses.answer:.2f}, KL {losses.kl:.3f}"
+        progress.update(bar, completed=losses.step + 1, description=text)
+
+    history = tune(loaded.model, deltas, lessons, config, _pad(loaded), references, work / f"checkpoint-{run}", advance)
+    share = deltas.count() / sum(parameter.numel() for parameter in loaded.model.parameters())
+    manifest = PatchManifest(
+        base=found,
+        sites=tuple(map(str, neurons.sites)),
+        trained_parameters=deltas.count(),
+        trained_share=share,
+        recipe={
+            "find": neurons.manifest.recipe,
+            "group": {key: value for key, value in (neurons.manifest.grouping or {}).items() if key != "silhouette"},
+            "tune": config.model_dump(),
+            "harmful": len(harmful),
+            "benign": len(benign),
+            "prompts_digest": digest([*harmful, *benign]),
+        },
+        evidence={"last_losses": [[one.refuse, one.answer, one.kl] for one in history[-1:]]},
+    )
+    return NeuronPatch(manifest, patch_targets(deltas, neurons))
+
+
+def read_lessons(
+    loaded: LoadedModel,
+    found: Fingerprint,
+    harmful: Sequence[Example],
+    benign: Sequence[Example],
+    config: TuneConfig,
+    work: Path,
+    progress: Progress,
+) -> tuple[list[Lesson], dict[int, Reference]]:
+    """Return the lessons and, if the divergence counts, the base model's distributions along its answers."""
+    bar = progress.add_task("asking the base model", total=len(benign))
+    answers = own_answers(
+        loaded, benign, found.weight_digest, work / "answers.jsonl", advance=lambda done: progress.advance(bar, done)
+    )
+    lessons = make_curriculum(loaded, harmful, benign, answers)
+    if not config.kl_weight:
+        return lessons, {}
+    bar = progress.add_task("reading its distributions", total=len(benign))
+    references = read_reference(loaded.model, lessons, _pad(loaded), advance=lambda done: progress.advance(bar, done))
+    return lessons, references
+
+
+def _pad(loaded: LoadedModel) -> int:
+    return int(loaded.tokenizer.pad_token_id)

@@ -1,0 +1,193 @@
+"""Tune the additions to a model on lessons, everything else frozen.
+
+    loss = NLL(refusals | harmful prompts)
+         + answer_weight * NLL(own answers | benign prompts) + kl_weight * KL(base || model | benign prompts)
+
+Each term is a mean over its tokens. ``accelerate`` runs it on one device or several.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor, nn
+
+from nest.checkpoint import load_checkpoint, save_checkpoint
+from nest.forward import answer_logits
+from nest.full import Change
+from nest.lessons import Batch, Lesson, batches, collate
+from nest.reference import Reference, divergence
+from spider_sense.config import Settings
+from spider_sense.errors import DataError
+
+__all__ = ["Losses", "TuneConfig", "tune"]
+
+
+class TuneConfig(Settings):
+    """How to tune."""
+
+    steps: int = Field(default=200, gt=0)
+    batch_size: int = Field(default=16, gt=1)
+    """Lessons of a step, half of them refusals."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises; after them it falls as a cosine, to a tenth."""
+    answer_weight: float = Field(default=1.0, ge=0)
+    kl_weight: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    seed: int = 0
+    gradient_checkpointing: bool = False
+    save_every: int = Field(default=50, gt=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The terms of a step's loss, in nats per token."""
+
+    step: int
+    refuse: float
+    answer: float
+    kl: float
+
+
+class _Tuned(nn.Module):
+    """Model and additions as one module, so that accelerate synchronises the additions' gradients."""
+
+    def __init__(self, model: nn.Module, deltas: Change, references: dict[int, Reference], config: TuneConfig) -> None:
+        super().__init__()
+        self.model, self.deltas = model, deltas
+        self._references, self._config = references, config
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        logits_BAV = answer_logits(self.model, batch, share_head=not self._config.gradient_checkpointing)
+        log_BAV = logits_BAV.float().log_softmax(-1)
+        picked_BA = log_BAV.gather(-1, batch.target_BA.clamp(min=0)[..., None])[..., 0]
+        real_BA = batch.target_BA >= 0
+        refuse = _mean(-picked_BA, real_BA & batch.refuse_B[:, None])
+        answer = _mean(-picked_BA, real_BA & ~batch.refuse_B[:, None])
+        kl = divergence(log_BAV, batch, self._references) if self._config.kl_weight else refuse.new_zeros(())
+        return refuse, answer, kl
+
+
+def tune(
+    model: nn.Module,
+    deltas: Change,
+    lessons: Sequence[Lesson],
+    config: TuneConfig,
+    pad: int,
+    references: dict[int, Reference] | None = None,
+    folder: Path | None = None,
+    advance: Callable[[Losses], None] | None = None,
+) -> list[Losses]:
+    """Train the additions in place.
+
+    Args:
+        model: a transformers causal language model; its own parameters are frozen unless ``deltas`` is empty of them.
+        deltas: what is trained.
+        lessons: refusals and answers.
+        config: how.
+        pad: token id of padding.
+        references: base distributions by place in ``lessons``, needed if ``kl_weight`` is not 0.
+        folder: where checkpoints go; a run that finds one there goes on from it.
+        advance: called after each step.
+
+    Returns:
+        The losses of the steps that this call ran.
+
+    Raises:
+        DataError: if a kind of lesson is missing.
+        PatchError: if the checkpoint in ``folder`` belongs to another run.
+    """
+    _check(lessons, config, references)
+    accelerator = Accelerator()
+    _freeze(model, deltas)
+    optimizer = torch.optim.AdamW(deltas.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    tuned, prepared = accelerator.prepare(_Tuned(model, deltas, references or {}, config), optimizer)
+    history = []
+    # Checkpointing computes activations again in the backward pass, so the hooks stay for both.
+    with deltas.hooked(), _checkpointing(model, config.gradient_checkpointing):
+        start = load_checkpoint(folder, deltas, optimizer, config) if folder else 0
+        for offset, chosen in enumerate(batches(lessons, config.batch_size, config.steps, config.seed, start)):
+            mine = chosen[accelerator.process_index :: accelerator.num_processes]
+            batch = collate(lessons, mine, pad, accelerator.device)
+            losses = _step(accelerator, tuned, prepared, batch, config, start + offset)
+            history.append(losses)
+            if folder and accelerator.is_main_process and _is_due(losses.step, config):
+                save_checkpoint(folder, deltas, optimizer, config, losses.step + 1)
+            if advance is not None:
+                advance(losses)
+    return history
+
+
+def _freeze(model: nn.Module, deltas: Change) -> None:
+    wanted = {id(parameter) for parameter in deltas.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in wanted)
+
+
+def _is_due(step: int, config: TuneConfig) -> bool:
+    return (step + 1) % config.save_every == 0 or step + 1 == config.steps
+
+
+def _step(
+    accelerator: Accelerator,
+    tuned: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: TuneConfig,
+    step: int,
+) -> Losses:
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * _schedule(step, config)
+    refuse, answer, kl = tuned(batch)
+    accelerator.backward(refuse + config.answer_weight * answer + config.kl_weight * kl)
+    accelerator.clip_grad_norm_(tuned.parameters(), config.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return Losses(step, float(refuse.detach()), float(answer.detach()), float(kl.detach()))
+
+
+def _schedule(step: int, config: TuneConfig) -> float:
+    """Return the share of the learning rate at a step."""
+    rising = max(1, round(config.warmup * config.steps))
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, config.steps - rising)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+
+
+def _mean(values_BA: Tensor, keep_BA: Tensor) -> Tensor:
+    return (values_BA * keep_BA).sum() / keep_BA.sum().clamp(min=1)
+
+
+@contextmanager
+def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Keep no activations for the backward pass inside the block, if that is wanted."""
+    if not wanted:
+        model.eval()
+        yield
+        return
+    model.train()  # transformers checkpoints only while training
+    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()  # type: ignore[operator]
+        model.eval()
+
+
+def _check(lessons: Sequence[Lesson], config: TuneConfig, references: dict[int, Reference] | None) -> None:
+    kinds = {lesson.kind for lesson in lessons}
+    if kinds != {"refuse", "answer"}:
+        raise DataError(
+            f"lessons are of kind {sorted(kinds)}; tuning needs harmful prompts to refuse and benign ones to answer"
+        )
+    if config.kl_weight and not references:
+        raise DataError(f"kl_weight is {config.kl_weight}, but no reference was read; call read_reference first")

@@ -1,0 +1,151 @@
+"""``nest find`` and ``nest group``: what they print, what they leave behind, and what they refuse."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from nest.cli import app as app_module
+from nest.cli import commands, main
+from nest.neurons import NeuronSet
+from spider_sense.models import LoadedModel
+from spider_sense.types import Site
+
+assert commands.__all__
+
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def loaded(tiny_loaded: LoadedModel, tiny_neurons: Any, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    """The planted model, which every verb gets whatever name it asks for."""
+    planted: LoadedModel = tiny_neurons.plant(tiny_loaded)
+    monkeypatch.setattr("spider_sense.models.load_model", lambda *_: planted)
+    monkeypatch.setattr(app_module.console, "width", 160)
+    return planted
+
+
+@pytest.fixture
+def files(tiny_neurons: Any, tmp_path: Path) -> dict[str, Path]:
+    sides = {"harmful": tiny_neurons.prompt_rows(40, "w9", 0), "benign": tiny_neurons.prompt_rows(40, None, 1)}
+    for side, examples in sides.items():
+        rows = [{"text": example.text, "label": side} for example in examples]
+        rows.append({"text": "w1", "label": "unknown"})
+        (tmp_path / f"{side}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {side: tmp_path / f"{side}.jsonl" for side in sides}
+
+
+@pytest.fixture
+def arguments(files: dict[str, Path], tmp_path: Path) -> list[object]:
+    sides = ["--harmful", files["harmful"], "--benign", files["benign"]]
+    return ["find", "--model", "org/tiny", *sides, "--out", tmp_path / "neurons"]
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(app_module.app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture
+def refuse(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refuse:
+    """Run a command that must fail, and return its error; it may leave nothing behind."""
+
+    def run_refused(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["nest", *map(str, arguments)])
+        before = sorted(tmp_path.rglob("*"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        error = capsys.readouterr().err
+        assert ended.value.code == 2, error
+        assert error.startswith("error: "), error
+        assert sorted(tmp_path.rglob("*")) == before
+        return error
+
+    return run_refused
+
+
+def test_find_then_group(loaded: LoadedModel, arguments: list[object], tmp_path: Path) -> None:
+    output = run(*arguments).output
+    neurons = NeuronSet.from_pretrained(tmp_path / "neurons")
+    assert neurons.sites[Site(0, "gate")].neuron_R.tolist() == [3, 17]
+    assert f"{neurons.count} of 192 rows ({neurons.share:.2%}) with z > 3 by probe" in output
+    assert "40 harmful against 40 benign prompts" in output
+    assert "left out by label: {'unknown': 1}" in output
+    assert (tmp_path / "neurons" / "spread.png").is_file()
+    output = run("group", tmp_path / "neurons", "--out", tmp_path / "groups", "--method", "untied").output
+    grouped = NeuronSet.from_pretrained(tmp_path / "groups")
+    assert f"{neurons.count} rows in {neurons.count} groups: {32 * neurons.count} numbers to tune" in output
+    assert grouped.clusters == neurons.count
+    assert grouped.manifest.recipe == neurons.manifest.recipe
+
+
+def test_the_table_has_a_line_for_each_layer(loaded: LoadedModel, arguments: list[object], tmp_path: Path) -> None:
+    lines = [line.split() for line in run(*arguments).output.splitlines()]
+    cells = {line[0]: line[1:] for line in lines if line and line[0] in ("0", "1")}
+    modules = NeuronSet.from_pretrained(tmp_path / "neurons").manifest.modules
+    for layer in ("0", "1"):
+        found = [modules[f"{place}.{layer}"] for place in ("gate", "up")]
+        expected = [(str(one.selected), "48", f"{one.held_out_auroc:.3f}") for one in found]
+        assert cells[layer] == [*expected[0], *expected[1]]
+
+
+def test_options_reach_the_recipe(loaded: LoadedModel, arguments: list[object], tmp_path: Path) -> None:
+    options = ["--recipe", "effect_size", "--z", 2, "--limit", 30, "--seed", 5, "--batch-size", 7, "--max-tokens", 64]
+    run(*arguments, *options, "--utility", tmp_path / "benign.jsonl")
+    manifest = NeuronSet.from_pretrained(tmp_path / "neurons").manifest
+    expected = {"recipe": "effect_size", "z": 2.0, "seed": 5, "batch_size": 7, "max_tokens": 64, "minus_utility": True}
+    assert expected.items() <= manifest.recipe.items()
+    assert (manifest.prompts.harmful, manifest.prompts.benign, manifest.prompts.utility) == (30, 30, 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "prob"], "recipe: 'prob' is not allowed"),
+        (["--z", "-1"], "z: -1.0 is not allowed"),
+        (["--max-tokens", "2"], "max_tokens is 2, and the chat template alone needs"),
+        (["--limit", "5"], "5 harmful prompts are too few"),
+        (["--z", "30"], "no row is left with a z-score above 30"),
+        (["--harmful", "nowhere.jsonl"], "cannot read nowhere.jsonl"),
+    ],
+)
+def test_bad_options_are_refused(options: list[str], message: str, refuse: Refuse, arguments: list[object]) -> None:
+    assert message in refuse(*arguments, *options).replace("\n", " ")
+
+
+def test_a_side_without_prompts_is_refused(refuse: Refuse, files: dict[str, Path], tmp_path: Path) -> None:
+    sides = ["--harmful", files["benign"], "--benign", files["benign"]]
+    error = refuse("find", "--model", "x", *sides, "--out", tmp_path / "neurons")
+    assert "no harmful prompt in" in error
+
+
+def test_a_folder_of_something_else_is_refused_before_work(
+    refuse: Refuse, arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spider_sense.models.load_model", lambda *_: pytest.fail("the model was loaded"))
+    assert "is no set of neurons" in refuse(*arguments[:-1], tmp_path)
+
+
+def test_experts_are_refused(
+    refuse: Refuse,
+    arguments: list[object],
+    loaded: LoadedModel,
+    tiny_model: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spider_sense.models.load_model", lambda *_: replace(loaded, model=tiny_model("mixtral")))
+    assert "mixtral has no gate or up projection" in refuse(*arguments)
+
+
+def test_group_refuses_what_is_no_set_of_neurons(refuse: Refuse, tmp_path: Path) -> None:
+    assert "neurons.json does not exist" in refuse("group", tmp_path, "--out", tmp_path / "groups")
+    assert "method: 'k' is not allowed" in refuse("group", tmp_path, "--out", tmp_path / "groups", "--method", "k")

@@ -1,0 +1,113 @@
+"""Tuning: it learns what it is told, resumes bit for bit, and changes nothing else."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from nest.delta import Deltas, lora_deltas
+from nest.forward import answer_logits
+from nest.lessons import Lesson, collate
+from nest.reference import divergence, read_reference
+from nest.tune import TuneConfig, tune
+from spider_sense.errors import DataError, PatchError
+from spider_sense.sites import resolve
+from spider_sense.types import Site
+
+CONFIG = TuneConfig(steps=12, batch_size=4, learning_rate=0.05, save_every=5)
+LESSONS = [Lesson((5, 6, 7, 8, 9, 10 + i), (20 + i % 2, 30 + i), "refuse" if i % 2 else "answer") for i in range(8)]
+
+
+def additions(model: nn.Module) -> Deltas:
+    """Return rank 2 on two projections."""
+    return lora_deltas({place: resolve(model, Site(0, place)).module for place in ("gate", "up")}, 2, seed=0)
+
+
+def values(deltas: Deltas) -> list[list[float]]:
+    """Return all that is trained."""
+    return [value.flatten().tolist() for value in deltas.parameters()]
+
+
+def test_the_losses_fall_and_the_model_stays(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model = tiny_model("llama")
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = tune(model, additions(model), LESSONS, CONFIG.model_copy(update={"steps": 60}), pad=1)
+    assert sum(loss.refuse for loss in losses[-5:]) < sum(loss.refuse for loss in losses[:5]) - 5 * 0.3
+    assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
+    assert [loss.step for loss in losses] == list(range(60))
+
+
+def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
+    tiny_model: Callable[[str], PreTrainedModel], tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    whole, cut = additions(model), additions(model)
+    tune(model, whole, LESSONS, CONFIG, pad=1)
+
+    def stop(loss: object) -> None:
+        if getattr(loss, "step", 0) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(model, cut, LESSONS, CONFIG, pad=1, folder=tmp_path / "run", advance=stop)
+    again = additions(model)
+    losses = tune(model, again, LESSONS, CONFIG, pad=1, folder=tmp_path / "run")
+    assert losses[0].step == 5
+    assert values(again) == values(whole)
+    assert tune(model, additions(model), LESSONS, CONFIG, pad=1, folder=tmp_path / "run") == []
+    with pytest.raises(PatchError, match="settings"):
+        tune(model, additions(model), LESSONS, CONFIG.model_copy(update={"seed": 1}), pad=1, folder=tmp_path / "run")
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model = tiny_model("llama")
+    plain, saving = additions(model), additions(model)
+    tune(model, plain, LESSONS, CONFIG, pad=1)
+    tune(model, saving, LESSONS, CONFIG.model_copy(update={"gradient_checkpointing": True}), pad=1)
+    assert not model.training
+    for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_divergence_is_nothing_for_the_base_and_a_lower_bound_otherwise(
+    tiny_model: Callable[[str], PreTrainedModel],
+) -> None:
+    model = tiny_model("llama")
+    references = read_reference(model, LESSONS, pad=1, batch_size=3)
+    assert sorted(references) == [0, 2, 4, 6]
+    batch = collate(LESSONS, [0, 1, 2], pad=1)
+    deltas = additions(model)
+    for value in deltas.parameters():
+        nn.init.normal_(value)
+    with torch.no_grad():
+        base = answer_logits(model, batch).log_softmax(-1)
+        with deltas.hooked():
+            moved = answer_logits(model, batch).log_softmax(-1)
+    whole = (base.exp() * (base - moved)).sum(-1)[[0, 2]].mean()
+    assert divergence(base, batch, references).item() == pytest.approx(0, abs=1e-5)
+    assert 0 < divergence(moved, batch, references) <= whole + 1e-5
+    assert divergence(moved, replace(batch, index_B=(1, 3, 5)), references) == 0
+
+
+def test_an_anchor_keeps_the_base_nearer(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model = tiny_model("llama")
+    references = read_reference(model, LESSONS, pad=1)
+    far = []
+    for weight in (1e-6, 10.0):
+        config = CONFIG.model_copy(update={"kl_weight": weight, "answer_weight": 0.0, "steps": 40})
+        far.append(tune(model, additions(model), LESSONS, config, pad=1, references=references)[-1].kl)
+    assert far[1] < far[0] / 2
+    assert not math.isnan(far[0])
+
+
+def test_bad_input(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(DataError, match="of kind \\['refuse'\\]"):
+        tune(model, additions(model), LESSONS[1::2], CONFIG, pad=1)
+    with pytest.raises(DataError, match="no reference"):
+        tune(model, additions(model), LESSONS, CONFIG.model_copy(update={"kl_weight": 1.0}), pad=1)
