@@ -110,4 +110,4 @@ def _kl(base_BAV: Tensor, ours_BAV: Tensor, batch: Batch) -> list[float]:
     log_p, log_q = base_BAV.log_softmax(-1), ours_BAV.log_softmax(-1)
     kl_BA = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_(min=0)
     real_BA = (batch.target_BA != -100).to(kl_BA.device)
-    return (kl_BA * real_BA).sum(1, dtype=torch.float64).tolist()  # type: ignore[no-any-return]
+    return (kl_BA * real_BA).sum(1, dtype=torch.float64).tolist()

@@ -5,6 +5,8 @@ It is reported beside the phrase list and never merged with it: where the two di
 A saved classifier is a folder with ``classifier.json`` and ``classifier.safetensors``.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +86,14 @@ class RefusalClassifier:
         pooled = [answer for rows in tests.values() for answer in rows]
         held_out = {source: trial._accuracy(rows) for source, rows in {**tests, "all": pooled}.items()}
         return cls(_trained(answers), held_out)
+
+    @property
+    def digest(self) -> str:
+        """Short digest of the trained weights, to tell classifiers apart."""
+        weights = hashlib.sha256(json.dumps(self.tfidf.vocabulary, sort_keys=True).encode())
+        for array in (self.tfidf.idf, self.tfidf.coefficients, np.array([self.tfidf.intercept])):
+            weights.update(np.ascontiguousarray(array).tobytes())
+        return weights.hexdigest()[:16]
 
     def predict(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Tell of N answers whether they refuse, ``[N]``.

@@ -1,7 +1,7 @@
 """Utility tasks as files of JSON lines.
 
-A row of a choice task is ``{"text", "choices", "gold"}``, of a last-word task ``{"text", "continuation"}``. A file whose
-rows have neither holds documents for perplexity.
+A row of a choice task is ``{"text", "choices", "gold"}``, of a last-word task ``{"text", "continuation"}``. A file
+whose rows have neither holds documents for perplexity.
 """
 
 import json

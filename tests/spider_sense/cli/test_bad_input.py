@@ -179,6 +179,12 @@ def test_policy_with_an_unknown_action(refuse: Refuse, guard: Path, tmp_path: Pa
     assert "'stop'" in error
 
 
+def test_policy_with_a_patch_that_is_not_there(refuse: Refuse, guard: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text('rules:\n  - {detector: "*", zone: suspect, action: patch}\npatch: {folder: nowhere}\n')
+    assert "nowhere" in refuse("generate", "--guard", guard, "--prompt", "w1", "--policy", policy)
+
+
 def test_unknown_key_in_the_training_file(refuse: Refuse, tiny_training: Any, tmp_path: Path) -> None:
     error = refuse("train", "--config", train_yaml(tmp_path, tiny_training, familys=["logistic"]))
     assert "unknown key 'familys'; did you mean 'families'?" in error

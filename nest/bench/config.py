@@ -1,0 +1,81 @@
+"""What ``nest bench`` compares, as YAML."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import Field, field_validator
+
+from nest.arms import ARMS
+from nest.eval_config import EvalConfig
+from nest.find import FindConfig
+from nest.group import GroupConfig
+from nest.tune import TuneConfig
+from spider_sense.config import Settings
+from spider_sense.errors import nearest
+
+__all__ = ["BenchConfig", "Files"]
+
+Part = Literal["harmful", "jailbreak", "benign", "borderline", "utility"]
+
+
+class Files(Settings):
+    """Prompt sets; ``corpus`` names the pairs of the package, ``$NAME`` in a path is taken from the environment."""
+
+    harmful: tuple[str, ...] = Field(min_length=1)
+    benign: tuple[str, ...] = Field(min_length=1)
+    jailbreak: tuple[str, ...] = ()
+    borderline: tuple[str, ...] = ()
+    utility: tuple[str, ...] = ()
+
+
+class BenchConfig(Settings):
+    """A comparison. No file may stand in both ``tune_on`` and ``test_on``."""
+
+    model: str = "smollm2"
+    output: Path
+    """Folder of everything that is kept: a run that is cut off goes on from it."""
+    tune_on: Files
+    test_on: Files
+    harmful_limit: int = Field(default=600, gt=0)
+    benign_limit: int = Field(default=600, gt=0)
+    find: FindConfig = FindConfig()
+    group: GroupConfig = GroupConfig()
+    tune: TuneConfig = TuneConfig()
+    learning_rates: tuple[float, ...] = Field(default=(1e-3, 3e-3, 1e-2), min_length=1)
+    """Each arm takes the one with the least loss on lessons that are held out of the tuning files."""
+    probe_steps: int = Field(default=40, gt=0)
+    """Steps of a trial of a learning rate."""
+    held_out: int = Field(default=64, ge=2)
+    """Lessons that no arm is tuned on."""
+    arms: tuple[str, ...] = tuple(ARMS)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    draws: int = Field(default=5, gt=0)
+    """Draws of ``random_rows``, each with the first seed of the order of lessons."""
+    alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
+    """Strengths of the frontier."""
+    frontier_limit: int = Field(default=60, gt=0)
+    """Rows of each file at each point of the frontier."""
+    evaluate: EvalConfig = EvalConfig()
+    stress: tuple[str, ...] = ("nest",)
+    """Arms that are attacked as well: prefill, ablation, neurons and benign fine-tuning."""
+
+    @field_validator("arms", "stress")
+    @classmethod
+    def _known(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [arm for arm in arms if arm not in ARMS]
+        if unknown:
+            raise ValueError(f"unknown arm {unknown[0]!r}; {nearest(unknown[0], ARMS)}")
+        return arms
+
+    @field_validator("test_on")
+    @classmethod
+    def _unseen(cls, test_on: Files, info: object) -> Files:
+        tune_on: Files | None = getattr(info, "data", {}).get("tune_on")
+        both = sorted(_names(test_on) & _names(tune_on)) if tune_on else []
+        if both:
+            raise ValueError(f"{', '.join(both)} stand in tune_on as well; test on files that nothing was tuned on")
+        return test_on
+
+
+def _names(files: Files) -> set[str]:
+    return {name for part in get_args(Part) for name in getattr(files, part)}

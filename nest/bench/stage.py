@@ -1,0 +1,135 @@
+"""What all arms share, made once: the model, its neurons, the lessons and the test sets."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.progress import Progress
+
+from nest.bench.config import BenchConfig, Files
+from nest.eval_config import EvalSets, select_sets
+from nest.find import find
+from nest.group import group
+from nest.labelled_answers import labelled_answers, sample_answers
+from nest.lessons import Lesson
+from nest.neurons import KIND, NeuronSet
+from nest.prompts import CORPUS, load_prompts
+from nest.reference import Reference
+from nest.refusal_classifier import RefusalClassifier
+from nest.run import read_lessons
+from nest.tasks import read_tasks, utility_files
+from spider_sense.data import Example, read_jsonl
+from spider_sense.errors import ConfigError
+from spider_sense.fingerprint import Fingerprint, fingerprint
+from spider_sense.models import LoadedModel, load_model
+
+__all__ = ["Stage", "expanded", "set_stage"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """Made once, used by every arm."""
+
+    loaded: LoadedModel
+    base: Fingerprint
+    neurons: NeuronSet
+    """Found and grouped."""
+    harmful: tuple[Example, ...]
+    benign: tuple[Example, ...]
+    train: list[Lesson]
+    held_out: list[Lesson]
+    """Lessons that learning rates are chosen by."""
+    references: dict[int, Reference]
+    """By place in ``train``."""
+    sets: EvalSets
+    classifier: RefusalClassifier
+
+    @property
+    def pad(self) -> int:
+        """Token id of padding."""
+        return int(self.loaded.tokenizer.pad_token_id)
+
+
+def set_stage(config: BenchConfig, progress: Progress) -> Stage:
+    """Load the model, find and group neurons, ask the base model for its answers, read the test sets."""
+    tune_on, test_on = expanded(config.tune_on), expanded(config.test_on)
+    harmful = load_prompts(tune_on.harmful, "harmful", config.harmful_limit, config.tune.seed).examples
+    benign = load_prompts(tune_on.benign, "benign", config.benign_limit, config.tune.seed).examples
+    sets = _test_sets(config, test_on)
+    loaded = load_model(config.model, "float32")
+    base = fingerprint(loaded)
+    neurons = _neurons(config, loaded, harmful, benign, progress)
+    lessons, references = read_lessons(loaded, base, harmful, benign, config.tune, config.output, progress)
+    held_out = _held_out(lessons, config.held_out)
+    kept = [place for place in range(len(lessons)) if place not in held_out]
+    return Stage(
+        loaded=loaded,
+        base=base,
+        neurons=neurons,
+        harmful=harmful,
+        benign=benign,
+        train=[lessons[place] for place in kept],
+        held_out=[lessons[place] for place in sorted(held_out)],
+        references={new: references[old] for new, old in enumerate(kept) if old in references},
+        sets=sets,
+        classifier=RefusalClassifier.fit([*sample_answers(), *labelled_answers([*harmful, *benign])]),
+    )
+
+
+def expanded(files: Files) -> Files:
+    """Return the files with environment variables in their paths filled in.
+
+    Raises:
+        ConfigError: if a variable is not set.
+    """
+    return Files(**{name: tuple(map(_expanded, getattr(files, name))) for name in Files.model_fields})
+
+
+def _expanded(path: str) -> str:
+    result = os.path.expandvars(path)
+    if "$" in result:
+        raise ConfigError(f"{path}: the environment variable is not set; set it to the folder of the prompt sets")
+    return result
+
+
+def _neurons(
+    config: BenchConfig, loaded: LoadedModel, harmful: Sequence[Example], benign: Sequence[Example], progress: Progress
+) -> NeuronSet:
+    folder = config.output / "neurons"
+    if (folder / KIND.manifest).is_file():
+        known = NeuronSet.from_pretrained(folder)
+        if _same_recipe(known, config):
+            return known
+    found = find(loaded, harmful, benign, config.find, progress=progress)
+    return group(found, config.group).save_pretrained(folder)
+
+
+def _same_recipe(known: NeuronSet, config: BenchConfig) -> bool:
+    wanted, grouping = config.find.model_dump(), known.manifest.grouping or {}
+    same = all(known.manifest.recipe.get(name, value) == value for name, value in wanted.items())
+    return same and all(grouping.get(name, value) == value for name, value in config.group.model_dump().items())
+
+
+def _held_out(lessons: Sequence[Lesson], count: int) -> set[int]:
+    """Return the places of the lessons to keep apart, half of each kind, evenly spread over the files."""
+    chosen: set[int] = set()
+    for kind in ("refuse", "answer"):
+        places = [place for place, lesson in enumerate(lessons) if lesson.kind == kind]
+        wanted = min(count // 2, len(places) // 2)
+        chosen |= {places[index * len(places) // wanted] for index in range(wanted)} if wanted else set()
+    return chosen
+
+
+def _test_sets(config: BenchConfig, files: Files) -> EvalSets:
+    parts: dict[str, list[Example]] = {
+        name: [example for file in getattr(files, name) for example in _rows(file)]
+        for name in ("harmful", "jailbreak", "benign", "borderline")
+    }
+    tasks = read_tasks(utility_files(files.utility)) if files.utility else []
+    return select_sets(config.evaluate, **parts, tasks=tasks)
+
+
+def _rows(file: str) -> list[Example]:
+    if file == CORPUS:
+        raise ConfigError("the corpus cannot be tested on: its pairs stand among the lessons; name files")
+    return read_jsonl(file)

@@ -1,0 +1,48 @@
+"""``nest bench``."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nest.cli.app import app, console
+
+__all__ = ["bench"]
+
+
+@app.command()
+def bench(
+    config: Annotated[Path, typer.Option(help="YAML file, such as configs/nest-bench.yaml.")],
+) -> None:
+    """Tune and measure every arm; a run that is cut off goes on where it stopped. The last line is JSON."""
+    from nest.bench.config import BenchConfig
+    from nest.bench.run import run_bench
+    from nest.bench.summary import summarise_all
+    from nest.cli.bench_table import arms_table
+    from nest.pictures.compare import draw_comparison
+    from nest.pictures.frontier import draw_frontier
+    from spider_sense.cli.train import progress_bars
+    from spider_sense.config import load_yaml
+
+    settings = load_yaml(config, BenchConfig)
+    with progress_bars() as progress:
+        results, frontiers = run_bench(settings, progress)
+    arms = summarise_all(results)
+    console.print(arms_table(arms))
+    if frontiers and results["base"]["over_refusal_borderline"]:
+        draw_frontier(frontiers, results["base"], settings.output / "frontier.png")
+    if results["base"]["utility"]:
+        shown = {
+            name: result for name, result in results.items() if name == "base" or f"-seed{settings.seeds[0]}-" in name
+        }
+        draw_comparison(shown, "utility", settings.output / "arms.png")
+    console.print(f"wrote {settings.output}", markup=False)
+    points = {arm: {alpha: _point(result) for alpha, result in part.items()} for arm, part in frontiers.items()}
+    typer.echo(json.dumps({**arms, "frontier": points}))
+
+
+def _point(result: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("asr", "over_refusal", "over_refusal_borderline", "kl")
+    return {name: None if result[name] is None else result[name]["value"] for name in names}

@@ -1,0 +1,53 @@
+"""The table of the comparison: one row an arm."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from spider_sense.cli.tables import plain
+
+__all__ = ["arms_table"]
+
+_SHARES = {
+    "asr": "ASR",
+    "asr_jailbreak": "ASR jailbreak",
+    "over_refusal": "over-refusal",
+    "over_refusal_borderline": "borderline",
+    "utility": "utility",
+}
+
+
+def arms_table(arms: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return every arm's figures in percent with 95% intervals over prompts."""
+    table = Table(
+        title="Arms", caption="mean over an arm's runs; 95% bootstrap intervals over prompts", box=box.SIMPLE_HEAD
+    )
+    table.add_column("arm", no_wrap=True)
+    for name in ("runs", *_SHARES.values(), "perplexity", "KL", "trained", "KiB", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm, figures in arms.items():
+        cells = [_share(figures, key) for key in _SHARES]
+        table.add_row(
+            plain(arm),
+            str(figures["runs"]),
+            *cells,
+            _number(figures.get("perplexity"), ".2f"),
+            _number(figures.get("kl"), ".3f"),
+            _number(figures.get("trained_share"), ".3%"),
+            _number(figures.get("patch_bytes", 0) / 1024 or None, ".0f"),
+            _number(figures["seconds"], ".0f"),
+        )
+    return table
+
+
+def _share(figures: Mapping[str, Any], key: str) -> str:
+    if key not in figures:
+        return "-"
+    low, high = figures["intervals"][key]
+    return f"{100 * figures[key]:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
