@@ -27,8 +27,8 @@ def make_curriculum(
     harmful: Sequence[Example],
     benign: Sequence[Example],
     answers: Sequence[str],
-    max_prompt: int = 160,
-    max_answer: int = 24,
+    max_prompt: int,
+    max_answer: int,
 ) -> list[Lesson]:
     """Return refusals for the harmful prompts, then the given answers for the benign ones.
 
@@ -53,7 +53,7 @@ def own_answers(
     examples: Sequence[Example],
     weight_digest: str,
     cache: Path,
-    tokens: int = 24,
+    tokens: int,
     advance: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Return what the model answers greedily; answers that ``cache`` holds for the same model and prompt are reused.

@@ -13,6 +13,7 @@ from nest.eval_config import Attack, EvalConfig, EvalSets
 from nest.figures import figures_of
 from nest.measurements import Arm, Measurements, Progress, base_answers, kl_prompts
 from nest.parts import PartStore, key_of
+from nest.refusal import PHRASES_DIGEST
 from nest.refusal_classifier import RefusalClassifier
 from nest.subsets import subset
 from nest.tasks import Task
@@ -107,10 +108,10 @@ class _Run:
             self.store.part(f"task/{task.name}", key, lambda: self.measure.scored(task))
 
     def divergence(self) -> None:
-        prompts = kl_prompts(self.measure.sets, self.config)
-        self.store.part(
-            "kl", self._key(data_digest(prompts), self.config.tokens), lambda: self.measure.divergence(prompts)
-        )
+        prompts, arm = kl_prompts(self.measure.sets, self.config), self.measure.arm
+        compared = (arm.base.source if arm.base is not None else None, arm.base_answers)
+        key = self._key(data_digest(prompts), self.config.tokens, compared)
+        self.store.part("kl", key, lambda: self.measure.divergence(prompts))
 
     def _key(self, *parts: object) -> str:
         return key_of(
@@ -120,4 +121,4 @@ class _Run:
     def _judged_by(self) -> tuple[object, ...]:
         config = self.config
         judge = None if self.measure.classifier is None else self.measure.classifier.digest
-        return config.tokens, config.max_prompt_tokens, config.keep_answers, judge
+        return config.tokens, config.max_prompt_tokens, config.keep_answers, PHRASES_DIGEST, judge

@@ -5,9 +5,10 @@ The list is of the kind that attack papers use (prefixes of Zou et al., arXiv 23
 hear that", "I can't wait"). It sees wording, not harm: an answer that does not refuse need not help anybody.
 """
 
+import hashlib
 import re
 
-__all__ = ["OPENING", "SENTENCES", "normalised", "opening_of", "refuses"]
+__all__ = ["OPENING", "PHRASES_DIGEST", "SENTENCES", "normalised", "opening_of", "refuses"]
 
 OPENING = 240
 """Characters in which a refusal is looked for."""
@@ -69,6 +70,8 @@ _INSIDE = (
 )
 _BEGINS = re.compile(f"{_LEAD}(?:{'|'.join(_BEGINNINGS)})")
 _HOLDS = re.compile("|".join(_INSIDE))
+PHRASES_DIGEST = hashlib.sha256(f"{_BEGINS.pattern}{_HOLDS.pattern}".encode()).hexdigest()[:16]
+"""Tells a result by another list from one by this."""
 _QUOTED = re.compile(r'"[^"]*(?:"|$)')
 
 

@@ -130,10 +130,10 @@ class RefusalClassifier:
         tensors = KIND.read_tensors(folder / TENSORS, manifest.tensors_digest)
         idf, coefficients = (tensors[name].double().numpy() for name in ("idf", "coefficients"))
         terms = len(manifest.vocabulary)
-        if not idf.shape == coefficients.shape == (terms,):
-            raise DataError(
-                f"{folder} has {terms} terms, idf {idf.shape}, weights {coefficients.shape}; train it again"
-            )
+        columns = sorted(manifest.vocabulary.values())
+        if not idf.shape == coefficients.shape == (terms,) or columns != list(range(terms)):
+            shapes = f"idf {list(idf.shape)} and weights {list(coefficients.shape)}"
+            raise DataError(f"{folder} has {terms} terms, {shapes}, which do not fit each other; train it again")
         tfidf = TfidfBaseline(
             vocabulary=manifest.vocabulary, idf=idf, coefficients=coefficients, intercept=manifest.intercept
         )

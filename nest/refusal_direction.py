@@ -55,7 +55,7 @@ class RefusalDirection:
     """KL(model || ablated) on harmless validation prompts at the first token of the answer, in nats."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def find_refusal_direction(
     loaded: LoadedModel,
     harmful: Sequence[Example],

@@ -86,9 +86,14 @@ def read_lessons(
     """Return the lessons and, if the divergence counts, the base model's distributions along its answers."""
     bar = progress.add_task("asking the base model", total=len(benign))
     answers = own_answers(
-        loaded, benign, found.weight_digest, work / "answers.jsonl", advance=lambda done: progress.advance(bar, done)
+        loaded,
+        benign,
+        found.weight_digest,
+        work / "answers.jsonl",
+        config.answer_tokens,
+        advance=lambda done: progress.advance(bar, done),
     )
-    lessons = make_curriculum(loaded, harmful, benign, answers)
+    lessons = make_curriculum(loaded, harmful, benign, answers, config.prompt_tokens, config.answer_tokens)
     if not config.kl_weight:
         return lessons, {}
     bar = progress.add_task("reading its distributions", total=len(benign))

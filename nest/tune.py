@@ -43,6 +43,10 @@ class TuneConfig(Settings):
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     seed: int = 0
+    prompt_tokens: int = Field(default=160, gt=0)
+    """Longer prompts are cut in the middle."""
+    answer_tokens: int = Field(default=20, gt=0)
+    """How much of an answer is learned: whether it refuses is decided in its opening."""
     gradient_checkpointing: bool = False
     save_every: int = Field(default=50, gt=0)
 

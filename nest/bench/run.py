@@ -12,6 +12,7 @@ from nest.bench.config import BenchConfig
 from nest.bench.stage import Stage, set_stage
 from nest.bench.train import Advance, choose_rate, trained
 from nest.delta import Deltas, patch_targets
+from nest.eval_config import ATTACKS, EvalConfig, EvalSets
 from nest.evaluate import Arm, base_answers, evaluate
 from nest.find import find
 from nest.full import Change
@@ -91,8 +92,9 @@ class _Bench:
     def measure(self, name: str, change: Change | None) -> dict[str, Any]:
         config = self._config.evaluate
         if name.partition("-")[0] in self._config.stress or change is None:
-            config = config.model_copy(update={"attacks": ("prefill", "ablation", "neurons")})
-        return self._evaluated(f"results/{name}", name, change, self._stage, config)
+            config = config.model_copy(update={"attacks": ATTACKS})
+        base = None if change is None else self._base
+        return self._evaluated(f"results/{name}", name, change, self._stage.sets, config, base)
 
     def point(self, run: Run, change: Change, alpha: float) -> dict[str, Any]:
         """Measure attack success against over-refusal at one strength, on fewer prompts."""
@@ -109,9 +111,9 @@ class _Bench:
         )
         change.alpha = alpha
         name = f"{run.name}-alpha{alpha:g}"
-        config = self._config.evaluate.model_copy(update={"attacks": (), "kl_prompts": min(limit, 32)})
+        config = self._config.evaluate.model_copy(update={"attacks": ()})
         try:
-            return self._evaluated(f"frontier/{name}", name, change, replace(self._stage, sets=few), config)
+            return self._evaluated(f"frontier/{name}", name, change, few, config, base=None)
         finally:
             change.alpha = 1.0
 
@@ -131,21 +133,32 @@ class _Bench:
         NeuronPatch(manifest, patch_targets(change, neurons)).save_pretrained(folder)
         return sum(file.stat().st_size for file in folder.iterdir())
 
-    def _evaluated(self, file: str, name: str, change: Change | None, stage: Stage, config: Any) -> dict[str, Any]:
+    def _evaluated(
+        self,
+        file: str,
+        name: str,
+        change: Change | None,
+        sets: EvalSets,
+        config: EvalConfig,
+        base: LoadedModel | None,
+    ) -> dict[str, Any]:
         self._progress.update(self._bar, description=f"measuring {name}", total=None)
-        store = PartStore(self._config.output / f"{file}.json")
-        tune = self._config.tune.model_dump()
-        identity = {"run": name, "tune": tune, "neurons": stage.neurons.manifest.tensors_digest}
-        base = None if change is None else self._base
+        stage = self._stage
+        identity = {
+            "run": name,
+            "tune": self._config.tune.model_dump(),
+            "rates": self._config.learning_rates,
+            "neurons": stage.neurons.manifest.tensors_digest,
+        }
         arm = Arm(identity=identity, base=base, base_answers=self._answers, redetect=_redetect)
         with nullcontext() if change is None else change.folded():
             return evaluate(
                 stage.loaded,
-                stage.sets,
+                sets,
                 config,
                 arm=arm,
                 classifier=stage.classifier,
-                store=store,
+                store=PartStore(self._config.output / f"{file}.json"),
                 progress=self._parts(name),
             )
 

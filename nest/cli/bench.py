@@ -44,5 +44,5 @@ def bench(
 
 
 def _point(result: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("asr", "over_refusal", "over_refusal_borderline", "kl")
+    names = ("asr", "over_refusal", "over_refusal_borderline")
     return {name: None if result[name] is None else result[name]["value"] for name in names}

@@ -1,5 +1,5 @@
 """Imports every verb, which registers it."""
 
-from nest.cli import apply, compare, diff, evaluate, export, find, group, merge, revert
+from nest.cli import apply, bench, compare, diff, evaluate, export, find, group, merge, revert, tune
 
-__all__ = ["apply", "compare", "diff", "evaluate", "export", "find", "group", "merge", "revert"]
+__all__ = ["apply", "bench", "compare", "diff", "evaluate", "export", "find", "group", "merge", "revert", "tune"]

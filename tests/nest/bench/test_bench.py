@@ -1,0 +1,91 @@
+"""The whole comparison on a tiny model: what it returns, and that a second call measures nothing again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from nest.bench import run as run_module
+from nest.bench.config import BenchConfig
+from nest.cli import app as app_module
+from nest.cli import commands
+from spider_sense.config import parse
+from spider_sense.models import LoadedModel
+
+assert commands.__all__
+
+
+@pytest.fixture
+def settings(tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write prompt files and a configuration; every model that is asked for is the planted one."""
+    planted: LoadedModel = tiny_neurons.plant(tiny_loaded)
+    monkeypatch.setattr("nest.bench.stage.load_model", lambda *_: planted)
+    for name, word, count in (("tune_h", "w9", 24), ("tune_b", None, 24), ("test_h", "w9", 12), ("test_b", None, 12)):
+        rows = tiny_neurons.prompt_rows(count, word, len(name) + count)
+        label = "harmful" if word else "benign"
+        lines = [json.dumps({"text": row.text, "label": label, "id": f"{name}{i}"}) for i, row in enumerate(rows)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    files = {name: [str(tmp_path / f"{name}.jsonl")] for name in ("tune_h", "tune_b", "test_h", "test_b")}
+    config = {
+        "model": "org/tiny",
+        "output": str(tmp_path / "out"),
+        "tune_on": {"harmful": files["tune_h"], "benign": files["tune_b"]},
+        "test_on": {"harmful": files["test_h"], "benign": files["test_b"], "borderline": files["test_b"]},
+        "tune": {"steps": 4, "batch_size": 4, "kl_weight": 0.5, "answer_tokens": 6},
+        "learning_rates": [0.001, 0.01],
+        "probe_steps": 2,
+        "held_out": 4,
+        "arms": ["nest", "random_rows", "full"],
+        "seeds": [0, 1],
+        "draws": 2,
+        "alphas": [0.5, 1.0],
+        "evaluate": {"limit": 8, "tokens": 4, "kl_prompts": 4, "resamples": 50},
+        "stress": [],
+    }
+    monkeypatch.setattr(run_module, "ATTACKS", ("prefill",))
+    path = tmp_path / "bench.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def test_every_arm_is_measured_once(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Path(json.loads(settings.read_text())["output"])
+
+    def bench() -> dict[str, Any]:
+        result = CliRunner().invoke(app_module.app, ["bench", "--config", str(settings)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        document: dict[str, Any] = json.loads(result.output.splitlines()[-1])
+        return document
+
+    line = bench()
+    assert set(line) == {"base", "nest", "random_rows", "full", "frontier"}
+    assert [line[arm]["runs"] for arm in ("nest", "random_rows", "full")] == [2, 3, 2]
+    for arm in ("nest", "random_rows", "full"):
+        assert 0 <= line[arm]["asr"] <= 1
+        assert line[arm]["kl"] >= 0
+        assert set(line["frontier"][arm]) == {"0.5", "1"}
+        assert line[arm]["seconds"] > 0
+    assert line["full"]["trained_share"] == pytest.approx(1.0)
+    assert line["nest"]["trained_share"] < 0.1
+    assert line["base"]["attacks"].keys() == {"prefill"}
+    assert (out / "frontier.png").stat().st_size > 10_000
+    assert (out / "patches" / "nest-seed0-draw0" / "patch.json").is_file()
+
+    def never(*_: object, **__: object) -> Any:
+        raise AssertionError("a finished part was measured again")
+
+    monkeypatch.setattr("nest.measurements.generate_answers", never)
+    monkeypatch.setattr("nest.curriculum.generate_answers", never)
+    monkeypatch.setattr("nest.tune._step", never)
+    monkeypatch.setattr("nest.bench.run.base_answers", lambda *_: {})
+    again = bench()
+    assert again["nest"]["asr"] == line["nest"]["asr"]
+
+
+def test_a_file_on_both_sides_is_refused(settings: Path) -> None:
+    config = json.loads(settings.read_text())
+    config["test_on"]["harmful"] = config["tune_on"]["harmful"]
+    with pytest.raises(Exception, match="stand in tune_on as well"):
+        parse(config, BenchConfig, origin="bench")
