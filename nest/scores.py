@@ -11,7 +11,7 @@ raw           of a logistic layer trained by Adam                             pl
 
 ``raw`` is the public code of NeuroStrike (arXiv 2509.11864), four of whose authors wrote NeST: one linear layer a
 projection, ``BCEWithLogitsLoss``, Adam at 1e-3 with a weight decay of 1e-3, 5,000 epochs of the full batch. It fits the
-projections one after the other, about 4 seconds for 600 prompts and 1,536 rows on a CPU core.
+projections one after the other, some 4 seconds for 600 prompts and 1,536 rows on a free CPU core.
 
 Shape letters: N prompts, F rows of a projection.
 """

@@ -11,6 +11,7 @@ from nest.bench import run as run_module
 from nest.bench.config import BenchConfig
 from nest.cli import app as app_module
 from nest.cli import commands
+from nest.measurements import base_answers
 from spider_sense.config import parse
 from spider_sense.models import LoadedModel
 
@@ -52,6 +53,14 @@ def settings(tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path, monkey
 
 def test_every_arm_is_measured_once(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = Path(json.loads(settings.read_text())["output"])
+    ask, answers = base_answers, dict[str, str]()
+
+    def ask_once(*arguments: Any) -> dict[str, str]:
+        if not answers:
+            answers.update(ask(*arguments))
+        return answers
+
+    monkeypatch.setattr(run_module, "base_answers", ask_once)
 
     def bench() -> dict[str, Any]:
         result = CliRunner().invoke(app_module.app, ["bench", "--config", str(settings)], catch_exceptions=False)
@@ -79,7 +88,6 @@ def test_every_arm_is_measured_once(settings: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("nest.measurements.generate_answers", never)
     monkeypatch.setattr("nest.curriculum.generate_answers", never)
     monkeypatch.setattr("nest.tune._step", never)
-    monkeypatch.setattr("nest.bench.run.base_answers", lambda *_: {})
     again = bench()
     assert again["nest"]["asr"] == line["nest"]["asr"]
 
