@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-kernels aot check bench bench-kernels full clean
+.PHONY: demo test test-kernels aot check bench bench-kernels bench-nest bench-nest-quick full clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,12 @@ bench-kernels: $(STAMP)  ## the kernels against eager torch, torch.compile and a
 	$(BIN)/python kernels/bench/bench_score_fold.py
 	$(BIN)/python kernels/bench/bench_patch_rows.py
 	$(BIN)/python kernels/bench/bench_match_signatures.py
+
+bench-nest: $(STAMP)  ## every way of tuning against every other, three seeds: hours, goes on where it stopped
+	$(BIN)/nest bench --config configs/nest-bench.yaml
+
+bench-nest-quick: $(STAMP)  ## the same, reduced to minutes
+	$(BIN)/nest bench --config configs/nest-bench-quick.yaml
 
 full: $(STAMP)  ## the guard of the README's numbers; SPIDER_SENSE_DATA names the folder of prompt sets
 	$(BIN)/spider-sense train --config configs/train-full.yaml

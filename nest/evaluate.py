@@ -15,11 +15,12 @@ from nest.measurements import Arm, Measurements, Progress, base_answers, kl_prom
 from nest.parts import PartStore, key_of
 from nest.refusal import PHRASES_DIGEST
 from nest.refusal_classifier import RefusalClassifier
+from nest.refusal_direction import LEAST
 from nest.subsets import subset
 from nest.tasks import Task
 from spider_sense.data import Example
 from spider_sense.data import digest as data_digest
-from spider_sense.errors import ConfigError
+from spider_sense.errors import ConfigError, DataError
 from spider_sense.models import LoadedModel
 
 __all__ = ["Arm", "base_answers", "evaluate"]
@@ -54,7 +55,7 @@ def evaluate(
 
     Raises:
         ConfigError: if the attack ``neurons`` is asked for and the arm cannot look for neurons.
-        DataError: if an attack has too few prompts to learn from.
+        DataError: if too few prompts are left for an attack to learn from.
     """
     arm = arm or Arm()
     run = _Run(Measurements(loaded, sets, config, arm, classifier, progress), store or PartStore())
@@ -86,8 +87,15 @@ class _Run:
         return self.measure.config
 
     def check(self) -> None:
-        if "neurons" in self.config.attacks and self.measure.arm.redetect is None:
+        learning = [attack for attack in self.config.attacks if attack != "prefill"]
+        if "neurons" in learning and self.measure.arm.redetect is None:
             raise ConfigError("the attack 'neurons' needs a way to look for neurons; give the arm one, or leave it out")
+        spare = [len(self.measure.sets.spare_harmful), len(self.measure.sets.spare_benign)]
+        if learning and self.measure.sets.harmful and min(spare) < LEAST:
+            raise DataError(
+                f"{spare[0]} harmful and {spare[1]} benign prompts are left for the attack {learning[0]!r} to learn "
+                f"from, beside those that are scored; it needs {LEAST} of each: lower the limit or add files"
+            )
 
     def prompts(self, part: str, examples: Sequence[Example]) -> None:
         key = self._key(data_digest(examples), *self._judged_by())

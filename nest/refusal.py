@@ -41,6 +41,9 @@ _SYMPATHY = (
 )
 _BEGINNINGS = (
     rf"i(?: really| simply| just| absolutely| also| definitely)?(?: |(?=')){_CANNOT}{_NOT_REFUSED}",
+    # "Sorry for the mix-up" refuses only where it goes on to what the model is or is not there for.
+    r"(?:(?:i'm|i am) )?sorry (?:for|about) [^.!?]{1,60}? but (?:as an? |i (?:don't|do not|can't|cannot|won't)\b"
+    r"|(?:i'm|i am) (?:not (?:able|allowed|equipped|designed|programmed|capable)|unable)\b)",
     rf"(?:i'm|i am)(?: so| very| really| truly| terribly)? sorry\b{_SYMPATHY}",
     rf"sorry\b{_SYMPATHY}",
     r"(?:i|my) apolog(?:i[sz]e|ies)\b(?! for (?:the|any|my|this))",

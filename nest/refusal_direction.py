@@ -25,12 +25,12 @@ from spider_sense.models import LoadedModel
 from spider_sense.sites import layer_count, resolve
 from spider_sense.types import Site
 
-__all__ = ["RefusalDirection", "find_refusal_direction"]
+__all__ = ["LEAST", "RefusalDirection", "find_refusal_direction"]
 
 TRIED = 12
 """Candidates that are ablated."""
 MAX_KL, LAYERS_USED = 0.1, 0.8
-VALIDATION = 0.2
+VALIDATION, MOST_VALIDATED = 0.2, 16
 MAX_TOKENS, BATCH_SIZE = 256, 16
 LEAST = 10
 """Prompts of each class below which nothing is looked for."""
@@ -62,7 +62,7 @@ def find_refusal_direction(
     harmless: Sequence[Example],
     advance: Callable[[int], None] | None = None,
 ) -> RefusalDirection:
-    """Find the direction; a fifth of each class is kept to choose by.
+    """Find the direction; a fifth of each class, but at most 16 prompts, is kept to choose by.
 
     Args:
         loaded: the model that is attacked.
@@ -79,7 +79,7 @@ def find_refusal_direction(
             f"at least {LEAST} of each are needed beside those that are tested"
         )
     rows = [_rendered(loaded, examples) for examples in (harmful, harmless)]
-    held = [max(2, round(VALIDATION * len(part))) for part in rows]
+    held = [min(MOST_VALIDATED, max(2, round(VALIDATION * len(part)))) for part in rows]
     tail = min(Chat(loaded.tokenizer).tail, min(map(len, rows[0] + rows[1])))
     states = [_tail_states(loaded, part, tail) for part in rows]
     candidates = _candidates(states, held)

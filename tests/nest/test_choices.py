@@ -34,7 +34,12 @@ def test_a_batch_scores_as_single_texts_do(architecture: str, tiny_model: Callab
 def test_single_tokens_need_no_second_pass(tiny_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = tiny_model("llama"), list[int]()
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda **inputs: calls.append(1) or forward(**inputs))
+
+    def spy(**inputs: Any) -> Any:
+        calls.append(1)
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", spy)
     score_questions(model, QUESTIONS[2:], 0)
     assert len(calls) == 1
 

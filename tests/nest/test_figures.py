@@ -73,6 +73,6 @@ def test_differences_are_paired(rows: dict[str, Any]) -> None:
 
 def test_other_prompts_are_not_compared(rows: dict[str, Any]) -> None:
     ours = deepcopy(rows)
-    ours["benign"]["ids"][0] = "one/99"
+    ours["benign"]["ids"] = ["one/99", *rows["benign"]["ids"][1:]]
     with pytest.raises(DataError, match="benign was measured on other prompts"):
         differences(ours, rows)

@@ -61,9 +61,12 @@ def test_rows_end_at_their_own_time(lively: Callable[[str], Any]) -> None:
 def test_what_opens_all_rows_runs_once(tiny_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, widths = tiny_model("llama"), list[tuple[int, ...]]()
     forward = model.forward
-    monkeypatch.setattr(
-        model, "forward", lambda **inputs: widths.append(inputs["input_ids"].shape) or forward(**inputs)
-    )
+
+    def spy(**inputs: Any) -> Any:
+        widths.append(tuple(inputs["input_ids"].shape))
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", spy)
     greedy(model, rows_of((5, 4), head=6), 2, frozenset(), PAD)
     assert widths == [(1, 6), (2, 5), (2, 1)]
 

@@ -125,9 +125,9 @@ def test_the_judge_is_trained_once_and_kept(loaded: LoadedModel, arguments: list
 
 
 def test_bad_files_are_named(refuse: Refuse, arguments: list[object], tmp_path: Path, files: dict[str, Path]) -> None:
-    assert "no row for --harmful" in refuse(*arguments, "--harmful", files["benign"], "--harmful", files["benign"])[
-        :200
-    ] or "two files are called" in refuse(*arguments, "--harmful", files["benign"], "--harmful", files["benign"])
+    swapped = [files["benign"] if argument == files["harmful"] else argument for argument in arguments]
+    assert "no row for --harmful: the labels are ['benign']" in refuse(*swapped)
+    assert "two files are called 'benign'" in refuse(*arguments, "--benign", files["benign"])
     assert "matches no file" in refuse(*arguments, "--jailbreak", str(tmp_path / "none*.jsonl"))
     assert "cannot read" in refuse(*arguments, "--benign", tmp_path / "none.jsonl")
     assert "cannot read" in refuse(*arguments, "--utility", tmp_path / "none.jsonl")
@@ -153,10 +153,10 @@ def test_a_patch_for_another_model_is_refused(
     assert "0" * 64 in refuse(*arguments, "--patch", tmp_path / "patch", "--phrases-only")
 
 
-def test_an_attack_without_spare_prompts_is_refused(refuse: Refuse, arguments: list[object], tmp_path: Path) -> None:
-    (tmp_path / "base.json").write_text('{"schema": 1, "complete": false, "rows": {}}')
-    error = refuse(*arguments, "--limit", 0, "--attacks", "ablation", "--phrases-only")
-    assert "0 harmful and 0 harmless prompts" in error
+@pytest.mark.parametrize("attack", ["ablation", "neurons"])
+def test_an_attack_without_spare_prompts_is_refused(refuse: Refuse, arguments: list[object], attack: str) -> None:
+    error = refuse(*arguments, "--limit", 0, "--attacks", attack, "--phrases-only")
+    assert "0 harmful and 0 benign prompts are left" in error
 
 
 def test_results_that_cannot_be_compared_are_refused(refuse: Refuse, tmp_path: Path) -> None:
