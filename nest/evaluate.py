@@ -109,7 +109,7 @@ class _Run:
 
     def task(self, task: Task) -> None:
         rows = subset(task.rows, self.config.limit, self.config.seed, lambda row: row.id)
-        key = self._key([(row.id, row.text, row.choices, row.gold) for row in rows])
+        key = self._key([(row.id, row.text, row.choices, row.gold) for row in rows], task.normalised)
         if task.kind == "documents":
             self.store.part("perplexity", key, lambda: self.measure.documents(rows))
         else:

@@ -2,9 +2,11 @@
 (arXiv 2406.11717).
 
 Candidates are differences of means at each block's output and each token that the template puts after the user's turn.
-The paper ablates every candidate; here the candidates that separate validation prompts best are ablated, and the one
-after which the model is least likely to begin a refusal is kept. As there, the last fifth of the layers is left out,
-and so is a candidate whose ablation moves answers to harmless prompts by more than 0.1 nats per token.
+The paper ablates every candidate; here the best of each layer is taken by how well it separates validation prompts,
+the 12 best of these are ablated, and the one after which the model is least likely to begin a refusal is kept. As
+there, the last fifth of the layers is left out, and so is a candidate whose ablation moves the first token of answers
+to harmless prompts by more than 0.1 nats; if all do, the one that moves it least is kept. That adding the direction
+makes the model refuse, which the paper asks for too, is not checked: a model may not refuse at all.
 
 Shape letters: N prompts, L layers, P positions from the end, D width, V vocabulary.
 """
@@ -31,7 +33,7 @@ TRIED = 12
 """Candidates that are ablated."""
 MAX_KL, LAYERS_USED = 0.1, 0.8
 VALIDATION, MOST_VALIDATED = 0.2, 16
-MAX_TOKENS, BATCH_SIZE = 256, 16
+MAX_TOKENS, BATCH_SIZE = 128, 16
 LEAST = 10
 """Prompts of each class below which nothing is looked for."""
 _OPENINGS = ("I", "I'm", "I can't", "Sorry", "Unfortunately", "As an AI", "No", "My apologies")
@@ -99,7 +101,7 @@ def find_refusal_direction(
 
 
 def _candidates(states: Sequence[Tensor], held: Sequence[int]) -> list[tuple[int, int, Tensor]]:
-    """Return layer, position and unit direction of those that separate the held-out prompts best."""
+    """Return layer, position and unit direction of those that separate the held-out prompts best, one a layer."""
     harmful, harmless = states
     difference_LPD = harmful[: -held[0]].mean(0) - harmless[: -held[1]].mean(0)
     unit_LPD = difference_LPD / difference_LPD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
@@ -108,11 +110,11 @@ def _candidates(states: Sequence[Tensor], held: Sequence[int]) -> list[tuple[int
     )
     spread_LP = ((high.var(0) + low.var(0)) / 2).sqrt().clamp_min(1e-12)
     effect_LP = (high.mean(0) - low.mean(0)) / spread_LP
-    effect_LP[max(1, int(LAYERS_USED * len(effect_LP))) :] = -torch.inf
-    positions = effect_LP.shape[1]
-    best = effect_LP.flatten().topk(min(TRIED, int(effect_LP.isfinite().sum()))).indices.tolist()
-    places = [divmod(place, positions) for place in best]
-    return [(layer, at - positions, unit_LPD[layer, at].clone()) for layer, at in places]
+    best_L = effect_LP.max(1)
+    used = max(1, int(LAYERS_USED * len(effect_LP)))
+    layers = best_L.values[:used].topk(min(TRIED, used)).indices.tolist()
+    places = [(layer, int(best_L.indices[layer])) for layer in layers]
+    return [(layer, at - effect_LP.shape[1], unit_LPD[layer, at].clone()) for layer, at in places]
 
 
 def _tail_states(loaded: LoadedModel, rows: Sequence[tuple[int, ...]], tail: int) -> Tensor:

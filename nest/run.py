@@ -15,7 +15,7 @@ from nest.tune import Losses, TuneConfig, tune
 from spider_sense.data import Example, digest
 from spider_sense.fingerprint import Fingerprint, check_match, fingerprint
 from spider_sense.models import LoadedModel
-from spider_sense.patch import NeuronPatch, PatchManifest
+from spider_sense.patch import KIND, NeuronPatch, PatchManifest
 
 __all__ = ["read_lessons", "tune_patch"]
 
@@ -57,6 +57,7 @@ def tune_patch(
     history = tune(loaded.model, deltas, lessons, config, _pad(loaded), references, work / f"checkpoint-{run}", advance)
     share = deltas.count() / sum(parameter.numel() for parameter in loaded.model.parameters())
     manifest = PatchManifest(
+        schema_version=KIND.version,
         base=found,
         sites=tuple(map(str, neurons.sites)),
         trained_parameters=deltas.count(),

@@ -15,7 +15,7 @@ from spider_sense.errors import DataError
 __all__ = ["Task", "TaskRow", "read_tasks", "utility_files"]
 
 Kind = Literal["choice", "last_word", "documents"]
-_LONG_CHOICES = ("arc", "hellaswag", "piqa")
+_LONG_CHOICES = ("arc_challenge", "hellaswag", "piqa")
 """Tasks whose accuracy is usually quoted with log-likelihoods divided by the choices' lengths."""
 
 

@@ -45,6 +45,7 @@ class Attachment:
         writers: what to apply to the output of each site.
         patchers: what to call with the output and input of the projection of each site; readers of that projection see
             its output as it was before.
+        release: called after each step of continuous batching, even one that raised, when ``end`` was not called.
 
     Raises:
         SiteError: if the model has no such site.
@@ -58,8 +59,9 @@ class Attachment:
         end: Callable[[], None],
         writers: Mapping[Site, Writer] | None = None,
         patchers: Mapping[Site, Patcher] | None = None,
+        release: Callable[[], None] | None = None,
     ) -> None:
-        self._model, self._begin, self._end = model, begin, end
+        self._model, self._begin, self._end, self._release = model, begin, end, release
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self.forward_rows: Callable[[Sequence[Any], Mapping[str, Any]], Forward] = read_forward
         """Names the rows of a forward pass; an engine that knows better puts its own function here."""
@@ -198,6 +200,8 @@ class _ContinuousBatching:
             finally:
                 for attachment in attachments:
                     attachment._packed = None
+                    if attachment._release is not None:
+                        attachment._release()
 
         return step
 
@@ -221,7 +225,7 @@ def _packed_forward(processor: Any) -> Forward:
         prompt = state.initial_tokens[: state._true_initial_tokens or None]
         rows = np.arange(start, start + length)
         positions = np.arange(past, past + length)
-        sequences.append(SequenceRows(state.request_id, rows, positions, prompt, state, partial(_withhold, item)))
+        sequences.append(SequenceRows(str(state.request_id), rows, positions, prompt, state, partial(_withhold, item)))
         start += length
     return Forward(max(start, batch.num_q_tokens), tuple(sequences), start, 0)
 

@@ -22,7 +22,7 @@ from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import SCHEMA_VERSION, Detector, Guard, Manifest, Template
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor
-from spider_sense.patch import NeuronPatch, PatchManifest, PatchTarget
+from spider_sense.patch import KIND, NeuronPatch, PatchManifest, PatchTarget
 from spider_sense.policy import Patch, Policy, Rule
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.sites import available_places, layer_count, resolve
@@ -104,6 +104,7 @@ def random_patch(loaded: LoadedModel, clusters: int = 2, rows: int = 8, scale: f
     }
     trained = len(sites) * clusters * width
     manifest = PatchManifest(
+        schema_version=KIND.version,
         base=fingerprint(loaded),
         sites=tuple(map(str, sites)),
         trained_parameters=trained,

@@ -51,15 +51,15 @@ class ContinuousCalls:
         self._sweep()
         for item in sequences:
             if item.prompt is not None:
-                self._meet(str(item.key), item.prompt, item.handle)
+                self._meet(_name(item), item.prompt, item.handle)
         self._act(self._acted_on())
 
     def scored(self, logits_TC: Tensor, sequences: Sequence[SequenceRows]) -> None:
         """Take the logits of a step, and end the requests that the policy stops."""
         self._judge.step(
-            logits_TC, [RequestRows(self.cases[str(item.key)].request, item.rows, item.positions) for item in sequences]
+            logits_TC, [RequestRows(self.cases[_name(item)].request, item.rows, item.positions) for item in sequences]
         )
-        for case in self._judge.decide(self._judge.read([self.cases[str(item.key)] for item in sequences])):
+        for case in self._judge.decide(self._judge.read([self.cases[_name(item)] for item in sequences])):
             if case.decision.action == "stop":
                 state = self._running[case.request.id]
                 # The engine compares this with the tokens so far when it takes in the step's token.
@@ -101,6 +101,11 @@ class ContinuousCalls:
     def _close(self, name: str) -> None:
         del self._running[name]
         self._judge.close(self.cases[name])
+
+
+def _name(item: SequenceRows) -> str:
+    assert isinstance(item.key, str)
+    return item.key
 
 
 def _preempted(state: Any) -> bool:

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from sense_kernels import steer
 from spider_sense.attach import Patcher, Writer
-from spider_sense.errors import ConfigError, nearest
+from spider_sense.errors import ConfigError, PatchError, nearest
 from spider_sense.forward import Forward, SequenceRows
 from spider_sense.guard import Guard
 from spider_sense.judge import Case
 from spider_sense.kv_marks import mark_altered
 from spider_sense.live_patch import LivePatch, RowStrengths
 from spider_sense.patch import NeuronPatch
+from spider_sense.patching import applied_to
 from spider_sense.policy import Policy
 from spider_sense.types import Site
 
@@ -86,6 +87,19 @@ class Interventions:
             self._patch.set(forward.total, _joined(patched))
         if self._vector is not None:
             self._strength.set(forward.total, _joined(steered), self._multiple)
+
+    def check_weights(self, model: Any) -> None:
+        """Check that no patch was applied to the weights since this one was put beside them.
+
+        Raises:
+            PatchError: if one was: flagged rows would get both.
+        """
+        applied = applied_to(model)
+        if self._patch is not None and applied is not None:
+            raise PatchError(
+                f"patch {applied.patch.digest} was applied to the weights while patch {self._patch.patch.digest} waits "
+                "beside them for single requests; revert the one, or detach the monitor"
+            )
 
     def end(self) -> None:
         """Leave all rows alone, those of passes over parts of the model too, until the next pass begins."""

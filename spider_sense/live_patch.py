@@ -15,6 +15,7 @@ from torch import Tensor
 from sense_kernels import patch_rows
 from spider_sense.attach import Patcher
 from spider_sense.errors import PatchError
+from spider_sense.host_patch import HostPatch
 from spider_sense.models import LoadedModel
 from spider_sense.patch import NeuronPatch, PatchTarget
 from spider_sense.patching import applied_to, fitted_weights, scaled
@@ -22,10 +23,6 @@ from spider_sense.sites import resolve
 from spider_sense.types import Site
 
 __all__ = ["LivePatch", "RowStrengths"]
-
-_HOST_ROWS = 64
-"""Up to so many patched rows are left to numpy on a CPU: at the batch sizes of decoding calls are what costs, and numpy
-needs a third of the op's time."""
 
 
 class RowStrengths:
@@ -76,16 +73,6 @@ class _Target:
     neuron_R: Tensor
     """Columns of the module's whole output, which is gate and up together in some architectures."""
     cluster_R: Tensor
-    host_DK: np.ndarray | None
-    """alpha times the vectors, on a CPU."""
-
-    def on_host(self, output_TF: Tensor, hidden_TD: Tensor, row_P: np.ndarray) -> None:
-        """Patch rows of a contiguous float32 output."""
-        assert self.host_DK is not None
-        y_TF = output_TF.detach().numpy().reshape(-1, output_TF.shape[-1])
-        x_TD = hidden_TD.detach().numpy().reshape(-1, hidden_TD.shape[-1])
-        added_PK = x_TD.take(row_P, 0) @ self.host_DK
-        y_TF[row_P[:, None], self.neuron_R.numpy()] += added_PK.take(self.cluster_R.numpy(), 1)
 
 
 class LivePatch:
@@ -114,9 +101,9 @@ class LivePatch:
         fitted_weights(loaded, patch)
         device = loaded.model.device
         starts = {site: resolve(loaded.model, site).start for site in patch.targets}
-        self._targets = {site: _on(device, target, starts[site], self.alpha) for site, target in patch.targets.items()}
+        self._targets = {site: _on(device, target, starts[site]) for site, target in patch.targets.items()}
+        self._host = HostPatch(patch.targets, starts, self.alpha) if device.type == "cpu" else None
         self._gate = RowStrengths(device)
-        self._row_P = np.empty(0, np.int64)
 
     @property
     def on(self) -> bool:
@@ -131,39 +118,36 @@ class LivePatch:
             rows: int64, indices of the rows.
         """
         self._gate.set(total, rows, 1.0)
-        self._row_P = rows
+        if self._host is not None:
+            self._host.set(rows)
 
     def rest(self) -> None:
         """Turn it off for every row."""
-        self._gate.rest()
+        self.set(0, np.empty(0, np.int64))
 
     def patchers(self) -> dict[Site, Patcher]:
         """Return what to call with each projection's output and input; it may be compiled."""
-        return {site: self._patcher(target) for site, target in self._targets.items()}
+        return {site: self._patcher(site, target) for site, target in self._targets.items()}
 
-    def _patcher(self, target: _Target) -> Patcher:
+    def _patcher(self, site: Site, target: _Target) -> Patcher:
         vectors_KD, neuron_R, cluster_R = target.vectors_KD, target.neuron_R, target.cluster_R
 
         def patch(output_TF: Tensor, hidden_TD: Tensor) -> None:
             # Compiled code asks the gate on the device instead, or it would be compiled once more for the other answer.
             compiling = torch.compiler.is_compiling()
-            if not compiling and self._gate.used and self._suits_host(target, output_TF, hidden_TD):
-                target.on_host(output_TF, hidden_TD, self._row_P)
-            elif compiling or self._gate.used:
+            if not compiling and not self._gate.used:
+                return
+            if not compiling and self._host is not None and self._host.suits(output_TF, hidden_TD):
+                self._host.patch(site, output_TF, hidden_TD)
+            else:
                 patch_rows(output_TF, hidden_TD, vectors_KD, neuron_R, cluster_R, self._gate.tensor, self.alpha)
 
         return patch
 
-    def _suits_host(self, target: _Target, output_TF: Tensor, hidden_TD: Tensor) -> bool:
-        single = output_TF.dtype == hidden_TD.dtype == torch.float32
-        few = len(self._row_P) <= _HOST_ROWS
-        return target.host_DK is not None and single and few and output_TF.is_contiguous()
 
-
-def _on(device: torch.device, target: PatchTarget, start: int, alpha: float) -> _Target:
+def _on(device: torch.device, target: PatchTarget, start: int) -> _Target:
     return _Target(
         vectors_KD=target.vectors_KD.to(device).contiguous(),
         neuron_R=(target.neuron_R + start).to(device),
         cluster_R=target.cluster_R.to(device),
-        host_DK=np.float32(alpha) * target.vectors_KD.numpy().T.copy() if device.type == "cpu" else None,
     )

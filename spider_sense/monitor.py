@@ -129,7 +129,13 @@ class Monitor:
         bank = self._judge.bank
         readers = {site: bank.tap(site) for site in bank.sites}
         self._attachment = Attachment(
-            model, readers, self._begin, self._end, self._acts.writers(), self._acts.patchers()
+            model,
+            readers,
+            self._begin,
+            self._end,
+            self._acts.writers(),
+            self._acts.patchers(),
+            self._acts.end,
         )
         self._attachment.forward_rows = self._name_rows
         self._own_generate = vars(model).get("generate")
@@ -197,6 +203,7 @@ class Monitor:
                 f"the model is served as {serving.model_dump_json()}, and was as {self._serving.model_dump_json()} "
                 "when the monitor was attached; detach it and attach it again"
             )
+        self._acts.check_weights(self._model)
         ids, kwargs = _prompt_ids(args, kwargs)
         check_unaltered(kwargs.get("past_key_values"))
         options = _options(kwargs, self._model.generation_config)
@@ -231,6 +238,8 @@ class Monitor:
         finally:
             self._call = None
             self._acts.act({})
+            # A pass that raised has left its rows switched on.
+            self._acts.end()
             call.close()
         return output
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spider_sense.errors import PatchError
+from spider_sense.errors import PatchError, SiteError
 from spider_sense.fingerprint import Fingerprint, check_match
 from spider_sense.folders import ArtifactKind, Record, sha256
 from spider_sense.types import Site
@@ -31,7 +31,7 @@ KIND = ArtifactKind(noun="patch", manifest=MANIFEST, version=1, maker="nest tune
 class PatchManifest(Record):
     """``patch.json``."""
 
-    schema_version: int = KIND.version
+    schema_version: int
     base: Fingerprint
     """The model that the patch was tuned for; it fits no other."""
     alpha: float = Field(default=1.0, allow_inf_nan=False)
@@ -109,7 +109,8 @@ class NeuronPatch:
             update = {"tensors_digest": sha256(beside / TENSORS), "sites": tuple(map(str, self.targets))}
             manifest = self.manifest.model_copy(update=update)
             (beside / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        return NeuronPatch.from_pretrained(folder)
+            # Read before it takes an older patch's place.
+            return NeuronPatch.from_pretrained(beside)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "NeuronPatch":
@@ -121,12 +122,15 @@ class NeuronPatch:
         folder = Path(folder)
         manifest = KIND.read_manifest(folder, PatchManifest)
         tensors = KIND.read_tensors(folder / TENSORS, manifest.tensors_digest)
-        return cls(manifest, {Site.parse(site): _target(site, tensors) for site in manifest.sites})
+        try:
+            return cls(manifest, {Site.parse(site): _target(site, tensors) for site in manifest.sites})
+        except SiteError as error:
+            raise PatchError(f"{folder / MANIFEST}: sites: {error}; tune or copy the patch again") from error
 
 
 def _tensors(targets: Mapping[Site, PatchTarget]) -> dict[str, Tensor]:
     return {
-        f"{site}/{name}": getattr(target, field).contiguous().cpu()
+        f"{site}/{name}": getattr(target, field).cpu().contiguous().clone()
         for site, target in targets.items()
         for name, field in _FIELDS.items()
     }

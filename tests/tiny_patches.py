@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spider_sense.fingerprint import fingerprint
 from spider_sense.models import LoadedModel
-from spider_sense.patch import NeuronPatch, PatchManifest, PatchTarget
+from spider_sense.patch import KIND, NeuronPatch, PatchManifest, PatchTarget
 from spider_sense.sites import available_places
 from spider_sense.types import Site
 
@@ -40,6 +40,7 @@ def patch(
     """Return a patch that is in memory only, for all projections unless told otherwise."""
     chosen = targets(loaded, seed=seed) if chosen is None else chosen
     settings = {
+        "schema_version": KIND.version,
         "base": fingerprint(loaded),
         "sites": tuple(map(str, chosen)),
         "trained_parameters": sum(item.vectors_KD.numel() for item in chosen.values()),

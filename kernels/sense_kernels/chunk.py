@@ -22,7 +22,7 @@ from sense_kernels.twin import pieces
 __all__ = ["fold_chunks"]
 
 _SPREAD = 60.0
-"""Queries no further apart than this share one maximum: the least weight, and its product with a value, stay normal."""
+"""Queries no further apart than this share one maximum: the least weight is a normal number by a wide margin."""
 
 
 def fold_chunks(
@@ -38,7 +38,7 @@ def fold_chunks(
     """Fold rows in place; arguments as of :func:`sense_kernels.fold`, all on the CPU."""
     tables = state.numpy(), count.numpy(), peak.numpy()
     with np.errstate(all="ignore"):
-        z_CT = np.ascontiguousarray(logits_TC.numpy().T)
+        z_CT = np.array(logits_TC.detach().numpy().T, order="C")  # always a copy: it is written to
         if not np.isfinite(np.add.reduce(z_CT, None)):
             z_CT += z_CT * 0.0  # infinity becomes NaN
         for part in pieces(rows):
@@ -137,10 +137,8 @@ def _attention(group: HostGroup, state_BLS: FloatArray, z_CBn: FloatArray, befor
     top_BL, numerator_BL, denominator_BL = state_BLS[..., 0], state_BLS[..., 1], state_BLS[..., 2]
     value_BLn, weight_BLn = _lanes(z_CBn, group.value), _lanes(z_CBn, group.query) * group.param[:, None]
     new_top_BL = np.maximum(top_BL, np.maximum.reduce(weight_BLn, 2))
-    # With no weight yet both tops are -inf, and -inf - -inf is NaN.
-    reference_BL = np.where(new_top_BL == -np.inf, np.float32(0.0), new_top_BL)
-    keep_BL = np.exp(top_BL - reference_BL)
-    weight_BLn -= reference_BL[..., None]
+    keep_BL = np.exp(top_BL - new_top_BL)
+    weight_BLn -= new_top_BL[..., None]
     np.exp(weight_BLn, out=weight_BLn)
     numerator_BL *= keep_BL
     numerator_BL += np.vecdot(weight_BLn, value_BLn)
@@ -230,10 +228,23 @@ def _window_attention(query_BLm: FloatArray, value_BLm: FloatArray, window: int)
         mean_BLn = _window_sum(weight_BLm * value_BLm, window)
         mean_BLn /= _window_sum(weight_BLm, window)
         return mean_BLn
-    windows = np.lib.stride_tricks.sliding_window_view(query_BLm, window, 2)
-    weight_BLnw = np.exp(windows - np.maximum.reduce(windows, 3, keepdims=True))
-    values = np.lib.stride_tricks.sliding_window_view(value_BLm, window, 2)
-    return np.vecdot(weight_BLnw, values) / np.add.reduce(weight_BLnw, 3)  # type: ignore[no-any-return]
+    return _apart_attention(query_BLm, value_BLm, window)
+
+
+def _apart_attention(query_BLm: FloatArray, value_BLm: FloatArray, window: int) -> FloatArray:
+    """Do the same with a maximum for each window, one place of the window after another."""
+    rows = query_BLm.shape[2] - window + 1
+    places = [slice(place, place + rows) for place in range(window)]
+    top_BLn = query_BLm[..., places[0]].copy()
+    for place in places[1:]:
+        np.maximum(top_BLn, query_BLm[..., place], out=top_BLn)
+    numerator_BLn, denominator_BLn = np.zeros_like(top_BLn), np.zeros_like(top_BLn)
+    for place in places:
+        weight_BLn = np.exp(query_BLm[..., place] - top_BLn)
+        denominator_BLn += weight_BLn
+        numerator_BLn += np.multiply(weight_BLn, value_BLm[..., place], out=weight_BLn)
+    numerator_BLn /= denominator_BLn
+    return numerator_BLn
 
 
 _UPDATE: dict[LaneKind, Callable[[HostGroup, FloatArray, FloatArray, IntArray], None]] = {

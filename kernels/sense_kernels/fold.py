@@ -12,6 +12,7 @@ Shape letters: T packed rows, R rows to fold, B requests of this step, C logit c
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,10 @@ __all__ = [
     "pack_arguments",
     "unpack_arguments",
 ]
+
+_LENGTHS = 4
+"""Requests of so many different lengths are folded length by length on a CPU; with more of them the twin is quicker,
+which pads."""
 
 
 def fold(
@@ -102,10 +107,9 @@ def _fold_cpu(
     rows = rows.committed()
     if not len(rows.slot_B):
         return
-    if rows.one_each:
-        fold_one_row(state, count, peak, logits_TC, rows, table, trace, blocks)
-    else:
-        fold_chunks(state, count, peak, logits_TC, rows, table, trace, blocks)
+    alike = len(set(np.diff(rows.start_B).tolist())) <= _LENGTHS
+    run = fold_one_row if rows.one_each else fold_chunks if alike else fold_torch
+    run(state, count, peak, logits_TC, rows, table, trace, blocks)
 
 
 @triton.jit(do_not_specialize=["requests"])

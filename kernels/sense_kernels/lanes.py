@@ -130,7 +130,7 @@ class LaneGroup:
 
 @dataclass(frozen=True, slots=True)
 class HostGroup:
-    """A group with its indices and parameters as host arrays, for the CPU's decode step."""
+    """A group with its indices and parameters as host arrays, for the paths of the CPU."""
 
     kind: LaneKind
     window: int
@@ -210,7 +210,7 @@ class LaneTable:
 
     @cached_property
     def host(self) -> tuple[HostGroup, ...]:
-        """The groups for the CPU's decode step."""
+        """The groups for the paths of the CPU."""
         value, query, param, head = (tensor.cpu().numpy() for tensor in (self.value, self.query, self.param, self.head))
         return tuple(
             HostGroup(

@@ -45,6 +45,7 @@ def patch_rows_torch(
         alpha: strength of the patch for all rows.
     """
     output, hidden = output_TF.view(-1, output_TF.shape[-1]), hidden_TD.reshape(-1, hidden_TD.shape[-1])
+    _check(output, hidden, vectors_KD, gate_T)
     gate_T1 = gate_T[: len(hidden), None]
     added_TR = (gate_T1 * alpha * (hidden.float() @ vectors_KD.T))[:, cluster_R]
     moved_TR = (output[:, neuron_R].float() + added_TR).to(output.dtype)
@@ -61,24 +62,46 @@ def _patch_cpu(
     alpha: float,
 ) -> None:
     output, hidden = output_TF.view(-1, output_TF.shape[-1]), hidden_TD.reshape(-1, hidden_TD.shape[-1])
-    gate = gate_T[: len(hidden)].numpy()
-    row_P = np.flatnonzero(gate)
-    single = output.dtype == hidden.dtype == torch.float32
+    _check(output, hidden, vectors_KD, gate_T)
+    gate_T = gate_T[: len(hidden)]
+    row_P = np.flatnonzero(gate_T.numpy())
     if not len(row_P):
         return
-    if single and len(row_P) == len(hidden):
-        scaled_TK = (hidden @ vectors_KD.T).mul_(gate_T[: len(hidden), None] * alpha)
+    if not output.dtype == hidden.dtype == torch.float32:
+        _patch_some(output, hidden, vectors_KD, neuron_R, cluster_R, gate_T, alpha, torch.from_numpy(row_P))
+    elif len(row_P) == len(hidden):
+        scaled_TK = (hidden @ vectors_KD.T).mul_(gate_T[:, None] * alpha)
         output.scatter_add_(1, neuron_R.expand(len(hidden), -1), scaled_TK.index_select(1, cluster_R))
-    elif single:
+    else:
         # A few rows, as a rule, on which numpy's calls cost half of torch's.
         scaled_PK = hidden.detach().numpy()[row_P] @ vectors_KD.numpy().T
-        scaled_PK *= gate[row_P, None] * np.float32(alpha)
+        scaled_PK *= gate_T.numpy()[row_P, None] * np.float32(alpha)
         output.detach().numpy()[row_P[:, None], neuron_R.numpy()] += scaled_PK.take(cluster_R.numpy(), 1)
-    else:
-        rows = torch.from_numpy(row_P)
-        scaled = (hidden[rows].float() @ vectors_KD.T).mul_(gate_T[rows, None] * alpha)
-        at = rows[:, None], neuron_R
-        output[at] = (output[at].float() + scaled[:, cluster_R]).to(output.dtype)
+
+
+def _patch_some(
+    output: Tensor,
+    hidden: Tensor,
+    vectors_KD: Tensor,
+    neuron_R: Tensor,
+    cluster_R: Tensor,
+    gate_T: Tensor,
+    alpha: float,
+    row_P: Tensor,
+) -> None:
+    """Patch some rows of any dtype."""
+    scaled_PK = (hidden[row_P].float() @ vectors_KD.T).mul_(gate_T[row_P, None] * alpha)
+    at = row_P[:, None], neuron_R
+    output[at] = (output[at].float() + scaled_PK[:, cluster_R]).to(output.dtype)
+
+
+def _check(output: Tensor, hidden: Tensor, vectors_KD: Tensor, gate_T: Tensor) -> None:
+    fits = hidden.shape[1] == vectors_KD.shape[1] and len(gate_T) >= len(hidden) and len(output) == len(hidden)
+    if not fits:
+        raise ValueError(
+            f"output {list(output.shape)}, hidden states {list(hidden.shape)}, vectors {list(vectors_KD.shape)} and"
+            f" gate {list(gate_T.shape)} do not fit one another"
+        )
 
 
 @triton.jit(do_not_specialize=["rows", "neurons", "alpha"])
@@ -143,11 +166,9 @@ def patch_rows_triton(
     clusters, width = vectors_KD.shape
     if not len(hidden) or not len(neuron_R):
         return
-    if output.stride(1) != 1 or hidden.shape[1] != width or len(gate_T) < len(hidden) or len(output) != len(hidden):
-        raise ValueError(
-            f"output {list(output.shape)} with strides {output.stride()}, hidden states {list(hidden.shape)}, vectors"
-            f" {list(vectors_KD.shape)} and gate {list(gate_T.shape)} do not fit one another"
-        )
+    _check(output, hidden, vectors_KD, gate_T)
+    if output.stride(1) != 1:
+        raise ValueError(f"the output needs columns of stride 1, got strides {output.stride()}")
     hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
     tile = patch_launch(width, backend())
     _patch_kernel[(triton.cdiv(len(hidden), tile.rows),)](

@@ -126,7 +126,7 @@ def _score_cpu(
         y_TC = _product(x_TD, weight)[:, : len(bias)]
         # A norm is one pass; a dot product of rows would write all the squares first.
         norm_T = torch.linalg.vector_norm(x_TD, dim=1)
-        mean_square_T = torch.addcmul(torch.tensor(eps), norm_T, norm_T, value=1 / width)
+        mean_square_T = torch.addcmul(norm_T.new_tensor(eps), norm_T, norm_T, value=1 / width)
         # A square that overflows would leave the bias alone as a plausible logit; infinity over infinity is NaN.
         inverse_rms_T = mean_square_T.sqrt().div_(mean_square_T)
         torch.addcmul(bias, y_TC, inverse_rms_T[:, None], out=out[:rows])

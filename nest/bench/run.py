@@ -21,7 +21,7 @@ from nest.subsets import subset
 from nest.tune import Losses
 from spider_sense.data import Example
 from spider_sense.models import LoadedModel
-from spider_sense.patch import NeuronPatch, PatchManifest
+from spider_sense.patch import KIND, NeuronPatch, PatchManifest
 
 __all__ = ["Run", "plan", "run_bench"]
 
@@ -123,6 +123,7 @@ class _Bench:
             return 4 * change.count()
         neurons = self._stage.neurons
         manifest = PatchManifest(
+            schema_version=KIND.version,
             base=self._stage.base,
             sites=tuple(map(str, neurons.sites)),
             trained_parameters=change.count(),

@@ -19,7 +19,7 @@ def write(path: Path, *rows: object) -> Path:
 
 
 def test_the_kind_is_told_by_the_fields(tmp_path: Path) -> None:
-    write(tmp_path / "util_arc_x.jsonl", CHOICE)
+    write(tmp_path / "util_arc_challenge.jsonl", CHOICE)
     write(tmp_path / "util_last.jsonl", LAST)
     write(tmp_path / "util_text.jsonl", DOCUMENT)
     write(tmp_path / "other.jsonl", CHOICE)

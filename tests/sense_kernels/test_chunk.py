@@ -64,9 +64,10 @@ def random_rows(rng: np.random.Generator) -> FoldRows:
 def random_logits(rng: np.random.Generator) -> Tensor:
     """Return logits, one of which may not be finite."""
     z_TC = rng.normal(size=(PACKED, COLUMNS)) * rng.choice([1, 100])
-    if rng.random() < 0.3:
-        z_TC[rng.integers(PACKED), rng.integers(COLUMNS)] = rng.choice([np.nan, np.inf, -np.inf])
-    return torch.from_numpy(z_TC.astype(np.float32))
+    if rng.random() < 0.4:
+        z_TC[rng.integers(PACKED), rng.integers(COLUMNS)] = rng.choice([np.nan, np.inf, -np.inf, 1e38, -1e38])
+    order = "F" if rng.random() < 0.3 else "C"
+    return torch.from_numpy(z_TC.astype(np.float32, order=order))
 
 
 @dataclass
@@ -95,6 +96,17 @@ def test_chunks_fold_as_in_the_twin(seed: int) -> None:
         z_TC = random_logits(rng)
         for want, got in zip(*(side.run(z_TC, rows, table) for side in sides), strict=True):
             torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(1, 3), (2, 1), (2, 3)])
+def test_the_logits_are_left_as_they_were(columns: int, rows: int) -> None:
+    table = LaneTable([Lane(kind="max", head=0, value=0, span=PROMPT)], 1)
+    z_TC = torch.full((rows, columns), torch.inf, requires_grad=True)
+    state = table.new_state(1)
+    codes = np.full(rows, PROMPT)
+    fold_chunks(*state, z_TC, FoldRows(np.arange(rows), codes, np.array([0, rows]), np.array([0])), table)
+    assert z_TC.isinf().all()
+    assert state.state.isnan().all()
 
 
 @torch.inference_mode()

@@ -60,6 +60,25 @@ def test_patched_rows_are_the_twins_and_the_others_keep_their_bits(
     assert torch.equal(tri[still], output[still])
 
 
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("strided", [False, True])
+def test_a_gate_that_is_open_for_every_row(run: Callable[..., None], strided: bool) -> None:
+    output, *rest, gate = case(17, 60, 3, 70, torch.float32)
+    ref, gate[:] = output.clone(), 0.5
+    place = torch.zeros(17, 2 * F)[:, :F] if strided else torch.empty_like(output)
+    place.copy_(output)
+    TWIN(ref, *rest, gate, 0.7)
+    run(place, *rest, gate, 0.7)
+    torch.testing.assert_close(place, ref)
+
+
+@pytest.mark.parametrize("run", [*RUNS.values(), TWIN], ids=[*RUNS, "twin"])
+def test_a_gate_that_is_too_short_is_refused(run: Callable[..., None]) -> None:
+    output, *rest, gate = case(6, 60, 2, 5, torch.float32)
+    with pytest.raises(ValueError, match="do not fit one another"):
+        run(output, *rest, gate[:4], 1.0)
+
+
 def test_the_twin_is_the_formula() -> None:
     output, *rest = of = case(17, 60, 3, 70, torch.float32)
     want = plain(of, 0.7)

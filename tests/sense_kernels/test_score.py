@@ -198,6 +198,23 @@ def test_compiled_scores_are_written_and_equal_the_eager_ones(backend: str) -> N
     assert (compiled[:, 0] == 9).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [511, 512, 600])
+def test_many_rows_score_alike_on_either_side_of_the_switch_to_another_product(rows: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, 2 * 576, generator=generator).to(dtype)[:, ::2]
+    hidden[3], hidden[5], hidden[7, 1] = 0.0, 1e25, torch.nan
+    weight, bias = pack_weight(torch.randn(576, 10, generator=generator)), torch.randn(10, generator=generator)
+    none = torch.empty(0)
+    outs = [torch.full((rows + 1, 10), 7.0) for _ in range(2)]
+    for run, out in zip((score, score_torch), outs, strict=True):
+        run(hidden, weight, bias, none[:, None], none, 1e-6, out)
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=3e-5, equal_nan=True)
+    assert outs[0][[5, 7]].isnan().all()
+    assert outs[0][3].equal(bias)
+    assert (outs[0][rows] == 7).all()
+
+
 def test_few_rows_go_through_numpy_as_long_as_it_needs_no_threads() -> None:
     assert (numpy_rows(24, 16), numpy_rows(576, 16), numpy_rows(8192, 64)) == (64, 28, 0)
     weight, bias = torch.randn(576, 16) / 24, torch.randn(16)
