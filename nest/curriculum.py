@@ -90,14 +90,15 @@ def own_answers(
 def _known(cache: Path) -> Iterator[tuple[str, str]]:
     if not cache.exists():
         return
-    lines = cache.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
+    content = cache.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        cache.write_bytes(whole)  # a run that was killed left half a line at the end
+    for number, line in enumerate(whole.splitlines(), start=1):
         try:
             row = json.loads(line)
             yield str(row["key"]), str(row["answer"])
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                return  # a run that was killed may leave half a line at the end
             raise DataError(f"{cache}, line {number}: holds no answer; delete the file, it is made again") from error
 
 
