@@ -1,6 +1,6 @@
 """The arms of the comparison: what is tuned, from the same lessons and with the same budget of steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -39,8 +39,23 @@ def _lora_matched(model: nn.Module, neurons: NeuronSet, seed: int) -> Change:
     modules = {str(site): resolve(model, site).module for site in sites}
     costs = [sum(module.weight.shape) for module in modules.values()]  # type: ignore[arg-type]
     affordable = min(len(sites), max(1, budget * len(costs) // sum(costs)))
-    chosen = [sites[place * len(sites) // affordable] for place in range(affordable)]
+    chosen = _spread(sites, affordable)
     return lora_deltas({str(site): modules[str(site)] for site in chosen}, 1, seed)
+
+
+def _spread(sites: Sequence[Site], count: int) -> list[Site]:
+    """Return some sites: layers evenly, and gates and ups in turn."""
+    places, layers = sorted({site.place for site in sites}), sorted({site.layer for site in sites})
+    chosen: list[Site] = []
+    for turn in range(len(places)):
+        wanted = min(count - len(chosen), len(layers))
+        for index in range(wanted):
+            at = index * len(layers) // wanted
+            at += (at + index) % 2 if 2 * wanted <= len(layers) else 0
+            # In the second turn a layer gets what it did not get in the first.
+            place = places[(index if turn == 0 else at + turn) % len(places)]
+            chosen.append(Site(layers[at], place))
+    return sorted(site for site in chosen if site in sites)
 
 
 def _lora_qv(model: nn.Module, neurons: NeuronSet, seed: int) -> Change:

@@ -54,6 +54,7 @@ def own_answers(
     weight_digest: str,
     cache: Path,
     tokens: int,
+    prompt_tokens: int,
     advance: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Return what the model answers greedily; answers that ``cache`` holds for the same model and prompt are reused.
@@ -64,13 +65,14 @@ def own_answers(
         weight_digest: of the model's fingerprint.
         cache: file of JSON lines, made or added to.
         tokens: length of the answers.
+        prompt_tokens: longer prompts are cut in the middle, as they are for the lesson.
         advance: called with the number of prompts done.
 
     Raises:
         DataError: if the file holds something else.
     """
     known = dict(_known(cache))
-    keys = [_key(weight_digest, example, tokens) for example in examples]
+    keys = [_key(weight_digest, example, tokens, prompt_tokens) for example in examples]
     missing = {key: example for key, example in zip(keys, examples, strict=True) if key not in known}
     if advance is not None:
         advance(len(examples) - len(missing))
@@ -79,7 +81,9 @@ def own_answers(
     for start in range(0, len(items), _AT_ONCE):
         part = items[start : start + _AT_ONCE]
         prompts = [example.turns or example.text for _, example in part]
-        texts = generate_answers(loaded, prompts, max_new_tokens=tokens, advance=advance)
+        texts = generate_answers(
+            loaded, prompts, max_new_tokens=tokens, max_prompt_tokens=prompt_tokens, advance=advance
+        )
         fresh = {key: text for (key, _), text in zip(part, texts, strict=True)}
         with cache.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps({"key": key, "answer": text}) + "\n" for key, text in fresh.items())
@@ -102,7 +106,7 @@ def _known(cache: Path) -> Iterator[tuple[str, str]]:
             raise DataError(f"{cache}, line {number}: holds no answer; delete the file, it is made again") from error
 
 
-def _key(weight_digest: str, example: Example, tokens: int) -> str:
+def _key(weight_digest: str, example: Example, tokens: int, prompt_tokens: int) -> str:
     prompt = example.turns or example.text
-    code = json.dumps([weight_digest, prompt, tokens])
+    code = json.dumps([weight_digest, prompt, tokens, prompt_tokens])
     return hashlib.sha256(code.encode("ascii")).hexdigest()[:24]

@@ -102,10 +102,10 @@ class Deltas(nn.Module):
         """Fold the additions into the weights inside the block, and put the very same weights back after it."""
         weights = {delta.target: _weight(delta.target) for delta in self}
         kept = {module: weight.detach().clone() for module, weight in weights.items()}
-        for delta in self:
-            weight = weights[delta.target]
-            weight.copy_((weight.float() + self.alpha * delta.weight()).to(weight.dtype))
         try:
+            for delta in self:
+                weight = weights[delta.target]
+                weight.copy_((weight.float() + self.alpha * delta.weight()).to(weight.dtype))
             yield
         finally:
             for module, weight in weights.items():

@@ -25,7 +25,7 @@ def answer_logits(model: nn.Module, batch: Batch, share_head: bool = True) -> Te
         batch: lessons.
         share_head: compute tokens that open every prompt once and not B times; the result is the same.
     """
-    head = _shared_head(batch) if share_head else 0
+    head = _shared_head(batch) if share_head and _fits_window(model, batch) else 0
     position_BX = (batch.mask_BX.cumsum(1) - 1).clamp_(min=0)
     inputs: dict[str, Any] = {"logits_to_keep": batch.answers + 1, "use_cache": head > 0}
     ids_BX, mask_BX = batch.ids_BX, batch.mask_BX
@@ -34,6 +34,12 @@ def answer_logits(model: nn.Module, batch: Batch, share_head: bool = True) -> Te
         inputs["past_key_values"] = _head_cache(model, batch, head)
     output = model(input_ids=ids_BX, attention_mask=mask_BX, position_ids=position_BX, **inputs)
     return output.logits[:, :-1]  # type: ignore[no-any-return]
+
+
+def _fits_window(model: nn.Module, batch: Batch) -> bool:
+    """Whether padding may come to stand after the opening: a sliding window counts columns, padding too."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)  # type: ignore[union-attr, operator]
+    return window is None or batch.ids_BX.shape[1] <= window
 
 
 def _shared_head(batch: Batch) -> int:

@@ -64,8 +64,8 @@ def read_reference(
         rest_BA = _rest(top_BAK.values)
         for row, place in enumerate(chosen):
             length = len(lessons[place].answer)
-            token_AK, log_AK = top_BAK.indices[row, :length].clone(), top_BAK.values[row, :length].clone()
-            result[place] = Reference(token_AK, log_AK, rest_BA[row, :length].clone())
+            parts = (top_BAK.indices[row, :length], top_BAK.values[row, :length], rest_BA[row, :length])
+            result[place] = Reference(*(part.cpu().clone() for part in parts))
         if advance is not None:
             advance(len(chosen))
     return result
@@ -85,10 +85,11 @@ def divergence(log_BAV: Tensor, batch: Batch, references: dict[int, Reference]) 
     total, tokens = log_BAV.new_zeros(()), 0
     for row in rows:
         one = references[batch.index_B[row]]
-        log_AK = log_BAV[row, : len(one.rest_A)].gather(-1, one.token_AK)
-        kept = (one.log_AK.exp() * (one.log_AK - log_AK)).sum()
-        total = total + kept + (one.rest_A.exp() * (one.rest_A - _rest(log_AK))).sum()
-        tokens += len(one.rest_A)
+        token_AK, base_AK, rest_A = (part.to(log_BAV.device) for part in (one.token_AK, one.log_AK, one.rest_A))
+        log_AK = log_BAV[row, : len(rest_A)].gather(-1, token_AK)
+        kept = (base_AK.exp() * (base_AK - log_AK)).sum()
+        total = total + kept + (rest_A.exp() * (rest_A - _rest(log_AK))).sum()
+        tokens += len(rest_A)
     return total / tokens
 
 

@@ -1,6 +1,5 @@
 """From grouped neurons and prompts to a patch."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from rich.progress import Progress
 from nest.curriculum import make_curriculum, own_answers
 from nest.delta import patch_targets, shared_deltas
 from nest.lessons import Lesson
-from nest.neurons import NeuronSet
+from nest.neurons import Neurons, NeuronSet
+from nest.parts import key_of
 from nest.reference import Reference, read_reference
 from nest.tune import Losses, TuneConfig, tune
 from spider_sense.data import Example, digest
@@ -47,7 +47,7 @@ def tune_patch(
     check_match(neurons.manifest.base, found, "rows of one model mean nothing in another; run `nest find` on this one")
     lessons, references = read_lessons(loaded, found, harmful, benign, config, work, progress)
     deltas = shared_deltas(loaded.model, neurons)
-    run = hashlib.sha256(f"{neurons.manifest.tensors_digest}{digest([*harmful, *benign])}".encode()).hexdigest()[:12]
+    run = key_of(lessons, config.model_dump(), [_rows(one) for one in neurons.sites.values()])
     bar = progress.add_task("tuning", total=config.steps)
 
     def advance(losses: Losses) -> None:
@@ -92,6 +92,7 @@ def read_lessons(
         found.weight_digest,
         work / "answers.jsonl",
         config.answer_tokens,
+        config.prompt_tokens,
         advance=lambda done: progress.advance(bar, done),
     )
     lessons = make_curriculum(loaded, harmful, benign, answers, config.prompt_tokens, config.answer_tokens)
@@ -100,6 +101,11 @@ def read_lessons(
     bar = progress.add_task("reading its distributions", total=len(benign))
     references = read_reference(loaded.model, lessons, _pad(loaded), advance=lambda done: progress.advance(bar, done))
     return lessons, references
+
+
+def _rows(found: Neurons) -> list[list[int]]:
+    clusters = found.neuron_R if found.cluster_R is None else found.cluster_R
+    return [found.neuron_R.tolist(), clusters.tolist()]
 
 
 def _pad(loaded: LoadedModel) -> int:

@@ -7,6 +7,7 @@ Each term is a mean over its tokens. ``accelerate`` runs it on one device or sev
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nest.checkpoint import load_checkpoint, save_checkpoint
 from nest.forward import answer_logits
@@ -93,7 +95,8 @@ def tune(
     """Train the additions in place.
 
     Args:
-        model: a transformers causal language model; its own parameters are frozen unless ``deltas`` is empty of them.
+        model: a transformers causal language model; all of its parameters that are not among ``deltas`` are frozen
+            meanwhile.
         deltas: what is trained.
         lessons: refusals and answers.
         config: how.
@@ -106,11 +109,15 @@ def tune(
         The losses of the steps that this call ran.
 
     Raises:
-        DataError: if a kind of lesson is missing.
+        DataError: if a kind of lesson is missing, the batch cannot be shared among the processes, or the loss is not
+            finite.
         PatchError: if the checkpoint in ``folder`` belongs to another run.
     """
     _check(lessons, config, references)
-    accelerator = Accelerator()
+    device = next(model.parameters()).device
+    # One process trains where the model is; several are placed by accelerate.
+    accelerator = Accelerator(cpu=device.type == "cpu", device_placement=int(os.environ.get("WORLD_SIZE", "1")) > 1)
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
     _freeze(model, deltas)
     optimizer = torch.optim.AdamW(deltas.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     tuned, prepared = accelerator.prepare(_Tuned(model, deltas, references or {}, config), optimizer)
@@ -119,15 +126,27 @@ def tune(
     with deltas.hooked(), _checkpointing(model, config.gradient_checkpointing):
         start = load_checkpoint(folder, deltas, optimizer, config) if folder else 0
         for offset, chosen in enumerate(batches(lessons, config.batch_size, config.steps, config.seed, start)):
-            mine = chosen[accelerator.process_index :: accelerator.num_processes]
-            batch = collate(lessons, mine, pad, accelerator.device)
+            mine = _share(chosen, accelerator.process_index, accelerator.num_processes)
+            batch = collate(lessons, mine, pad, next(model.parameters()).device)
             losses = _step(accelerator, tuned, prepared, batch, config, start + offset)
             history.append(losses)
             if folder and accelerator.is_main_process and _is_due(losses.step, config):
                 save_checkpoint(folder, deltas, optimizer, config, losses.step + 1)
             if advance is not None:
                 advance(losses)
+    for parameter, before in zip(model.parameters(), trainable, strict=True):
+        parameter.requires_grad_(before)
     return history
+
+
+def _share(chosen: Sequence[int], process: int, processes: int) -> Sequence[int]:
+    """Return a process's part of a batch, as large as every other's and, as the whole, half refusals."""
+    size = len(chosen) // processes
+    if size * processes != len(chosen) or size % 2:
+        raise DataError(
+            f"{len(chosen)} lessons of a step for {processes} processes; batch_size must be an even number for each"
+        )
+    return chosen[process * size : (process + 1) * size]
 
 
 def _freeze(model: nn.Module, deltas: Change) -> None:
@@ -151,7 +170,12 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * _schedule(step, config)
     refuse, answer, kl = tuned(batch)
-    accelerator.backward(refuse + config.answer_weight * answer + config.kl_weight * kl)
+    loss = refuse + config.answer_weight * answer + config.kl_weight * kl
+    if not torch.isfinite(loss):
+        raise DataError(
+            f"the loss is {loss.item()} at step {step} with learning rate {config.learning_rate:g}; lower learning_rate"
+        )
+    accelerator.backward(loss)
     accelerator.clip_grad_norm_(tuned.parameters(), config.clip)
     optimizer.step()
     optimizer.zero_grad()
@@ -178,8 +202,11 @@ def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
         model.eval()
         yield
         return
-    model.train()  # transformers checkpoints only while training
+    model.eval()
     model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.training = True  # which transformers asks for; the layers inside, such as dropout, stay as they are
     try:
         yield
     finally:

@@ -1,9 +1,10 @@
 """What ``nest bench`` compares, as YAML."""
 
+import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from nest.arms import ARMS
 from nest.eval_config import EvalConfig
@@ -16,6 +17,14 @@ from spider_sense.errors import nearest
 __all__ = ["BenchConfig", "Files"]
 
 Part = Literal["harmful", "jailbreak", "benign", "borderline", "utility"]
+
+
+_RATES_OF: dict[str, tuple[float, ...]] = {
+    "lora_matched": (3e-4, 1e-3, 3e-3),
+    "lora_qv": (3e-4, 1e-3, 3e-3),
+    "full": (1e-5, 3e-5, 1e-4),
+}
+"""What is usual for arms that train other things than shared vectors."""
 
 
 class Files(Settings):
@@ -43,6 +52,8 @@ class BenchConfig(Settings):
     tune: TuneConfig = TuneConfig()
     learning_rates: tuple[float, ...] = Field(default=(1e-3, 3e-3, 1e-2), min_length=1)
     """Each arm takes the one with the least loss on lessons that are held out of the tuning files."""
+    learning_rates_of: dict[str, tuple[float, ...]] = Field(default_factory=lambda: dict(_RATES_OF))
+    """Arms that are tuned at other rates; as many of them, or the comparison would not be fair."""
     probe_steps: int = Field(default=40, gt=0)
     """Steps of a trial of a learning rate."""
     held_out: int = Field(default=64, ge=2)
@@ -57,7 +68,11 @@ class BenchConfig(Settings):
     """Rows of each file at each point of the frontier."""
     evaluate: EvalConfig = EvalConfig()
     stress: tuple[str, ...] = ("nest",)
-    """Arms that are attacked as well: prefill, ablation, neurons and benign fine-tuning."""
+    """Arms that are attacked as well, and the base beside them: prefill, ablation, neurons."""
+
+    def rates_of(self, arm: str) -> tuple[float, ...]:
+        """Return the learning rates that an arm chooses from."""
+        return self.learning_rates_of.get(arm, self.learning_rates)
 
     @field_validator("arms", "stress")
     @classmethod
@@ -66,6 +81,16 @@ class BenchConfig(Settings):
         if unknown:
             raise ValueError(f"unknown arm {unknown[0]!r}; {nearest(unknown[0], ARMS)}")
         return arms
+
+    @model_validator(mode="after")
+    def _as_many_rates(self) -> Self:
+        for arm, rates in self.learning_rates_of.items():
+            if arm in self.arms and len(rates) != len(self.learning_rates):
+                raise ValueError(
+                    f"learning_rates_of.{arm} has {len(rates)} rates, learning_rates {len(self.learning_rates)}; "
+                    "give each arm as many"
+                )
+        return self
 
     @field_validator("test_on")
     @classmethod
@@ -78,4 +103,4 @@ class BenchConfig(Settings):
 
 
 def _names(files: Files) -> set[str]:
-    return {name for part in get_args(Part) for name in getattr(files, part)}
+    return {os.path.realpath(os.path.expandvars(name)) for part in get_args(Part) for name in getattr(files, part)}

@@ -60,16 +60,17 @@ def run_bench(config: BenchConfig, progress: Progress) -> tuple[Results, dict[st
     """
     stage = set_stage(config, progress)
     bench = _Bench(config, stage, progress)
-    results: Results = {"base": bench.measure("base", None)}
+    nothing = {"trained_parameters": 0, "trained_share": 0.0, "patch_bytes": 0, "train_seconds": 0.0}
+    results: Results = {"base": {**bench.measure("base", None), **nothing}}
     frontiers: dict[str, Results] = {}
     for run in plan(config):
         change, seconds, rate = bench.train(run)
-        result = bench.measure(run.name, change)
+        result = bench.measure(run.name, change, rate)
         about = {"trained_parameters": change.count(), "trained_share": change.count() / bench.parameters}
         results[run.name] = {**result, **about, "train_seconds": round(seconds, 1), "learning_rate": rate}
         results[run.name]["patch_bytes"] = bench.patch_bytes(run, change)
         if run.seed == config.seeds[0] and run.draw == run.seed:
-            frontiers[run.arm] = {f"{alpha:g}": bench.point(run, change, alpha) for alpha in config.alphas}
+            frontiers[run.arm] = {f"{alpha:g}": bench.point(run, change, alpha, rate) for alpha in config.alphas}
     return results, frontiers
 
 
@@ -89,14 +90,14 @@ class _Bench:
         change, seconds = trained(run.arm, run.seed, run.draw, self._stage, self._config, rate, self._steps())
         return change, seconds, rate
 
-    def measure(self, name: str, change: Change | None) -> dict[str, Any]:
+    def measure(self, name: str, change: Change | None, rate: float | None = None) -> dict[str, Any]:
         config = self._config.evaluate
-        if name.partition("-")[0] in self._config.stress or change is None:
+        if self._config.stress and (change is None or name.partition("-")[0] in self._config.stress):
             config = config.model_copy(update={"attacks": ATTACKS})
         base = None if change is None else self._base
-        return self._evaluated(f"results/{name}", name, change, self._stage.sets, config, base)
+        return self._evaluated(f"results/{name}", name, change, self._stage.sets, config, base, rate)
 
-    def point(self, run: Run, change: Change, alpha: float) -> dict[str, Any]:
+    def point(self, run: Run, change: Change, alpha: float, rate: float) -> dict[str, Any]:
         """Measure attack success against over-refusal at one strength, on fewer prompts."""
         limit, seed = self._config.frontier_limit, self._config.evaluate.seed
         sets = self._stage.sets
@@ -113,7 +114,7 @@ class _Bench:
         name = f"{run.name}-alpha{alpha:g}"
         config = self._config.evaluate.model_copy(update={"attacks": ()})
         try:
-            return self._evaluated(f"frontier/{name}", name, change, few, config, base=None)
+            return self._evaluated(f"frontier/{name}", name, change, few, config, None, rate)
         finally:
             change.alpha = 1.0
 
@@ -142,14 +143,15 @@ class _Bench:
         sets: EvalSets,
         config: EvalConfig,
         base: LoadedModel | None,
+        rate: float | None,
     ) -> dict[str, Any]:
         self._progress.update(self._bar, description=f"measuring {name}", total=None)
         stage = self._stage
         identity = {
             "run": name,
             "tune": self._config.tune.model_dump(),
-            "rates": self._config.learning_rates,
-            "neurons": stage.neurons.manifest.tensors_digest,
+            "rate": rate,
+            "stage": stage.digest,
         }
         arm = Arm(identity=identity, base=base, base_answers=self._answers, redetect=_redetect)
         with nullcontext() if change is None else change.folded():

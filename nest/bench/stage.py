@@ -1,6 +1,7 @@
 """What all arms share, made once: the model, its neurons, the lessons and the test sets."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,17 +14,22 @@ from nest.group import group
 from nest.labelled_answers import labelled_answers, sample_answers
 from nest.lessons import Lesson
 from nest.neurons import KIND, NeuronSet
+from nest.parts import key_of
 from nest.prompts import CORPUS, load_prompts
 from nest.reference import Reference
 from nest.refusal_classifier import RefusalClassifier
 from nest.run import read_lessons
 from nest.tasks import read_tasks, utility_files
-from spider_sense.data import Example, read_jsonl
+from spider_sense.data import Example, digest, read_jsonl
 from spider_sense.errors import ConfigError
 from spider_sense.fingerprint import Fingerprint, fingerprint
 from spider_sense.models import LoadedModel, load_model
 
 __all__ = ["Stage", "expanded", "set_stage"]
+
+
+_SHORT = 20
+"""Characters: a shorter tuned prompt found inside a test prompt says nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +49,8 @@ class Stage:
     """By place in ``train``."""
     sets: EvalSets
     classifier: RefusalClassifier
+    digest: str
+    """Of everything above that a tuned arm depends on: model, neurons, lessons."""
 
     @property
     def pad(self) -> int:
@@ -55,24 +63,26 @@ def set_stage(config: BenchConfig, progress: Progress) -> Stage:
     tune_on, test_on = expanded(config.tune_on), expanded(config.test_on)
     harmful = load_prompts(tune_on.harmful, "harmful", config.harmful_limit, config.tune.seed).examples
     benign = load_prompts(tune_on.benign, "benign", config.benign_limit, config.tune.seed).examples
-    sets = _test_sets(config, test_on)
+    sets = _test_sets(config, test_on, {_plain(example.text) for example in (*harmful, *benign)})
     loaded = load_model(config.model, "float32")
     base = fingerprint(loaded)
     neurons = _neurons(config, loaded, harmful, benign, progress)
     lessons, references = read_lessons(loaded, base, harmful, benign, config.tune, config.output, progress)
     held_out = _held_out(lessons, config.held_out)
     kept = [place for place in range(len(lessons)) if place not in held_out]
+    train, spared = [lessons[place] for place in kept], [lessons[place] for place in sorted(held_out)]
     return Stage(
         loaded=loaded,
         base=base,
         neurons=neurons,
         harmful=harmful,
         benign=benign,
-        train=[lessons[place] for place in kept],
-        held_out=[lessons[place] for place in sorted(held_out)],
+        train=train,
+        held_out=spared,
         references={new: references[old] for new, old in enumerate(kept) if old in references},
         sets=sets,
         classifier=RefusalClassifier.fit([*sample_answers(), *labelled_answers([*harmful, *benign])]),
+        digest=key_of(base.weight_digest, neurons.manifest.tensors_digest, train, spared),
     )
 
 
@@ -98,7 +108,8 @@ def _neurons(
     folder = config.output / "neurons"
     if (folder / KIND.manifest).is_file():
         known = NeuronSet.from_pretrained(folder)
-        if _same_recipe(known, config):
+        same_prompts = known.manifest.prompts.digest == digest([*harmful, *benign])
+        if same_prompts and known.manifest.base == fingerprint(loaded) and _same_recipe(known, config):
             return known
     found = find(loaded, harmful, benign, config.find, progress=progress)
     return group(found, config.group).save_pretrained(folder)
@@ -120,13 +131,23 @@ def _held_out(lessons: Sequence[Lesson], count: int) -> set[int]:
     return chosen
 
 
-def _test_sets(config: BenchConfig, files: Files) -> EvalSets:
+def _test_sets(config: BenchConfig, files: Files, tuned_on: set[str]) -> EvalSets:
+    """Return the prompts to test on, without those that are, or wrap, a prompt that was tuned on."""
     parts: dict[str, list[Example]] = {
-        name: [example for file in getattr(files, name) for example in _rows(file)]
+        name: [row for file in getattr(files, name) for row in _rows(file) if not _contains(row.text, tuned_on)]
         for name in ("harmful", "jailbreak", "benign", "borderline")
     }
     tasks = read_tasks(utility_files(files.utility)) if files.utility else []
     return select_sets(config.evaluate, **parts, tasks=tasks)
+
+
+def _contains(text: str, tuned_on: set[str]) -> bool:
+    plain = _plain(text)
+    return any(one in plain for one in tuned_on if len(one) > _SHORT or one == plain)
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _rows(file: str) -> list[Example]:

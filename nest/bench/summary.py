@@ -23,6 +23,8 @@ _RATES = {
 """Figure; part of the rows, and which outcome counts."""
 _OTHERS = ("utility", "perplexity", "kl")
 _ONCE = ("trained_parameters", "trained_share", "patch_bytes", "train_seconds", "learning_rate")
+REQUIRED = (*_RATES, *_OTHERS, "trained_share", "patch_bytes")
+"""Every summary has them; what was not measured is None."""
 Result = Mapping[str, Any]
 
 
@@ -45,7 +47,7 @@ def summarise(runs: Sequence[Result], seed: int = 0) -> dict[str, Any]:
         JSON-ready: each figure as a number, ``intervals`` [low, high] of 95%, ``sd`` over the runs, ``runs``,
         ``seconds`` of training and measuring a run.
     """
-    summary: dict[str, Any] = {"runs": len(runs)}
+    summary: dict[str, Any] = {**dict.fromkeys(REQUIRED), "runs": len(runs)}
     intervals: dict[str, list[float]] = {}
     spread: dict[str, float | None] = {}
     for figure, (part, wanted) in _RATES.items():

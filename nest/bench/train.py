@@ -1,6 +1,7 @@
 """One arm, trained: its learning rate chosen as every other arm's, its run resumable."""
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,13 @@ from nest.bench.stage import Stage
 from nest.forward import answer_logits
 from nest.full import Change
 from nest.lessons import collate
+from nest.parts import key_of
 from nest.tune import Losses, tune
+from spider_sense.errors import DataError
 
 __all__ = ["Advance", "choose_rate", "held_out_loss", "trained"]
 
+_DIVERGED = 1e9
 Advance = Callable[[str, Losses], None]
 """Called with the run's name after each step."""
 
@@ -26,15 +30,25 @@ Advance = Callable[[str, Losses], None]
 def choose_rate(arm: str, stage: Stage, config: BenchConfig, advance: Advance) -> float:
     """Return the learning rate with the least loss on held-out lessons after a short trial, the same for every arm."""
     file = config.output / "rates" / f"{arm}.json"
-    seed, losses = config.seeds[0], _read(file)
-    for rate in config.learning_rates:
-        if str(rate) not in losses and len(config.learning_rates) > 1:
-            change = build(arm, stage.loaded.model, stage.neurons, seed)
-            trial = {"steps": config.probe_steps, "learning_rate": rate, "seed": seed}
-            _tune(change, stage, config, trial, None, partial(advance, f"{arm}, trial at {rate:g}"))
-            losses[str(rate)] = held_out_loss(change, stage, config)
+    seed, losses, rates = config.seeds[0], _read(file), config.rates_of(arm)
+    keys = {rate: key_of(stage.digest, config.tune.model_dump(), config.probe_steps, seed, rate) for rate in rates}
+    for rate in rates if len(rates) > 1 else ():
+        if keys[rate] not in losses:
+            losses[keys[rate]] = _trial(arm, rate, stage, config, partial(advance, f"{arm}, trial at {rate:g}"))
             _write(file, losses)
-    return min(config.learning_rates, key=lambda rate: losses.get(str(rate), 0.0))
+    return min(rates, key=lambda rate: losses.get(keys[rate], 0.0))
+
+
+def _trial(arm: str, rate: float, stage: Stage, config: BenchConfig, advance: Callable[[Losses], None]) -> float:
+    """Return the held-out loss after a few steps, a number too large to be chosen where they diverged."""
+    change = build(arm, stage.loaded.model, stage.neurons, config.seeds[0])
+    try:
+        settings = {"steps": config.probe_steps, "learning_rate": rate, "seed": config.seeds[0]}
+        _tune(change, stage, config, settings, None, advance)
+    except DataError:
+        return _DIVERGED
+    loss = held_out_loss(change, stage, config)
+    return loss if math.isfinite(loss) else _DIVERGED
 
 
 def trained(
@@ -54,10 +68,12 @@ def trained(
     Returns:
         The change, and the seconds that its steps took, over all runs.
     """
-    name = f"{arm}-seed{seed}-draw{draw}"
-    folder, clock = config.output / "checkpoints" / name, _Clock(config.output / "checkpoints" / f"{name}.json")
-    change = build(arm, stage.loaded.model, stage.neurons, draw)
     settings = {"learning_rate": rate, "seed": seed}
+    key = key_of(stage.digest, config.tune.model_copy(update=settings).model_dump())
+    name = f"{arm}-seed{seed}-draw{draw}"
+    folder = config.output / "checkpoints" / f"{name}-{key[:8]}"
+    clock = _Clock(folder.with_suffix(".json"))
+    change = build(arm, stage.loaded.model, stage.neurons, draw)
 
     def step(losses: Losses) -> None:
         clock.tick(losses.step)

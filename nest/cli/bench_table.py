@@ -36,14 +36,14 @@ def arms_table(arms: Mapping[str, Mapping[str, Any]]) -> Table:
             _number(figures.get("perplexity"), ".2f"),
             _number(figures.get("kl"), ".3f"),
             _number(figures.get("trained_share"), ".3%"),
-            _number(figures.get("patch_bytes", 0) / 1024 or None, ".0f"),
+            _number(None if figures["patch_bytes"] is None else figures["patch_bytes"] / 1024, ".0f"),
             _number(figures["seconds"], ".0f"),
         )
     return table
 
 
 def _share(figures: Mapping[str, Any], key: str) -> str:
-    if key not in figures:
+    if figures[key] is None:
         return "-"
     low, high = figures["intervals"][key]
     return f"{100 * figures[key]:.1f} ({100 * low:.1f}-{100 * high:.1f})"

@@ -1,12 +1,13 @@
 """The arms: each trains what its name says."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from nest.arms import ARMS, build
+from nest.arms import ARMS, _spread, build
 from nest.delta import Deltas
 from nest.neurons import ModuleRecord, NeuronManifest, Neurons, NeuronSet
 from spider_sense.errors import ConfigError
@@ -49,6 +50,19 @@ def test_matched_lora_costs_no_more_than_nest(tiny_model: Callable[[str], PreTra
     targets = [delta.target for delta in lora]  # type: ignore[union-attr]
     assert all(target in [resolve(model, site).module for site in SITES] for target in targets)
     assert len(set(targets)) == len(targets) == 3
+
+
+@pytest.mark.parametrize("count", [1, 15, 30, 32, 45, 60])
+def test_matched_lora_is_spread_over_depth_and_places(count: int) -> None:
+    sites = [Site(layer, place) for layer in range(30) for place in ("gate", "up")]
+    chosen = _spread(sites, count)
+    assert len(set(chosen)) == count
+    gates = sum(site.place == "gate" for site in chosen)
+    assert abs(2 * gates - count) <= 1
+    if count > 1:
+        layers = sorted({site.layer for site in chosen})
+        assert layers[-1] >= 27
+        assert max(after - before for before, after in pairwise(layers)) <= 3
 
 
 def test_lora_on_attention_and_full_tuning(tiny_model: Callable[[str], PreTrainedModel]) -> None:

@@ -63,6 +63,19 @@ def test_logits_of_a_batch_are_those_of_each_lesson_alone(
             torch.testing.assert_close(logits_AV[: len(lesson.answer)], want_AV, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text"])
+def test_padding_does_not_use_up_a_sliding_window(kind: str, tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model, rows = tiny_model(kind), [Lesson((*HEAD, *range(10, 12 + 6 * i)), (20, 21), "answer") for i in range(4)]
+    model.config.sliding_window = 12
+    for block in model.model.layers:
+        if getattr(block.self_attn, "sliding_window", None) is not None:
+            block.self_attn.sliding_window = 12
+    with torch.no_grad():
+        shared = answer_logits(model, collate(rows, range(4), pad=1))
+        apart = answer_logits(model, collate(rows, range(4), pad=1), share_head=False)
+    torch.testing.assert_close(shared, apart, atol=1e-5, rtol=1e-5)
+
+
 def test_sharing_the_opening_changes_no_gradient(tiny_model: Callable[[str], PreTrainedModel]) -> None:
     model = tiny_model("llama")
     batch = collate(lessons(), range(6), pad=1)

@@ -83,18 +83,18 @@ def test_neurons_of_another_model_are_refused(
 def test_answers_survive_a_run_that_was_killed(tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path) -> None:
     prompts, digest = tiny_neurons.prompt_rows(5, None, 0), fingerprint(tiny_loaded).weight_digest
     cache = tmp_path / "answers.jsonl"
-    want = own_answers(tiny_loaded, prompts, digest, cache, 4)
+    want = own_answers(tiny_loaded, prompts, digest, cache, 4, 99)
     lines = cache.read_text().splitlines(keepends=True)
     cache.write_text("".join(lines[:3]) + lines[3][:20])
     told: list[int] = []
-    assert own_answers(tiny_loaded, prompts, digest, cache, 4, told.append) == want
+    assert own_answers(tiny_loaded, prompts, digest, cache, 4, 99, told.append) == want
     assert told == [3, 2]
-    assert own_answers(tiny_loaded, prompts, digest, cache, 4) == want
+    assert own_answers(tiny_loaded, prompts, digest, cache, 4, 99) == want
     # Another length, or another model, is another question.
-    assert len(own_answers(tiny_loaded, prompts, "other", cache, 4)) == 5
+    assert len(own_answers(tiny_loaded, prompts, "other", cache, 4, 99)) == 5
     cache.write_text("not an answer\n" + "".join(lines))
     with pytest.raises(DataError, match="line 1: holds no answer"):
-        own_answers(tiny_loaded, prompts, digest, cache, 4)
+        own_answers(tiny_loaded, prompts, digest, cache, 4, 99)
 
 
 def test_harmful_prompts_get_refusals_and_benign_ones_the_given_answers(

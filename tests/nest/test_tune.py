@@ -24,8 +24,8 @@ LESSONS = [Lesson((5, 6, 7, 8, 9, 10 + i), (20 + i % 2, 30 + i), "refuse" if i %
 
 
 def additions(model: nn.Module) -> Deltas:
-    """Return rank 2 on two projections."""
-    return lora_deltas({place: resolve(model, Site(0, place)).module for place in ("gate", "up")}, 2, seed=0)
+    """Return rank 2 on two blocks."""
+    return lora_deltas({str(layer): resolve(model, Site(layer, "up")).module for layer in (0, 1)}, 2, seed=0)
 
 
 def values(deltas: Deltas) -> list[list[float]]:
@@ -64,8 +64,9 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
         tune(model, additions(model), LESSONS, CONFIG.model_copy(update={"seed": 1}), pad=1, folder=tmp_path / "run")
 
 
-def test_gradient_checkpointing_changes_nothing(tiny_model: Callable[[str], PreTrainedModel]) -> None:
-    model = tiny_model("llama")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_gradient_checkpointing_changes_nothing(kind: str, tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model = tiny_model(kind)
     plain, saving = additions(model), additions(model)
     tune(model, plain, LESSONS, CONFIG, pad=1)
     tune(model, saving, LESSONS, CONFIG.model_copy(update={"gradient_checkpointing": True}), pad=1)
@@ -109,5 +110,9 @@ def test_bad_input(tiny_model: Callable[[str], PreTrainedModel]) -> None:
     model = tiny_model("llama")
     with pytest.raises(DataError, match="of kind \\['refuse'\\]"):
         tune(model, additions(model), LESSONS[1::2], CONFIG, pad=1)
+    broken = additions(model)
+    next(iter(broken.parameters())).data[:] = math.nan
+    with pytest.raises(DataError, match=r"the loss is nan at step 0 with learning rate 0\.05"):
+        tune(model, broken, LESSONS, CONFIG, pad=1)
     with pytest.raises(DataError, match="no reference"):
         tune(model, additions(model), LESSONS, CONFIG.model_copy(update={"kl_weight": 1.0}), pad=1)

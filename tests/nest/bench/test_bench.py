@@ -36,6 +36,7 @@ def settings(tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path, monkey
         "test_on": {"harmful": files["test_h"], "benign": files["test_b"], "borderline": files["test_b"]},
         "tune": {"steps": 4, "batch_size": 4, "kl_weight": 0.5, "answer_tokens": 6},
         "learning_rates": [0.001, 0.01],
+        "learning_rates_of": {"full": [0.0001, 0.001]},
         "probe_steps": 2,
         "held_out": 4,
         "arms": ["nest", "random_rows", "full"],
@@ -43,7 +44,7 @@ def settings(tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path, monkey
         "draws": 2,
         "alphas": [0.5, 1.0],
         "evaluate": {"limit": 8, "tokens": 4, "kl_prompts": 4, "resamples": 50},
-        "stress": [],
+        "stress": ["random_rows"],
     }
     monkeypatch.setattr(run_module, "ATTACKS", ("prefill",))
     path = tmp_path / "bench.yaml"
