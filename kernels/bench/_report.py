@@ -83,7 +83,7 @@ class Report:
     def add(self, case: Case, times: Mapping[str, list[float]]) -> None:
         """Take in the times of a case; a ratio is a baseline's time over ours in the same round, the median of them."""
         for variant, taken in times.items():
-            fifths = statistics.quantiles(taken, n=5)
+            fifths = statistics.quantiles(taken, n=5, method="inclusive")
             median = statistics.median(taken)
             self.rows.append(
                 {
