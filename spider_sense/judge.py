@@ -6,6 +6,7 @@ Shape letters: B requests, H heads, T packed rows, C logit columns.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -141,11 +142,10 @@ class Judge:
             decision=Decision(action="observe", verdict=None, reason="nothing asks for an action"),
             detectors=self._names,
         )
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.scorer.close, request)
             self._record(case, "open", text=text)
-        except BaseException:
-            self.scorer.close(request)
-            raise
+            undo.pop_all()
         return case
 
     def step(self, logits_TC: Tensor, rows: Sequence[RequestRows]) -> None:

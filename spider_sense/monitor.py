@@ -12,6 +12,7 @@ judged nor changed.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -251,17 +252,15 @@ class Monitor:
             raise ConfigError(f"{len(principals)} principals for {len(ids_BP)} prompts; give one for each")
         cases: list[Case] = []
         name = uuid4().hex[:12]
-        try:
+        with ExitStack() as undo:
             for index, principal in enumerate(principals):
                 prompt = ids_BP[index][torch.from_numpy(mask_BP[index])].tolist()
                 text = self._text(prompt)
                 for copy in range(copies):
                     row = index * copies + copy
                     cases.append(self._judge.open(f"{name}-{row}", prompt, principal, text))
-        except BaseException:
-            for case in cases:
-                self._judge.scorer.close(case.request)
-            raise
+                    undo.callback(self._judge.scorer.close, cases[-1].request)
+            undo.pop_all()
         return cases
 
     def _text(self, prompt: Sequence[int]) -> str | None:

@@ -1,12 +1,8 @@
 """The typer application of ``nest``."""
 
-import sys
-
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from spider_sense.errors import SpiderSenseError
+from spider_sense.cli.app import console, run
 
 __all__ = ["app", "console", "main"]
 
@@ -17,20 +13,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-WIDTH = 200
-console = Console(width=None if sys.stdout.isatty() else WIDTH)
-"""Where tables go; a file or a pipe gets them uncut."""
 
 
 def main() -> None:
-    """Run the command line; an error that the library raised on purpose is printed, and the exit code is 2."""
+    """Run the command line."""
     from nest.cli import commands  # noqa: F401  registers the verbs
 
-    try:
-        app()
-    except SpiderSenseError as error:
-        from spider_sense.reporting.pieces import printable
-
-        message = escape(printable(str(error)))
-        Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+    run(app)

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from spider_sense.errors import SpiderSenseError
 
-__all__ = ["app", "console", "main"]
+__all__ = ["app", "console", "main", "run"]
 
 app = typer.Typer(
     name="spider-sense",
@@ -23,11 +23,16 @@ console = Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 def main() -> None:
-    """Run the command line; an error that the library raised on purpose is printed, and the exit code is 2."""
+    """Run the command line."""
     from spider_sense.cli import commands  # noqa: F401  registers the verbs
 
+    run(app)
+
+
+def run(command: typer.Typer) -> None:
+    """Run an application; an error that the library raised on purpose is printed, and the exit code is 2."""
     try:
-        app()
+        command()
     except SpiderSenseError as error:
         from spider_sense.reporting.pieces import printable
 

@@ -45,7 +45,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def gguf_file(tmp_path: Path, tiny_model: Builder) -> Path:
     """The tiny llama as a GGUF file, as far as the tests look at it."""
-    gguf = pytest.importorskip("gguf")
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed; the extra gguf has it")
     target = tmp_path / "gguf" / "tiny.Q0.gguf"
     target.parent.mkdir()
     writer = gguf.GGUFWriter(target, "llama")
@@ -234,7 +234,7 @@ def test_a_copy_made_meanwhile_by_another_process_is_kept(cache: Path) -> None:
 
 
 def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
-    pytest.importorskip("gguf")
+    pytest.importorskip("gguf", reason="gguf is not installed; the extra gguf has it")
     file = tmp_path / "damaged.gguf"
     file.write_bytes(b"not a model at all")
     with pytest.raises(ConfigError, match=r"cannot load .*damaged\.gguf: "):

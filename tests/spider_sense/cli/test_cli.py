@@ -150,7 +150,7 @@ def test_calibrate(guard: Path, tiny_training: Any, tmp_path: Path) -> None:
 
 def test_sign_and_verify(guard: Path, tmp_path: Path) -> None:
     pytest.importorskip("OpenSSL", reason="model-signing imports it")
-    pytest.importorskip("model_signing")
+    pytest.importorskip("model_signing", reason="model-signing is not installed; the extra sign has it")
     assert "private.pem" in run("sign", "--generate-key", tmp_path / "me").output
     assert "model.sig" in run("sign", guard, "--key", tmp_path / "me.private.pem").output.replace("\n", "")
     assert "is as it was signed" in run("verify", guard, "--key", tmp_path / "me.public.pem").output.replace("\n", " ")
