@@ -80,6 +80,16 @@ class Deltas(nn.Module):
         """Return how many numbers are trained."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def values(self) -> dict[str, Tensor]:
+        """Return copies of the trained numbers, on the CPU."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.named_parameters()}
+
+    @torch.no_grad()
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Take trained numbers that :meth:`values` gave."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(values[name])
+
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Add to the projections' outputs inside the block; gradients flow."""

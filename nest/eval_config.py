@@ -14,9 +14,10 @@ from spider_sense.errors import ConfigError, DataError, nearest
 
 __all__ = ["ATTACKS", "Attack", "EvalConfig", "EvalSets", "attacks_named", "select_sets"]
 
-Attack = Literal["prefill", "ablation", "neurons"]
+Attack = Literal["prefill", "ablation", "neurons", "fine_tuning"]
 """prefill: the answer begins with a fixed affirmative text. ablation: the refusal direction is projected out of the
-residual stream. neurons: safety neurons are looked for in the model as it is and switched off."""
+residual stream. neurons: safety neurons are looked for in the model as it is and switched off. fine_tuning: all
+weights are trained for an epoch on benign conversations."""
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
 
 _HARMFUL = frozenset({"harmful", "harmful_noisy"})

@@ -11,6 +11,7 @@ from typing import Any
 
 from nest.eval_config import Attack, EvalConfig, EvalSets
 from nest.figures import figures_of
+from nest.fine_tuning import with_response
 from nest.measurements import Arm, Measurements, Progress, base_answers, kl_prompts
 from nest.parts import PartStore, key_of
 from nest.refusal import PHRASES_DIGEST
@@ -87,14 +88,21 @@ class _Run:
         return self.measure.config
 
     def check(self) -> None:
-        learning = [attack for attack in self.config.attacks if attack != "prefill"]
-        if "neurons" in learning and self.measure.arm.redetect is None:
+        attacks, sets = self.config.attacks, self.measure.sets
+        if "neurons" in attacks and self.measure.arm.redetect is None:
             raise ConfigError("the attack 'neurons' needs a way to look for neurons; give the arm one, or leave it out")
-        spare = [len(self.measure.sets.spare_harmful), len(self.measure.sets.spare_benign)]
-        if learning and self.measure.sets.harmful and min(spare) < LEAST:
+        contrasting = [attack for attack in attacks if attack in ("ablation", "neurons")] if sets.harmful else []
+        spare = [len(sets.spare_harmful), len(sets.spare_benign)]
+        if contrasting and min(spare) < LEAST:
             raise DataError(
-                f"{spare[0]} harmful and {spare[1]} benign prompts are left for the attack {learning[0]!r} to learn "
+                f"{spare[0]} harmful and {spare[1]} benign prompts are left for the attack {contrasting[0]!r} to learn "
                 f"from, beside those that are scored; it needs {LEAST} of each: lower the limit or add files"
+            )
+        conversations = len(with_response(sets.spare_benign))
+        if "fine_tuning" in attacks and sets.harmful and conversations < LEAST:
+            raise DataError(
+                f"{conversations} benign rows with a 'response' are left for the attack 'fine_tuning', beside those "
+                f"that are scored; it needs {LEAST}: lower the limit or name a file with responses"
             )
 
     def prompts(self, part: str, examples: Sequence[Example]) -> None:

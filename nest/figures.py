@@ -100,9 +100,9 @@ def _check_same(part: str, ours: Rows, base: Rows) -> None:
 
 
 def _outcomes(part: Mapping[str, Any] | None, field: str, answered: bool) -> list[float]:
-    """Return 1 where a prompt counts for the figure, else 0; empty if the part was not measured."""
+    """Return how much each prompt counts for the figure, from 0 to 1; empty if the part was not measured."""
     refused = (part or {}).get(field) or []
-    return [float(flag != answered) for flag in refused]
+    return [1.0 - flag if answered else float(flag) for flag in refused]
 
 
 def _rate(

@@ -1,6 +1,6 @@
 """Full fine-tuning behind the same face as :class:`nest.delta.Deltas`: the baseline that may change every weight."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -25,18 +25,31 @@ class FullChange(nn.Module):
         """Strength: how far the weights go from the base (0) to the tuned model (1)."""
         self._base = [weight.detach().clone() for weight in self.weights]
         self._tuned = [weight.detach().clone() for weight in self.weights]
+        self._live = False
 
     def count(self) -> int:
         """Return how many numbers are trained."""
         return sum(weight.numel() for weight in self.weights)
 
+    def values(self) -> dict[str, Tensor]:
+        """Return copies of the tuned weights, on the CPU; inside ``hooked`` as they are by now."""
+        weights = self.weights if self._live else self._tuned
+        return {str(place): weight.detach().cpu().clone() for place, weight in enumerate(weights)}
+
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Take tuned weights that :meth:`values` gave; not inside ``hooked``."""
+        assert not self._live
+        self._tuned = [values[str(place)].to(base.device) for place, base in enumerate(self._base)]
+
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Let the tuned weights be trained inside the block."""
         self._load(self._tuned)
+        self._live = True
         try:
             yield
         finally:
+            self._live = False
             self._tuned = [weight.detach().clone() for weight in self.weights]
             self._load(self._base)
 

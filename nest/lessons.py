@@ -17,7 +17,7 @@ from torch import Tensor
 from spider_sense.chat import Chat
 from spider_sense.data import Example
 
-__all__ = ["Batch", "Kind", "Lesson", "batches", "collate", "make_lessons"]
+__all__ = ["Batch", "Kind", "Lesson", "batches", "by_length", "collate", "make_lessons"]
 
 Kind = Literal["refuse", "answer"]
 """What the lesson teaches: to refuse a harmful prompt, or to keep on answering a benign one."""
@@ -115,6 +115,12 @@ def collate(lessons: Sequence[Lesson], chosen: Sequence[int], pad: int, device: 
     refuse = torch.tensor([lesson.kind == "refuse" for lesson in rows], device=device)
     ids_BX, mask_BX, target_BA = (torch.from_numpy(array).to(device) for array in (ids, mask, target))
     return Batch(ids_BX, mask_BX, target_BA, refuse, tuple(chosen))
+
+
+def by_length(lessons: Sequence[Lesson], chosen: Sequence[int], size: int) -> list[list[int]]:
+    """Split places into groups of at most ``size`` lessons of like length, so that little of a batch is padding."""
+    order = sorted(chosen, key=lambda place: len(lessons[place].prompt) + len(lessons[place].answer))
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _endless(places: Sequence[int], seed: int) -> Iterator[int]:

@@ -11,6 +11,7 @@ from nest.answers import generate_answers
 from nest.attacks import direction_ablated, neurons_off
 from nest.divergence import Off, measure_divergence
 from nest.eval_config import Attack, EvalConfig, EvalSets
+from nest.fine_tuning import fine_tuned, with_response
 from nest.perplexity import score_documents
 from nest.refusal import refuses
 from nest.refusal_classifier import RefusalClassifier
@@ -45,6 +46,8 @@ class Arm:
     """What :func:`base_answers` returned, where several arms share a base."""
     redetect: Redetect | None = None
     """For the attack ``neurons``."""
+    through_generate: bool = False
+    """Whether the model answers through its own ``generate``, which an attached monitor needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Measurements:
             batch_size=self.config.batch_size,
             prefix=prefix,
             max_prompt_tokens=self.config.max_prompt_tokens,
+            through_generate=self.arm.through_generate,
             advance=self._advance(part, len(examples)),
         )
         second = None if self.classifier is None else self.classifier.predict(answers).tolist()
@@ -90,6 +94,11 @@ class Measurements:
         """Do the same to the harmful prompts, under an attack."""
         if attack == "prefill":
             return self.judged(name, self.sets.harmful, self.config.prefix)
+        if attack == "fine_tuning":
+            conversations = with_response(self.sets.spare_benign)
+            chosen = subset(conversations, self.config.attack_prompts, self.config.seed, name_of)
+            with fine_tuned(self.loaded, chosen, self.config.seed) as steps:
+                return {**self.judged(name, self.sets.harmful), "details": {"steps": steps}}
         harmful, benign = (
             subset(rows, self.config.attack_prompts, self.config.seed, name_of)
             for rows in (self.sets.spare_harmful, self.sets.spare_benign)

@@ -72,7 +72,7 @@ def read_reference(
 
 
 def divergence(log_BAV: Tensor, batch: Batch, references: dict[int, Reference]) -> Tensor:
-    """Return the mean KL(base || model) over the answer tokens of the batch that have a reference, in nats.
+    """Return the sum of KL(base || model) over the answer tokens of the batch that have a reference, in nats.
 
     Args:
         log_BAV: log-probabilities of the model.
@@ -80,17 +80,14 @@ def divergence(log_BAV: Tensor, batch: Batch, references: dict[int, Reference]) 
         references: by place; lessons without one are left out.
     """
     rows = [row for row, place in enumerate(batch.index_B) if place in references]
-    if not rows:
-        return log_BAV.new_zeros(())
-    total, tokens = log_BAV.new_zeros(()), 0
+    total = log_BAV.new_zeros(())
     for row in rows:
         one = references[batch.index_B[row]]
         token_AK, base_AK, rest_A = (part.to(log_BAV.device) for part in (one.token_AK, one.log_AK, one.rest_A))
         log_AK = log_BAV[row, : len(rest_A)].gather(-1, token_AK)
         kept = (base_AK.exp() * (base_AK - log_AK)).sum()
         total = total + kept + (rest_A.exp() * (rest_A - _rest(log_AK))).sum()
-        tokens += len(rest_A)
-    return total / tokens
+    return total
 
 
 def _rest(log_AK: Tensor) -> Tensor:

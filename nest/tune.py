@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nest.checkpoint import load_checkpoint, save_checkpoint
-from nest.forward import answer_logits
 from nest.full import Change
-from nest.lessons import Batch, Lesson, batches, collate
-from nest.reference import Reference, divergence
+from nest.lessons import Batch, Lesson, batches, by_length, collate
+from nest.objective import Objective, token_counts
+from nest.reference import Reference
 from spider_sense.config import Settings
 from spider_sense.errors import DataError
 
@@ -36,6 +36,9 @@ class TuneConfig(Settings):
     steps: int = Field(default=200, gt=0)
     batch_size: int = Field(default=16, gt=1)
     """Lessons of a step, half of them refusals."""
+    pass_size: int = Field(default=4, gt=0)
+    """Lessons of one pass through the model: a step's lessons are sorted by length and their gradients summed. Small
+    passes are little padding, large ones keep a GPU busy."""
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -61,25 +64,6 @@ class Losses:
     refuse: float
     answer: float
     kl: float
-
-
-class _Tuned(nn.Module):
-    """Model and additions as one module, so that accelerate synchronises the additions' gradients."""
-
-    def __init__(self, model: nn.Module, deltas: Change, references: dict[int, Reference], config: TuneConfig) -> None:
-        super().__init__()
-        self.model, self.deltas = model, deltas
-        self._references, self._config = references, config
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        logits_BAV = answer_logits(self.model, batch, share_head=not self._config.gradient_checkpointing)
-        log_BAV = logits_BAV.float().log_softmax(-1)
-        picked_BA = log_BAV.gather(-1, batch.target_BA.clamp(min=0)[..., None])[..., 0]
-        real_BA = batch.target_BA >= 0
-        refuse = _mean(-picked_BA, real_BA & batch.refuse_B[:, None])
-        answer = _mean(-picked_BA, real_BA & ~batch.refuse_B[:, None])
-        kl = divergence(log_BAV, batch, self._references) if self._config.kl_weight else refuse.new_zeros(())
-        return refuse, answer, kl
 
 
 def tune(
@@ -120,15 +104,18 @@ def tune(
     trainable = [parameter.requires_grad for parameter in model.parameters()]
     _freeze(model, deltas)
     optimizer = torch.optim.AdamW(deltas.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    tuned, prepared = accelerator.prepare(_Tuned(model, deltas, references or {}, config), optimizer)
+    known = references if references and config.kl_weight else {}
+    objective = Objective(model, deltas, known, share_head=not config.gradient_checkpointing)
+    tuned, prepared = accelerator.prepare(objective, optimizer)
     history = []
     # Checkpointing computes activations again in the backward pass, so the hooks stay for both.
     with deltas.hooked(), _checkpointing(model, config.gradient_checkpointing):
         start = load_checkpoint(folder, deltas, optimizer, config) if folder else 0
         for offset, chosen in enumerate(batches(lessons, config.batch_size, config.steps, config.seed, start)):
             mine = _share(chosen, accelerator.process_index, accelerator.num_processes)
-            batch = collate(lessons, mine, pad, next(model.parameters()).device)
-            losses = _step(accelerator, tuned, prepared, batch, config, start + offset)
+            passes = [collate(lessons, part, pad, device) for part in by_length(lessons, mine, config.pass_size)]
+            tokens = token_counts(lessons, mine, known)
+            losses = _step(accelerator, tuned, prepared, passes, tokens, config, start + offset)
             history.append(losses)
             if folder and accelerator.is_main_process and _is_due(losses.step, config):
                 save_checkpoint(folder, deltas, optimizer, config, losses.step + 1)
@@ -161,25 +148,32 @@ def _is_due(step: int, config: TuneConfig) -> bool:
 
 def _step(
     accelerator: Accelerator,
-    tuned: nn.Module,
+    objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Batch,
+    passes: Sequence[Batch],
+    tokens: Sequence[int],
     config: TuneConfig,
     step: int,
 ) -> Losses:
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * _schedule(step, config)
-    refuse, answer, kl = tuned(batch)
-    loss = refuse + config.answer_weight * answer + config.kl_weight * kl
-    if not torch.isfinite(loss):
+    weights = torch.tensor((1.0, config.answer_weight, config.kl_weight), device=accelerator.device)
+    share_3 = 1.0 / torch.tensor(tokens, device=accelerator.device)
+    terms_3 = torch.zeros(3, device=accelerator.device)
+    for batch in passes:
+        part_3 = objective(batch) * share_3
+        accelerator.backward((weights * part_3).sum())
+        terms_3 += part_3.detach()
+    terms_3 = accelerator.reduce(terms_3, "mean")
+    loss = float((weights * terms_3).sum())
+    if not math.isfinite(loss):
         raise DataError(
-            f"the loss is {loss.item()} at step {step} with learning rate {config.learning_rate:g}; lower learning_rate"
+            f"the loss is {loss} at step {step} with learning rate {config.learning_rate:g}; lower learning_rate"
         )
-    accelerator.backward(loss)
-    accelerator.clip_grad_norm_(tuned.parameters(), config.clip)
+    accelerator.clip_grad_norm_(objective.parameters(), config.clip)
     optimizer.step()
     optimizer.zero_grad()
-    return Losses(step, float(refuse.detach()), float(answer.detach()), float(kl.detach()))
+    return Losses(step, *terms_3.tolist())
 
 
 def _schedule(step: int, config: TuneConfig) -> float:
@@ -189,10 +183,6 @@ def _schedule(step: int, config: TuneConfig) -> float:
         return (step + 1) / rising
     done = (step - rising) / max(1, config.steps - rising)
     return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
-
-
-def _mean(values_BA: Tensor, keep_BA: Tensor) -> Tensor:
-    return (values_BA * keep_BA).sum() / keep_BA.sum().clamp(min=1)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -64,11 +64,19 @@ class BenchConfig(Settings):
     """Draws of ``random_rows``, each with the first seed of the order of lessons."""
     alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
     """Strengths of the frontier."""
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.25, 0.5)
+    """Shares of the steps at which the frontier over training has a point, beside its end."""
     frontier_limit: int = Field(default=60, gt=0)
     """Rows of each file at each point of the frontier."""
+    guard: Path | None = None
+    """Folder of a guard for this model: nest's frontier is measured once more with the patch on for its suspects."""
     evaluate: EvalConfig = EvalConfig()
     stress: tuple[str, ...] = ("nest",)
     """Arms that are attacked as well, and the base beside them: prefill, ablation, neurons."""
+
+    def milestone_steps(self) -> tuple[int, ...]:
+        """Return the milestones as numbers of steps."""
+        return tuple(sorted({max(1, round(share * self.tune.steps)) for share in self.milestones}))
 
     def rates_of(self, arm: str) -> tuple[float, ...]:
         """Return the learning rates that an arm chooses from."""

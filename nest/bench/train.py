@@ -2,29 +2,43 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from nest.arms import build
 from nest.bench.config import BenchConfig
+from nest.bench.plan import Run
 from nest.bench.stage import Stage
-from nest.forward import answer_logits
 from nest.full import Change
-from nest.lessons import collate
+from nest.lessons import by_length, collate
+from nest.objective import Objective, token_counts
 from nest.parts import key_of
 from nest.tune import Losses, tune
 from spider_sense.errors import DataError
 
-__all__ = ["Advance", "choose_rate", "held_out_loss", "trained"]
+__all__ = ["Advance", "Trained", "choose_rate", "held_out_loss", "trained"]
 
 _DIVERGED = 1e9
 Advance = Callable[[str, Losses], None]
 """Called with the run's name after each step."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """A run that is done."""
+
+    change: Change
+    seconds: float
+    """That its steps took, over all calls."""
+    snapshots: dict[int, Path]
+    """Files with the trained numbers as they were after some steps."""
 
 
 def choose_rate(arm: str, stage: Stage, config: BenchConfig, advance: Advance) -> float:
@@ -52,55 +66,51 @@ def _trial(arm: str, rate: float, stage: Stage, config: BenchConfig, advance: Ca
 
 
 def trained(
-    arm: str, seed: int, draw: int, stage: Stage, config: BenchConfig, rate: float, advance: Advance
-) -> tuple[Change, float]:
-    """Tune an arm, or take up where an earlier run stopped.
+    run: Run,
+    stage: Stage,
+    config: BenchConfig,
+    rate: float,
+    advance: Advance,
+    milestones: Sequence[int] = (),
+) -> Trained:
+    """Tune an arm, or take up where an earlier call stopped.
 
     Args:
-        arm: a key of ``ARMS``.
-        seed: of the order of lessons.
-        draw: of the arm's own draw.
+        run: the arm, its seed and its draw.
         stage: what all arms share.
         config: the comparison.
         rate: learning rate.
         advance: see ``Advance``.
-
-    Returns:
-        The change, and the seconds that its steps took, over all runs.
+        milestones: numbers of steps after which the trained numbers are kept.
     """
-    settings = {"learning_rate": rate, "seed": seed}
+    settings = {"learning_rate": rate, "seed": run.seed}
     key = key_of(stage.digest, config.tune.model_copy(update=settings).model_dump())
-    name = f"{arm}-seed{seed}-draw{draw}"
-    folder = config.output / "checkpoints" / f"{name}-{key[:8]}"
+    folder = config.output / "checkpoints" / f"{run.name}-{key[:8]}"
     clock = _Clock(folder.with_suffix(".json"))
-    change = build(arm, stage.loaded.model, stage.neurons, draw)
+    change = build(run.arm, stage.loaded.model, stage.neurons, run.draw)
+    snapshots = {steps: config.output / "snapshots" / f"{folder.name}-step{steps}.safetensors" for steps in milestones}
 
     def step(losses: Losses) -> None:
         clock.tick(losses.step)
-        advance(name, losses)
+        if losses.step + 1 in snapshots:
+            snapshots[losses.step + 1].parent.mkdir(parents=True, exist_ok=True)
+            save_file(change.values(), snapshots[losses.step + 1])
+        advance(run.name, losses)
 
     _tune(change, stage, config, settings, folder, step)
-    return change, clock.seconds
+    return Trained(change, clock.seconds, {steps: file for steps, file in snapshots.items() if file.is_file()})
 
 
 @torch.no_grad()
 def held_out_loss(change: Change, stage: Stage, config: BenchConfig) -> float:
     """Return refusals' and answers' mean loss over the held-out lessons, in nats per token, weighted as in training."""
-    sums = {"refuse": [0.0, 0], "answer": [0.0, 0]}
-    size = config.tune.batch_size
+    lessons, everything = stage.held_out, range(len(stage.held_out))
+    objective, sums_3 = Objective(stage.loaded.model, change, {}), torch.zeros(3)
     with change.folded():
-        for start in range(0, len(stage.held_out), size):
-            chosen = range(len(stage.held_out))[start : start + size]
-            batch = collate(stage.held_out, chosen, stage.pad, stage.loaded.model.device)
-            log_BAV = answer_logits(stage.loaded.model, batch).float().log_softmax(-1)
-            picked_BA = -log_BAV.gather(-1, batch.target_BA.clamp(min=0)[..., None])[..., 0]
-            for place, row in enumerate(chosen):
-                real_A = batch.target_BA[place] >= 0
-                entry = sums[stage.held_out[row].kind]
-                entry[0] += float(picked_BA[place][real_A].sum())
-                entry[1] += int(real_A.sum())
-    weights = {"refuse": 1.0, "answer": config.tune.answer_weight + config.tune.kl_weight}
-    return sum(weights[kind] * total / max(1, tokens) for kind, (total, tokens) in sums.items())
+        for part in by_length(lessons, everything, config.tune.batch_size):
+            sums_3 += objective(collate(lessons, part, stage.pad, stage.loaded.model.device)).cpu()
+    refuse, answer, _ = sums_3 / torch.tensor(token_counts(lessons, everything, {}))
+    return float(refuse + (config.tune.answer_weight + config.tune.kl_weight) * answer)
 
 
 def _tune(

@@ -1,6 +1,7 @@
 """``nest bench``."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,18 +32,29 @@ def bench(
         results, frontiers = run_bench(settings, progress)
     arms = summarise_all(results)
     console.print(arms_table(arms))
-    if frontiers and results["base"]["over_refusal_borderline"]:
-        draw_frontier(frontiers, results["base"], settings.output / "frontier.png")
+    if frontiers and frontiers["base"]["alpha"]["0"]["over_refusal_borderline"]:
+        draw_frontier(frontiers, settings.output / "frontier.png")
     if results["base"]["utility"]:
         shown = {
             name: result for name, result in results.items() if name == "base" or f"-seed{settings.seeds[0]}-" in name
         }
         draw_comparison(shown, "utility", settings.output / "arms.png")
     console.print(f"wrote {settings.output}", markup=False)
-    points = {arm: {alpha: _point(result) for alpha, result in part.items()} for arm, part in frontiers.items()}
-    typer.echo(json.dumps({**arms, "frontier": points}))
+    points = {
+        arm: {by: {at: _point(result) for at, result in curve.items()} for by, curve in curves.items()}
+        for arm, curves in frontiers.items()
+    }
+    typer.echo(json.dumps(_finite({**arms, "frontier": points}), allow_nan=False))
 
 
 def _point(result: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("asr", "over_refusal", "over_refusal_borderline")
-    return {name: None if result[name] is None else result[name]["value"] for name in names}
+    return {name: result[name] for name in ("asr", "over_refusal", "over_refusal_borderline")}
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with None for what JSON has no word for, such as the perplexity of a run that diverged."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -34,7 +34,7 @@ def evaluate(
     utility: Annotated[list[Path] | None, typer.Option(help="Task files, or a folder of util_*.jsonl; repeat.")] = None,
     patch: Annotated[Path | None, typer.Option(help="Patch folder; its base is measured without it.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Strength; by default what the patch is meant for.")] = None,
-    attacks: Annotated[str, typer.Option(help="Of prefill, ablation, neurons, with commas between.")] = "",
+    attacks: Annotated[str, typer.Option(help="Of prefill, ablation, neurons, fine_tuning, with commas between.")] = "",
     labelled: Annotated[
         list[str] | None, typer.Option(help="Prompt sets with or without responses, to train the judge.")
     ] = None,

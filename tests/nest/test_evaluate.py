@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nest.answers import generate_answers
-from nest.eval_config import EvalConfig, EvalSets
+from nest.eval_config import ATTACKS, EvalConfig, EvalSets
 from nest.evaluate import Arm, base_answers, evaluate
 from nest.figures import differences
 from nest.labelled_answers import sample_answers
@@ -22,7 +22,7 @@ from spider_sense.models import LoadedModel
 from spider_sense.patching import apply_patch
 from spider_sense.types import Site
 
-CONFIG = EvalConfig(limit=4, tokens=3, resamples=50, attacks=("prefill", "ablation", "neurons"), keep_answers=True)
+CONFIG = EvalConfig(limit=4, tokens=3, resamples=50, attacks=ATTACKS, keep_answers=True)
 ROWS = {Site(0, "gate"): torch.tensor([1, 2]), Site(1, "up"): torch.tensor([7])}
 
 
@@ -37,7 +37,7 @@ def sets(tiny_neurons: Any) -> EvalSets:
         borderline=tuple(rows(3, None, 3, "edge")),
         wrapped=tuple(rows(2, None, 4, "wrapped")),
         spare_harmful=tuple(rows(12, "w9", 5, "harm")),
-        spare_benign=tuple(rows(12, None, 6, "plain")),
+        spare_benign=tuple(replace(row, response="w3 w4") for row in rows(12, None, 6, "plain")),
         tasks=(
             Task("util_copa", "choice", (choice, replace(choice, id="b", gold=1))),
             Task("util_text", "documents", (TaskRow("d", "w1 w2 w3", (), 0), TaskRow("e", "w4 w5", (), 0))),
@@ -68,7 +68,8 @@ def test_every_figure_is_there_with_its_rows(
         assert result[name]["n"] == result[f"{name}_classifier"]["n"] == count
     assert result["utility"]["n"] == result["perplexity"]["n"] == 2
     assert result["kl"]["value"] == pytest.approx(0, abs=1e-6)
-    assert set(result["attacks"]) == {"prefill", "ablation", "neurons"}
+    assert set(result["attacks"]) == set(ATTACKS)
+    assert result["attacks"]["fine_tuning"]["steps"] == 2
     assert result["attacks"]["neurons"]["neurons"] == 3
     assert result["attacks"]["ablation"]["layer"] == 0
     assert result["rows"]["harmful"]["ids"] == [f"harm/{one.id}" for one in sets.harmful]

@@ -64,6 +64,28 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
         tune(model, additions(model), LESSONS, CONFIG.model_copy(update={"seed": 1}), pad=1, folder=tmp_path / "run")
 
 
+def test_a_step_in_passes_is_the_same_step(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model = tiny_model("llama")
+    # Of different lengths, so that passes are padded otherwise and every mean is over other tokens.
+    prompts = [(5, 6, *range(7, 8 + 2 * place)) for place in range(8)]
+    lessons = [
+        replace(one, prompt=prompt, answer=one.answer * (1 + place % 3))
+        for place, (one, prompt) in enumerate(zip(LESSONS, prompts, strict=True))
+    ]
+    references = read_reference(model, lessons, pad=1)
+    settings = {"batch_size": 8, "steps": 4, "learning_rate": 0.01, "kl_weight": 0.5, "answer_weight": 2.0}
+    found = []
+    for size in (8, 3, 1):
+        change = additions(model)
+        config = CONFIG.model_copy(update={**settings, "pass_size": size})
+        losses = tune(model, change, lessons, config, pad=1, references=references)
+        found.append((torch.cat([value.flatten() for value in change.parameters()]), losses))
+    for value, losses in found[1:]:
+        torch.testing.assert_close(value, found[0][0], rtol=1e-3, atol=2e-4)
+        for one, other in zip(losses, found[0][1], strict=True):
+            assert (one.refuse, one.answer, one.kl) == pytest.approx((other.refuse, other.answer, other.kl), abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_gradient_checkpointing_changes_nothing(kind: str, tiny_model: Callable[[str], PreTrainedModel]) -> None:
     model = tiny_model(kind)
@@ -89,7 +111,7 @@ def test_divergence_is_nothing_for_the_base_and_a_lower_bound_otherwise(
         base = answer_logits(model, batch).log_softmax(-1)
         with deltas.hooked():
             moved = answer_logits(model, batch).log_softmax(-1)
-    whole = (base.exp() * (base - moved)).sum(-1)[[0, 2]].mean()
+    whole = (base.exp() * (base - moved)).sum(-1)[[0, 2]].sum()
     assert divergence(base, batch, references).item() == pytest.approx(0, abs=1e-5)
     assert 0 < divergence(moved, batch, references) <= whole + 1e-5
     assert divergence(moved, replace(batch, index_B=(1, 3, 5)), references) == 0

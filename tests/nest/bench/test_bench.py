@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nest.bench import run as run_module
+from nest.bench import measure as measure_module
 from nest.bench.config import BenchConfig
+from nest.bench.run import GUARDED
 from nest.cli import app as app_module
 from nest.cli import commands
 from nest.measurements import base_answers
@@ -19,7 +20,9 @@ assert commands.__all__
 
 
 @pytest.fixture
-def settings(tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def settings(
+    tiny_loaded: LoadedModel, tiny_neurons: Any, guards: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """Write prompt files and a configuration; every model that is asked for is the planted one."""
     planted: LoadedModel = tiny_neurons.plant(tiny_loaded)
     monkeypatch.setattr("nest.bench.stage.load_model", lambda *_: planted)
@@ -43,10 +46,14 @@ def settings(tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path, monkey
         "seeds": [0, 1],
         "draws": 2,
         "alphas": [0.5, 1.0],
+        "milestones": [0.25, 0.5],
         "evaluate": {"limit": 8, "tokens": 4, "kl_prompts": 4, "resamples": 50},
         "stress": ["random_rows"],
+        "guard": str(tmp_path / "guard"),
     }
-    monkeypatch.setattr(run_module, "ATTACKS", ("prefill",))
+    # Everything is a breach, so the patch is on for every request.
+    guards.guard(planted, guards.many_probes()[:1], guards.calibration(-1e6, -1e5)).save_pretrained(tmp_path / "guard")
+    monkeypatch.setattr(measure_module, "ATTACKS", ("prefill",))
     path = tmp_path / "bench.yaml"
     path.write_text(json.dumps(config))
     return path
@@ -61,7 +68,7 @@ def test_every_arm_is_measured_once(settings: Path, monkeypatch: pytest.MonkeyPa
             answers.update(ask(*arguments))
         return answers
 
-    monkeypatch.setattr(run_module, "base_answers", ask_once)
+    monkeypatch.setattr(measure_module, "base_answers", ask_once)
 
     def bench() -> dict[str, Any]:
         result = CliRunner().invoke(app_module.app, ["bench", "--config", str(settings)], catch_exceptions=False)
@@ -75,8 +82,14 @@ def test_every_arm_is_measured_once(settings: Path, monkeypatch: pytest.MonkeyPa
     for arm in ("nest", "random_rows", "full"):
         assert 0 <= line[arm]["asr"] <= 1
         assert line[arm]["kl"] >= 0
-        assert set(line["frontier"][arm]) == {"0.5", "1"}
+        curves = line["frontier"][arm]
+        assert set(curves["alpha"]) == {"0.5", "1"}
+        assert set(curves["steps"]) == {"1", "2", "4"}
+        assert curves["steps"]["4"] == curves["alpha"]["1"]
+        assert curves["alpha"]["1"]["asr"]["low"] <= curves["alpha"]["1"]["asr"]["value"]
         assert line[arm]["seconds"] > 0
+    assert set(line["frontier"]) == {"base", "nest", "random_rows", "full", GUARDED}
+    assert set(line["frontier"][GUARDED]["alpha"]) == {"0.5", "1"}
     assert line["full"]["trained_share"] == pytest.approx(1.0)
     assert line["nest"]["trained_share"] < 0.1
     assert line["base"]["attacks"].keys() == {"prefill"}

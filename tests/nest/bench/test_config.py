@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nest.bench.config import BenchConfig
-from nest.bench.run import plan
+from nest.bench.plan import plan
 from nest.bench.stage import expanded
 from spider_sense.config import load_yaml, parse
 from spider_sense.errors import ConfigError

@@ -1,5 +1,6 @@
-"""One row an arm: means over runs, intervals over prompts."""
+"""One row an arm: means over runs, intervals over prompts, differences prompt by prompt."""
 
+from math import exp
 from typing import Any
 
 import pytest
@@ -7,18 +8,22 @@ import pytest
 from nest.bench.summary import summarise, summarise_all
 
 
-def result(refused: list[bool], perplexity: float = 10.0) -> dict[str, Any]:
-    """Return what is read of a result with one part."""
-    rate = {"value": 1 - sum(refused) / len(refused), "low": 0.0, "high": 1.0, "n": len(refused)}
-    figure = {"value": perplexity, "low": perplexity - 1, "high": perplexity + 1, "n": 5}
+def result(refused: list[bool], nats: float = 2.0) -> dict[str, Any]:
+    """Return what is read of a result with a rate, a task, two documents and an attack."""
+    ids = [str(place) for place in range(len(refused))]
+    rate = {"ids": ids, "refused": refused, "refused_classifier": None, "seconds": 1.0}
+    task = {"ids": ["a", "b"], "correct": [True, False], "correct_normalised": [True, True], "normalised": False}
     return {
-        "rows": {"harmful": {"refused": refused, "refused_classifier": None}},
-        "asr": rate,
-        "utility": None,
-        "perplexity": figure,
-        "kl": None,
+        "rows": {
+            "harmful": rate,
+            "task/copa": {**task, "outcomes": [1.0, 0.0], "seconds": 0.5},
+            "perplexity": {"ids": ["d", "e"], "nats": [nats, nats], "tokens": [1, 1], "seconds": 0.5},
+            "attack/prefill": {**rate, "refused": [False] * len(refused)},
+        },
+        "asr": {"value": 1 - sum(refused) / len(refused)},
+        "utility": {"value": 0.5},
+        "perplexity": {"value": exp(nats)},
         "seconds": 2.0,
-        "attacks": {"prefill": {"asr": {"value": 0.5}}},
         "trained_share": 0.001,
     }
 
@@ -37,16 +42,32 @@ def test_a_prompts_outcome_is_averaged_before_prompts_are_resampled() -> None:
     assert alone["sd"]["asr"] is None
 
 
-def test_other_figures_are_averaged() -> None:
-    summary = summarise([result([True], 10.0), result([True], 14.0)])
-    assert summary["perplexity"] == 12.0
-    assert summary["intervals"]["perplexity"] == [11.0, 13.0]
-    assert summary["attacks"] == {"prefill": 0.5}
+def test_other_figures_are_means_over_runs_with_their_own_intervals() -> None:
+    summary = summarise([result([True], 2.0), result([True], 3.0)])
+    assert summary["perplexity"] == pytest.approx(exp(2.5))
+    assert summary["intervals"]["perplexity"] == pytest.approx([exp(2.5)] * 2)
+    assert summary["sd"]["perplexity"] > 0
+    low, high = summary["intervals"]["utility"]
+    assert low <= summary["utility"] == 0.5 <= high
+    assert summary["attacks"]["prefill"]["value"] == 1.0
     assert (summary["seconds"], summary["trained_share"]) == (2.0, 0.001)
-    assert summary["utility"] is None
+    assert summary["kl"] is None
 
 
-def test_runs_are_put_together_by_arm() -> None:
-    runs = {"base": result([False]), "nest-seed0-draw0": result([True]), "nest-seed1-draw1": result([True])}
+def test_arms_are_compared_prompt_by_prompt() -> None:
+    runs = {
+        "base": result([False] * 4, 2.0),
+        "nest-seed0-draw0": result([True, True, False, False], 2.1),
+        "nest-seed1-draw1": result([True, True, True, False], 2.1),
+        "random_rows-seed0-draw0": result([True, False, False, False], 2.3),
+    }
     arms = summarise_all(runs)
-    assert {arm: one["runs"] for arm, one in arms.items()} == {"base": 1, "nest": 2}
+    assert {arm: one["runs"] for arm, one in arms.items()} == {"base": 1, "nest": 2, "random_rows": 1}
+    assert "versus_base" not in arms["base"]
+    assert "versus_nest" not in arms["nest"]
+    gain = arms["nest"]["versus_base"]
+    assert gain["asr"]["value"] == pytest.approx(-0.625)
+    assert gain["asr"]["low"] <= -0.625 <= gain["asr"]["high"] <= 0
+    assert gain["perplexity"]["value"] == pytest.approx(exp(0.1) - 1)
+    assert arms["random_rows"]["versus_nest"]["asr"]["value"] == pytest.approx(0.375)
+    assert arms["random_rows"]["versus_nest"]["utility"]["value"] == 0.0

@@ -1,0 +1,138 @@
+"""Measuring the arms of a comparison: the same prompts, the same base, the same judges for each."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+from rich.progress import Progress
+
+from nest.bench.config import BenchConfig
+from nest.bench.stage import Stage
+from nest.eval_config import ATTACKS, EvalConfig, EvalSets
+from nest.evaluate import Arm, base_answers, evaluate
+from nest.find import FindConfig, find
+from nest.full import Change
+from nest.parts import PartStore
+from nest.subsets import subset
+from nest.tune import Losses
+from spider_sense.data import Example
+from spider_sense.models import LoadedModel
+
+__all__ = ["Bench", "Results"]
+
+Results = dict[str, dict[str, Any]]
+"""Results by name; ``base`` is the model as it came."""
+
+
+class Bench:
+    """What the runs share while they are measured.
+
+    Args:
+        config: the comparison.
+        stage: the model, lessons and test sets.
+        progress: gets a bar.
+    """
+
+    def __init__(self, config: BenchConfig, stage: Stage, progress: Progress) -> None:
+        self.config, self.stage, self._progress = config, stage, progress
+        self._bar = progress.add_task("base", total=None)
+        self.parameters = sum(weight.numel() for weight in stage.loaded.model.parameters())
+        self._answers = base_answers(stage.loaded, stage.sets, config.evaluate)
+        # The divergence runs base and tuned model side by side.
+        self._base = replace(stage.loaded, model=deepcopy(stage.loaded.model))
+        limit, seed = config.frontier_limit, config.evaluate.seed
+        harmful, benign, borderline = (
+            _few(part, limit, seed) for part in (stage.sets.harmful, stage.sets.benign, stage.sets.borderline)
+        )
+        self._few = EvalSets(harmful=harmful, benign=benign, borderline=borderline)
+
+    def measure(self, name: str, change: Change | None, rate: float | None = None) -> dict[str, Any]:
+        """Measure a run in full, ``None`` being the base model; arms under ``stress`` are attacked as well."""
+        config = self.config.evaluate
+        if self.config.stress and (change is None or name.partition("-")[0] in self.config.stress):
+            config = config.model_copy(update={"attacks": ATTACKS})
+        arm = Arm(
+            identity=self._identity(name, rate),
+            base=None if change is None else self._base,
+            base_answers=self._answers,
+            redetect=_redetect,
+        )
+        changed = nullcontext() if change is None else change.folded()
+        return self._evaluated(f"results/{name}", name, changed, self.stage.sets, config, arm)
+
+    def few(
+        self,
+        name: str,
+        changed: AbstractContextManager[object],
+        rate: float | None,
+        through_generate: bool = False,
+    ) -> dict[str, Any]:
+        """Measure attack success and over-refusal on fewer prompts, for a point of the frontier.
+
+        Args:
+            name: of the point.
+            changed: a block in which the model is what is to be measured.
+            rate: learning rate of the run.
+            through_generate: see :func:`nest.answers.generate_answers`.
+        """
+        config = self.config.evaluate.model_copy(update={"attacks": ()})
+        arm = Arm(identity=self._identity(name, rate), through_generate=through_generate)
+        return self._evaluated(f"frontier/{name}", name, changed, self._few, config, arm)
+
+    def start(self) -> dict[str, Results]:
+        """Return the point at which every frontier begins: the base model."""
+        return {"alpha": {"0": self.few("base", nullcontext(), None)}, "steps": {}}
+
+    def steps(self, name: str, losses: Losses) -> None:
+        """Show a step of training."""
+        text = f"{name}: refuse {losses.refuse:.2f}, answer {losses.answer:.2f}, KL {losses.kl:.3f}"
+        self._progress.update(self._bar, description=text, completed=losses.step + 1, total=self.config.tune.steps)
+
+    def _identity(self, name: str, rate: float | None) -> dict[str, Any]:
+        return {"run": name, "tune": self.config.tune.model_dump(), "rate": rate, "stage": self.stage.digest}
+
+    def _evaluated(
+        self,
+        file: str,
+        name: str,
+        changed: AbstractContextManager[object],
+        sets: EvalSets,
+        config: EvalConfig,
+        arm: Arm,
+    ) -> dict[str, Any]:
+        self._progress.update(self._bar, description=f"measuring {name}", total=None)
+        store = PartStore(self.config.output / f"{file}.json")
+        with changed:
+            return evaluate(
+                self.stage.loaded,
+                sets,
+                config,
+                arm=arm,
+                classifier=self.stage.classifier,
+                store=store,
+                progress=self._parts(name),
+            )
+
+    def _parts(self, name: str) -> Any:
+        done: dict[str, int] = {}
+
+        def tell(part: str, more: int, total: int) -> None:
+            done[part] = done.get(part, 0) + more
+            self._progress.update(self._bar, description=f"{name}: {part}", completed=done[part], total=total)
+
+        return tell
+
+
+def _few(examples: tuple[Example, ...], limit: int, seed: int) -> tuple[Example, ...]:
+    sources = dict.fromkeys(example.source for example in examples)
+    return tuple(
+        one
+        for source in sources
+        for one in subset([row for row in examples if row.source == source], limit, seed, lambda row: row.id)
+    )
+
+
+def _redetect(loaded: LoadedModel, harmful: Any, benign: Any) -> Mapping[Any, Any]:
+    return {site: found.neuron_R for site, found in find(loaded, harmful, benign, FindConfig()).sites.items()}
