@@ -11,7 +11,7 @@ from nest.lessons import Lesson
 from nest.neurons import Neurons, NeuronSet
 from nest.parts import key_of
 from nest.reference import Reference, read_reference
-from nest.tune import Losses, TuneConfig, tune
+from nest.tune import Losses, TuneConfig, processes, tune
 from spider_sense.data import Example, digest
 from spider_sense.fingerprint import Fingerprint, check_match, fingerprint
 from spider_sense.models import LoadedModel
@@ -86,15 +86,17 @@ def read_lessons(
 ) -> tuple[list[Lesson], dict[int, Reference]]:
     """Return the lessons and, if the divergence counts, the base model's distributions along its answers."""
     bar = progress.add_task("asking the base model", total=len(benign))
-    answers = own_answers(
-        loaded,
-        benign,
-        found.weight_digest,
-        work / "answers.jsonl",
-        config.answer_tokens,
-        config.prompt_tokens,
-        advance=lambda done: progress.advance(bar, done),
-    )
+    # Of several processes one asks, and the others find its answers in the file.
+    with processes(loaded.model).main_process_first():
+        answers = own_answers(
+            loaded,
+            benign,
+            found.weight_digest,
+            work / "answers.jsonl",
+            config.answer_tokens,
+            config.prompt_tokens,
+            advance=lambda done: progress.advance(bar, done),
+        )
     lessons = make_curriculum(loaded, harmful, benign, answers, config.prompt_tokens, config.answer_tokens)
     if not config.kl_weight:
         return lessons, {}

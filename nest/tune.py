@@ -7,14 +7,13 @@ Each term is a mean over its tokens. ``accelerate`` runs it on one device or sev
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from pydantic import Field
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -27,7 +26,7 @@ from nest.reference import Reference
 from spider_sense.config import Settings
 from spider_sense.errors import DataError
 
-__all__ = ["Losses", "TuneConfig", "tune"]
+__all__ = ["Losses", "TuneConfig", "processes", "tune"]
 
 
 class TuneConfig(Settings):
@@ -98,22 +97,22 @@ def tune(
         PatchError: if the checkpoint in ``folder`` belongs to another run.
     """
     _check(lessons, config, references)
-    device = next(model.parameters()).device
+    device, state = next(model.parameters()).device, processes(model)
     # One process trains where the model is; several are placed by accelerate.
-    accelerator = Accelerator(cpu=device.type == "cpu", device_placement=int(os.environ.get("WORLD_SIZE", "1")) > 1)
+    accelerator = Accelerator(cpu=device.type == "cpu", device_placement=state.num_processes > 1)
     trainable = [parameter.requires_grad for parameter in model.parameters()]
     _freeze(model, deltas)
     optimizer = torch.optim.AdamW(deltas.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     known = references if references and config.kl_weight else {}
     objective = Objective(model, deltas, known, share_head=not config.gradient_checkpointing)
     tuned, prepared = accelerator.prepare(objective, optimizer)
-    history = []
+    history, place = [], accelerator.device if state.num_processes > 1 else device
     # Checkpointing computes activations again in the backward pass, so the hooks stay for both.
     with deltas.hooked(), _checkpointing(model, config.gradient_checkpointing):
         start = load_checkpoint(folder, deltas, optimizer, config) if folder else 0
         for offset, chosen in enumerate(batches(lessons, config.batch_size, config.steps, config.seed, start)):
             mine = _share(chosen, accelerator.process_index, accelerator.num_processes)
-            passes = [collate(lessons, part, pad, device) for part in by_length(lessons, mine, config.pass_size)]
+            passes = [collate(lessons, part, pad, place) for part in by_length(lessons, mine, config.pass_size)]
             tokens = token_counts(lessons, mine, known)
             losses = _step(accelerator, tuned, prepared, passes, tokens, config, start + offset)
             history.append(losses)
@@ -124,6 +123,11 @@ def tune(
     for parameter, before in zip(model.parameters(), trainable, strict=True):
         parameter.requires_grad_(before)
     return history
+
+
+def processes(model: nn.Module) -> PartialState:
+    """Return what ``accelerate launch`` started, one process if it did not; with a model on the CPU none has a GPU."""
+    return PartialState(cpu=next(model.parameters()).device.type == "cpu")
 
 
 def _share(chosen: Sequence[int], process: int, processes: int) -> Sequence[int]:

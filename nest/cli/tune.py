@@ -26,11 +26,14 @@ def tune(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Tune one shared vector for each group of neurons; the result is a patch."""
+    """Tune one shared vector for each group of neurons; the result is a patch.
+
+    Several GPUs: accelerate launch "$(command -v nest)" tune ..., with the same arguments and --device cuda.
+    """
     from nest.neurons import NeuronSet
     from nest.prompts import load_prompts
     from nest.run import tune_patch
-    from nest.tune import TuneConfig
+    from nest.tune import TuneConfig, processes
     from spider_sense.cli.train import progress_bars
     from spider_sense.config import load_yaml
     from spider_sense.models import load_model
@@ -45,6 +48,8 @@ def tune(
     started = time.monotonic()
     with progress_bars() as progress:
         patch = tune_patch(loaded, grouped, refused, answered, settings, work, progress)
+    if not processes(loaded.model).is_main_process:
+        return
     patch = patch.save_pretrained(out)
     record = patch.manifest
     size = sum(file.stat().st_size for file in out.iterdir())
