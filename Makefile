@@ -40,11 +40,14 @@ bench-kernels: $(STAMP)  ## the kernels against eager torch, torch.compile and a
 	$(BIN)/python kernels/bench/bench_patch_rows.py
 	$(BIN)/python kernels/bench/bench_match_signatures.py
 
-bench-nest: $(STAMP)  ## every way of tuning against every other, three seeds: hours, goes on where it stopped
-	$(BIN)/nest bench --config configs/nest-bench.yaml
+bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other, three seeds: hours, goes on where it stopped
+	$(BIN)/python bench/guarded_patch.py --config configs/nest-bench.yaml --guard runs/full/guard
 
 bench-nest-quick: $(STAMP)  ## the same, reduced to minutes
 	$(BIN)/nest bench --config configs/nest-bench-quick.yaml
+
+runs/full/guard: | $(STAMP)
+	$(BIN)/spider-sense train --config configs/train-full.yaml
 
 full: $(STAMP)  ## the guard of the README's numbers; SPIDER_SENSE_DATA names the folder of prompt sets
 	$(BIN)/spider-sense train --config configs/train-full.yaml

@@ -68,8 +68,6 @@ class BenchConfig(Settings):
     """Shares of the steps at which the frontier over training has a point, beside its end."""
     frontier_limit: int = Field(default=60, gt=0)
     """Rows of each file at each point of the frontier."""
-    guard: Path | None = None
-    """Folder of a guard for this model: nest's frontier is measured once more with the patch on for its suspects."""
     evaluate: EvalConfig = EvalConfig()
     stress: tuple[str, ...] = ("nest",)
     """Arms that are attacked as well, and the base beside them: prefill, ablation, neurons."""

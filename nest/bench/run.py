@@ -1,29 +1,24 @@
 """Run the comparison arm by arm; everything that is finished is kept, so it can be cut off and started again."""
 
-from rich.progress import Progress
-
-from nest.bench.config import BenchConfig
-from nest.bench.frontier import Frontier, frontier, guarded_frontier
+from nest.bench.frontier import Frontier, frontier
 from nest.bench.measure import Bench, Results
 from nest.bench.patches import patch_bytes
 from nest.bench.plan import plan
-from nest.bench.stage import set_stage
 from nest.bench.train import choose_rate, trained
 
-__all__ = ["GUARDED", "run_bench"]
-
-GUARDED = "nest, where the guard suspects"
-"""Name of the frontier of nest's patch when a guard switches it on."""
+__all__ = ["run_bench"]
 
 
-def run_bench(config: BenchConfig, progress: Progress) -> tuple[Results, dict[str, Frontier]]:
+def run_bench(bench: Bench) -> tuple[Results, dict[str, Frontier]]:
     """Train and measure every arm.
+
+    Args:
+        bench: holds the configuration and what all runs share.
 
     Returns:
         The results by run, and by arm its frontier; ``base`` has the one point that all of them start from.
     """
-    stage = set_stage(config, progress)
-    bench = Bench(config, stage, progress)
+    config, stage = bench.config, bench.stage
     nothing = {"trained_parameters": 0, "trained_share": 0.0, "patch_bytes": 0, "train_seconds": 0.0}
     results: Results = {"base": {**bench.measure("base", None), **nothing}}
     frontiers: dict[str, Frontier] = {"base": bench.start()} if config.alphas or config.milestones else {}
@@ -41,6 +36,4 @@ def run_bench(config: BenchConfig, progress: Progress) -> tuple[Results, dict[st
         }
         if drawn and frontiers:
             frontiers[run.arm] = frontier(bench, run, done, rate)
-            if run.arm == "nest" and config.guard is not None:
-                frontiers[GUARDED] = guarded_frontier(bench, run, done, rate, config.guard)
     return results, frontiers

@@ -4,13 +4,18 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nest.cli.app import app, console
 
-__all__ = ["bench"]
+if TYPE_CHECKING:
+    from nest.bench.config import BenchConfig
+    from nest.bench.frontier import Frontier
+    from nest.bench.measure import Results
+
+__all__ = ["bench", "show"]
 
 
 @app.command()
@@ -19,17 +24,31 @@ def bench(
 ) -> None:
     """Tune and measure every arm; a run that is cut off goes on where it stopped. The last line is JSON."""
     from nest.bench.config import BenchConfig
+    from nest.bench.measure import Bench
     from nest.bench.run import run_bench
-    from nest.bench.summary import summarise_all
-    from nest.cli.bench_table import arms_table
-    from nest.pictures.compare import draw_comparison
-    from nest.pictures.frontier import draw_frontier
+    from nest.bench.stage import set_stage
     from spider_sense.cli.train import progress_bars
     from spider_sense.config import load_yaml
 
     settings = load_yaml(config, BenchConfig)
     with progress_bars() as progress:
-        results, frontiers = run_bench(settings, progress)
+        results, frontiers = run_bench(Bench(settings, set_stage(settings, progress), progress))
+    show(results, frontiers, settings)
+
+
+def show(results: "Results", frontiers: "Mapping[str, Frontier]", settings: "BenchConfig") -> None:
+    """Print the table and the line of JSON, and draw the pictures into the output folder.
+
+    Args:
+        results: from :func:`nest.bench.run.run_bench`.
+        frontiers: from the same, and others to draw beside them.
+        settings: the comparison.
+    """
+    from nest.bench.summary import summarise_all
+    from nest.cli.bench_table import arms_table
+    from nest.pictures.compare import draw_comparison
+    from nest.pictures.frontier import draw_frontier
+
     arms = summarise_all(results)
     console.print(arms_table(arms))
     if frontiers and frontiers["base"]["alpha"]["0"]["over_refusal_borderline"]:

@@ -1,15 +1,17 @@
 """The whole comparison on a tiny model: what it returns, and that a second call measures nothing again."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from nest.bench import measure as measure_module
 from nest.bench.config import BenchConfig
-from nest.bench.run import GUARDED
+from nest.bench.measure import Bench
 from nest.cli import app as app_module
 from nest.cli import commands
 from nest.measurements import base_answers
@@ -17,12 +19,11 @@ from spider_sense.config import parse
 from spider_sense.models import LoadedModel
 
 assert commands.__all__
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def settings(
-    tiny_loaded: LoadedModel, tiny_neurons: Any, guards: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def settings(tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write prompt files and a configuration; every model that is asked for is the planted one."""
     planted: LoadedModel = tiny_neurons.plant(tiny_loaded)
     monkeypatch.setattr("nest.bench.stage.load_model", lambda *_: planted)
@@ -49,10 +50,7 @@ def settings(
         "milestones": [0.25, 0.5],
         "evaluate": {"limit": 8, "tokens": 4, "kl_prompts": 4, "resamples": 50},
         "stress": ["random_rows"],
-        "guard": str(tmp_path / "guard"),
     }
-    # Everything is a breach, so the patch is on for every request.
-    guards.guard(planted, guards.many_probes()[:1], guards.calibration(-1e6, -1e5)).save_pretrained(tmp_path / "guard")
     monkeypatch.setattr(measure_module, "ATTACKS", ("prefill",))
     path = tmp_path / "bench.yaml"
     path.write_text(json.dumps(config))
@@ -88,8 +86,7 @@ def test_every_arm_is_measured_once(settings: Path, monkeypatch: pytest.MonkeyPa
         assert curves["steps"]["4"] == curves["alpha"]["1"]
         assert curves["alpha"]["1"]["asr"]["low"] <= curves["alpha"]["1"]["asr"]["value"]
         assert line[arm]["seconds"] > 0
-    assert set(line["frontier"]) == {"base", "nest", "random_rows", "full", GUARDED}
-    assert set(line["frontier"][GUARDED]["alpha"]) == {"0.5", "1"}
+    assert set(line["frontier"]) == {"base", "nest", "random_rows", "full"}
     assert line["full"]["trained_share"] == pytest.approx(1.0)
     assert line["nest"]["trained_share"] < 0.1
     assert line["base"]["attacks"].keys() == {"prefill"}
@@ -111,3 +108,39 @@ def test_a_file_on_both_sides_is_refused(settings: Path) -> None:
     config["test_on"]["harmful"] = config["tune_on"]["harmful"]
     with pytest.raises(Exception, match="stand in tune_on as well"):
         parse(config, BenchConfig, origin="bench")
+
+
+def test_a_guard_adds_a_frontier(
+    settings: Path, guards: Any, tiny_loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**json.loads(settings.read_text()), "arms": ["nest"], "seeds": [0], "draws": 1, "stress": []}
+    settings.write_text(json.dumps(config))
+    # The thresholds are below every score, so the patch is on for every request.
+    everyone = guards.guard(tiny_loaded, guards.many_probes()[:1], guards.calibration(-1e6, -1e5))
+    everyone.save_pretrained(tmp_path / "guard")
+    spec = importlib.util.spec_from_file_location("guarded_patch", ROOT / "bench" / "guarded_patch.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    patched = []
+    few = Bench.few
+
+    def spy(self: Bench, name: str, changed: Any, *rest: Any, **options: Any) -> dict[str, Any]:
+        result = few(self, name, changed, *rest, **options)
+        if "-guard-" in name:
+            patched.append([case.patched_from for case in changed.cases])
+        return result
+
+    monkeypatch.setattr(Bench, "few", spy)
+    cli = typer.Typer()
+    cli.command()(script.main)
+    arguments = ["--config", str(settings), "--guard", str(tmp_path / "guard")]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    line = json.loads(result.output.splitlines()[-1])
+    assert set(line["frontier"]) == {"base", "nest", script.NAME}
+    assert set(line["frontier"][script.NAME]["alpha"]) == {"0.5", "1"}
+    assert len(patched) == 2
+    assert all(len(points) == 8 and all(point is not None for point in points) for points in patched)
+    assert "generate" not in vars(tiny_loaded.model)
