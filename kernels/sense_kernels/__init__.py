@@ -6,7 +6,7 @@ from sense_kernels.lanes import PROMPT, RESPONSE, TAIL, WATCHED, Lane, LaneKind,
 from sense_kernels.launch import WARM_ROWS, MatchScratch, Scratch, new_match_scratch, new_scratch
 from sense_kernels.patch import patch_rows, patch_rows_torch, patch_rows_triton
 from sense_kernels.recurrences import MERGE
-from sense_kernels.rows import FoldRows, RowTensors
+from sense_kernels.rows import FoldRows, IntArray, RowTensors
 from sense_kernels.score import pack_weight, score, score_torch, score_triton, split_weight
 from sense_kernels.score_fold import score_fold, score_fold_torch, score_fold_triton
 from sense_kernels.signatures import (
@@ -27,6 +27,7 @@ __all__ = [
     "WATCHED",
     "FoldRows",
     "HostSites",
+    "IntArray",
     "Lane",
     "LaneKind",
     "LaneTable",

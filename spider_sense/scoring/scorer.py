@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sense_kernels import PROMPT, RESPONSE, TAIL, WATCHED, FoldRows
 from spider_sense.scoring.bank import Bank
+from spider_sense.scoring.blocks import BlockStates
 from spider_sense.scoring.stream import Stream
 from spider_sense.types import Coverage
 
@@ -68,6 +69,8 @@ class RequestRows:
     """Indices into the packed rows, int64, in token order."""
     positions: np.ndarray
     """Absolute position of each, int64, strictly increasing."""
+    blocks: np.ndarray | None = None
+    """KV block that each is the last token of, or -1; None of an engine without a prefix cache."""
 
 
 @dataclass(slots=True)
@@ -75,6 +78,8 @@ class Scorer:
     """Streaming scores of many requests over one bank."""
 
     bank: Bank
+    blocks: BlockStates | None = None
+    """States of the engine's KV blocks, written by the rows that name one."""
     stream: Stream = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,7 +104,7 @@ class Scorer:
             batch: rows of each request, any order of requests.
             trace: [T, H] float32 or None; receives the readout at each watched row.
         """
-        rows, codes, lengths, slots = [], [], [], []
+        rows, codes, lengths, slots, blocks = [], [], [], [], []
         for item in batch:
             # Positions rise, so what was folded before comes first; so do the rows that are skipped.
             first = int(np.searchsorted(item.positions, item.request.position))
@@ -113,10 +118,12 @@ class Scorer:
                 codes.append(item.request.codes(item.positions[first:]))
                 lengths.append(len(rows[-1]))
                 slots.append(item.request.slot)
+                blocks.append(np.full(lengths[-1], -1) if item.blocks is None else item.blocks[first:])
         if slots:
             starts = np.concatenate(([0], np.cumsum(lengths)))
-            fold = FoldRows(np.concatenate(rows), np.concatenate(codes), starts, np.array(slots))
-            self.stream.fold(logits_TC, fold, trace)
+            block_R = None if self.blocks is None else np.concatenate(blocks)
+            fold = FoldRows(np.concatenate(rows), np.concatenate(codes), starts, np.array(slots), block_R=block_R)
+            self.stream.fold(logits_TC, fold, trace, None if self.blocks is None else self.blocks.tables)
 
     def peak(self, requests: Sequence[Request]) -> Tensor:
         """Return each head's maximum over time [B, H]."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sense_kernels import MERGE, FoldRows, LaneTable, fold, readout_torch
+from sense_kernels import MERGE, PROMPT, FoldRows, LaneTable, State, fold, readout_torch
 
 __all__ = ["Snapshot", "Stream"]
 
@@ -55,10 +55,10 @@ class Stream:
             raise ValueError(f"slot {slot} is not in use")
         self._free.append(slot)
 
-    def fold(self, logits_TC: Tensor, rows: FoldRows, trace: Tensor | None = None) -> None:
+    def fold(self, logits_TC: Tensor, rows: FoldRows, trace: Tensor | None = None, blocks: State | None = None) -> None:
         """Fold rows of a step; see :func:`sense_kernels.fold`."""
         if len(rows.slot_B):
-            fold(self._state, self._count, self._peak, logits_TC, rows, self.table, trace)
+            fold(self._state, self._count, self._peak, logits_TC, rows, self.table, trace, blocks)
 
     def readout(self, slots: list[int]) -> Tensor:
         """Return the running values [B, H]."""
@@ -79,6 +79,18 @@ class Stream:
         self._state[index_B] = snapshot.state_BS
         self._count[index_B] = snapshot.count_BG
         self._peak[index_B] = snapshot.peak_BH
+
+    def take(self, slot: int, blocks: State, block: int) -> None:
+        """Let a slot go on from the state of a KV block, as if all tokens so far were prompt, before its end.
+
+        Heads that read the tail of a prompt or the response have seen none of theirs then, and no maximum was watched.
+        """
+        index_1 = self._index([slot])
+        self.table.reset(self._state, self._count, self._peak, index_1)
+        for place, group in enumerate(self.table.groups):
+            if group.span & PROMPT:
+                self._state[slot, group.offset : group.stop] = blocks.state[block, group.offset : group.stop]
+                self._count[slot, place] = blocks.counts[block, place]
 
     def merge(self, left: Snapshot, right: Snapshot) -> Snapshot:
         """Join the states of two neighbouring segments of the same requests.
