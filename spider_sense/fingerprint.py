@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
 
     from spider_sense.models import LoadedModel
 
-__all__ = ["Fingerprint", "ServingConfig", "check_match", "fingerprint", "serving_config"]
+__all__ = [
+    "Fingerprint",
+    "ServingConfig",
+    "check_match",
+    "digest_weights",
+    "fingerprint",
+    "fingerprint_tokenizer",
+    "serving_config",
+]
 
 _SAMPLES = 4096
 # Digests what a tokenizer does, not how it is serialised: the file's format changes between releases.
@@ -74,9 +83,16 @@ def fingerprint(loaded: "LoadedModel") -> Fingerprint:
         layers=layer_count(model),
         width=model.config.get_text_config().hidden_size,
         weight_digest=_weight_digest(model),
-        tokenizer_digest=_tokenizer_digest(loaded.tokenizer),
-        chat_template_digest=_chat_template_digest(loaded.tokenizer),
+        **fingerprint_tokenizer(loaded.tokenizer),
     )
+
+
+def fingerprint_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str | None]:
+    """Return the fields of a fingerprint that are about the tokenizer and its chat template."""
+    return {
+        "tokenizer_digest": _tokenizer_digest(tokenizer),
+        "chat_template_digest": _chat_template_digest(tokenizer),
+    }
 
 
 def serving_config(model: "PreTrainedModel") -> ServingConfig:
@@ -116,12 +132,20 @@ def _weight_digest(model: nn.Module) -> str:
     # state_dict has the persistent buffers, and lists tied weights under each of their names, so that a copy whose
     # ties were broken on saving has the same entries.
     tensors = {name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()}
+    # A quantised layer may also keep records that are no tensors.
+    return digest_weights((name, tensors[name]) for name in sorted(tensors) if isinstance(tensors[name], Tensor))
+
+
+def digest_weights(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the weight digest of a fingerprint.
+
+    Args:
+        tensors: parameters and persistent buffers with their names, in the order of the names.
+    """
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        # A quantised layer may also keep records that are no tensors.
-        if isinstance(tensors[name], Tensor):
-            digest.update(f"{name}{list(tensors[name].shape)}".encode())
-            digest.update(_sample(tensors[name]))
+    for name, tensor in tensors:
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(_sample(tensor))
     return digest.hexdigest()
 
 

@@ -100,6 +100,7 @@ class Judge:
         keep_history: whether cases keep the first detector's readout at every step.
         on_decision: called when a request's decision becomes stricter.
         dtype: of the hidden states.
+        rows: most rows of a step; where a step may have more, the buffer grows.
     """
 
     def __init__(
@@ -111,12 +112,13 @@ class Judge:
         keep_history: bool = False,
         on_decision: Callable[[Case], None] | None = None,
         dtype: torch.dtype = torch.float32,
+        rows: int = 64,
     ) -> None:
         self.guard, self.policy, self._audit = guard, policy, audit
         blind = [probe.name for probe in guard.probes if probe.aggregator.span == "tail"]
         if blind and not guard.manifest.template.tail:
             raise GuardError(f"{', '.join(blind)} read the template's tail, and this template has none; train again")
-        self.bank = Bank(guard.probes, device, dtype=dtype)
+        self.bank = Bank(guard.probes, device, rows, dtype)
         self.scorer = Scorer(self.bank)
         self._names = tuple(detector.name for detector in guard.manifest.detectors)
         self._keep_history, self._on_decision = keep_history, on_decision

@@ -152,18 +152,21 @@ class Bank:
         if self._host is not None:
             self._host.drop()
 
-    def tap(self, site: Site) -> Callable[[Tensor], None]:
-        """Return the reader of a site: it scores hidden states [..., D], and may be compiled."""
+    def tap(self, site: Site) -> Callable[..., None]:
+        """Return the reader of a site: it scores hidden states [..., D], and may be compiled.
+
+        Engines that keep a block's output and the residual stream apart give both; their sum is scored.
+        """
         pack = self.packs[site]
         weight, bias, mlp_weight, mlp_bias = pack.weight, pack.bias, pack.mlp_weight, pack.mlp_bias
         host, index, width = self._host, self._host_index.get(site, -1), len(pack.weight)
 
-        def read(hidden: Tensor) -> None:
+        def read(hidden: Tensor, residual: Tensor | None = None) -> None:
             if index >= 0 and not torch.compiler.is_compiling() and host and hidden.numel() <= host.rows * width:
-                host.put(index, hidden)
+                host.put(index, hidden if residual is None else hidden + residual)
             else:
                 out, scratch = self._targets[site], self._scratch
-                score(hidden, weight, bias, mlp_weight, mlp_bias, EPS, out, None, pack.weight_low, *scratch)
+                score(hidden, weight, bias, mlp_weight, mlp_bias, EPS, out, residual, pack.weight_low, *scratch)
 
         return read
 

@@ -1,0 +1,1 @@
+"""Guarding vLLM: the plugin, what it hooks, and what it answers."""

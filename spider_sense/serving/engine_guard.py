@@ -1,0 +1,205 @@
+"""A guard in the worker of an engine: names the rows of each step, folds what was accepted, and says what is found.
+
+It reads the scheduler's step (which requests, tokens and KV blocks) and is told in which order the runner packed their
+rows; nothing here imports the engine.
+
+Shape letters: T packed rows, B requests of a step.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spider_sense.errors import SpiderSenseError
+from spider_sense.judge import Case, Judge
+from spider_sense.scoring import BlockStates, Request, RequestRows, TokenChain
+from spider_sense.serving.findings import Findings, findings_of
+
+__all__ = ["EngineGuard"]
+
+_NO_END = 1 << 62
+"""Length of a prompt that never ends: every row of such a request is a prompt row."""
+
+
+@dataclass(slots=True)
+class _Served:
+    """A request that the engine runs."""
+
+    case: Case
+    tokens: list[int]
+    """Prompt and accepted tokens."""
+    blocks: list[int]
+    chain: TokenChain | None
+    again: Request | None = None
+    """After a preemption: the state of tokens that are computed a second time, for the sake of their blocks alone."""
+
+
+class EngineGuard:
+    """Judges the requests of one engine.
+
+    Args:
+        judge: scores and decides.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self._served: dict[str, _Served] = {}
+        self._total = 0
+        self._order: list[tuple[_Served, np.ndarray, np.ndarray]] = []
+
+    def keep_blocks(self, size: int, blocks: int) -> None:
+        """Keep the state at the end of KV blocks, for requests that start after cached ones.
+
+        Args:
+            size: tokens of a block.
+            blocks: their number.
+        """
+        bank = self.judge.bank
+        self.judge.scorer.blocks = BlockStates(bank.table, blocks, size, bank.device)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a pass has run whose tokens are not known yet."""
+        return bool(self._order)
+
+    def begin(self, step: Any) -> None:
+        """Take in what the scheduler decided, before the forward pass.
+
+        Args:
+            step: vLLM's ``SchedulerOutput``.
+        """
+        for name in step.finished_req_ids:
+            self._close(name)
+        for new in step.scheduled_new_reqs:
+            self._open(new)
+        cached = step.scheduled_cached_reqs
+        for place, name in enumerate(cached.req_ids):
+            blocks = cached.new_block_ids[place]
+            served = self._served.get(name)
+            if served is None:
+                raise SpiderSenseError(f"request {name} runs, but the guard never saw it begin")
+            if name in cached.resumed_req_ids:
+                served.blocks = list(blocks[0]) if blocks else []
+                self._compute_again(served, int(cached.num_computed_tokens[place]))
+            elif blocks:
+                served.blocks += blocks[0]
+        self._total = step.total_num_scheduled_tokens
+        self.judge.bank.begin(self._total)
+        self._order = []
+
+    def rows(self, ids: Sequence[str], starts: Sequence[int], positions: Sequence[int]) -> None:
+        """Say how the rows of the pass that has just run are packed.
+
+        Args:
+            ids: B requests in the order of their rows.
+            starts: first row of each, and the end of the last; B + 1 numbers.
+            positions: absolute position of each request's first row.
+
+        Raises:
+            SpiderSenseError: if the rows are not those of the step.
+        """
+        if int(starts[len(ids)]) != self._total:
+            raise SpiderSenseError(
+                f"the engine packed {starts[len(ids)]} rows for a step of {self._total} tokens, so they cannot be told "
+                "apart; this version or option of the engine is not supported"
+            )
+        for place, name in enumerate(ids):
+            rows = np.arange(int(starts[place]), int(starts[place + 1]))
+            self._order.append((self._served[name], rows, rows - rows[0] + int(positions[place])))
+
+    def finish(self, accepted: Mapping[str, Sequence[int]]) -> Findings:
+        """Fold the rows of tokens that are certain, and judge.
+
+        Args:
+            accepted: tokens that were sampled for each request in this step; of drafted rows the first so many count.
+
+        Returns:
+            What is found of each request of the step.
+        """
+        batch: list[RequestRows] = []
+        for served, rows, positions in self._order:
+            new = accepted.get(served.case.request.id, ())
+            # The first row carries a token that is certain, each further accepted token makes one more so.
+            certain = len(served.tokens) - int(positions[0]) + max(0, len(new) - 1)
+            batch += self._split(served, rows[:certain], positions[:certain], new)
+        self.judge.step(self.judge.bank.logits(self._total), batch)
+        cases = [served.case for served, _, _ in self._order]
+        self.judge.decide(self.judge.read(cases))
+        self._order = []
+        return findings_of(cases)
+
+    def close(self) -> None:
+        """Close every request, each of them even if another cannot be recorded."""
+        with ExitStack() as stack:
+            for name in list(self._served):
+                stack.callback(self._close, name)
+
+    def _split(
+        self, served: _Served, rows: np.ndarray, positions: np.ndarray, new: Iterable[int]
+    ) -> Iterable[RequestRows]:
+        """Yield rows that are computed for the first time and those that are computed again; take in new tokens."""
+        request, again = served.case.request, served.again
+        served.tokens += new
+        fresh = int(np.searchsorted(positions, request.position))
+        if again is not None and fresh:
+            yield self._with_blocks(served, again, rows[:fresh], positions[:fresh])
+        if again is not None and fresh < len(rows):
+            self.judge.scorer.close(again)
+            served.again = None
+        if fresh < len(rows):
+            yield self._with_blocks(served, request, rows[fresh:], positions[fresh:])
+
+    def _with_blocks(self, served: _Served, request: Request, rows: np.ndarray, positions: np.ndarray) -> RequestRows:
+        states, chain = self.judge.scorer.blocks, served.chain
+        if states is None or chain is None:
+            return RequestRows(request, rows, positions)
+        complete = not request.missing and int(positions[0]) <= request.position
+        prompt = served.case.request.prompt_length
+        return RequestRows(
+            request, rows, positions, states.ends(positions, prompt, served.blocks, served.tokens, chain, complete)
+        )
+
+    def _open(self, new: Any) -> None:
+        prompt, name = list(new.prompt_token_ids or ()), new.req_id
+        if name in self._served:
+            self._close(name)
+        case = self.judge.open(name, prompt)
+        chain = None
+        if self.judge.scorer.blocks is not None:
+            adapter = "" if new.lora_request is None else new.lora_request.lora_name
+            seed = f"{self.judge.guard.digest}/{adapter}/{case.request.skip}"
+            chain = TokenChain(seed, self.judge.scorer.blocks.size)
+        served = _Served(case, prompt, list(new.block_ids[0]) if new.block_ids else [], chain)
+        self._served[name] = served
+        self._lend(served, case.request, new.num_computed_tokens)
+
+    def _lend(self, served: _Served, request: Request, cached: int) -> None:
+        """Go on from the state of cached blocks; where it is not known they count as missing with the next row."""
+        states, chain = self.judge.scorer.blocks, served.chain
+        if not cached or states is None or chain is None:
+            return
+        stream = self.judge.scorer.stream
+        # Nothing is folded of the tokens that are skipped, so nothing need be known of them.
+        if cached <= request.skip or states.lend(stream, request.slot, cached, served.blocks, served.tokens, chain):
+            request.position = request.cached = cached
+
+    def _compute_again(self, served: _Served, cached: int) -> None:
+        if served.again is not None:
+            self.judge.scorer.close(served.again)
+            served.again = None
+        if cached < served.case.request.position:
+            skip = served.case.request.skip
+            served.again = self.judge.scorer.open(f"{served.case.request.id}, again", _NO_END, skip, 0)
+            self._lend(served, served.again, cached)
+
+    def _close(self, name: str) -> None:
+        served = self._served.pop(name, None)
+        if served is None:
+            return
+        with ExitStack() as stack:
+            stack.callback(self.judge.close, served.case)
+            if served.again is not None:
+                stack.callback(self.judge.scorer.close, served.again)

@@ -1,0 +1,209 @@
+"""Every place where vLLM is taken hold of. Nothing else in this package imports it.
+
+Tested with vLLM 0.32; another minor is refused, since a seam that moved would leave requests unscored.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spider_sense.audit import AuditLog
+from spider_sense.errors import ConfigError, SpiderSenseError
+from spider_sense.fingerprint import ServingConfig
+from spider_sense.guard import Guard
+from spider_sense.judge import Judge
+from spider_sense.policy import Policy
+from spider_sense.serving.actor import Actor
+from spider_sense.serving.checkpoint import checkpoint_fingerprint
+from spider_sense.serving.engine_guard import EngineGuard
+from spider_sense.serving.settings import KEY, ServingSettings, find_settings
+from spider_sense.serving.taps import attach_taps
+
+__all__ = ["TESTED", "install"]
+
+TESTED = ("0.32.",)
+"""Versions of vLLM that the seams were tested with, by how they begin."""
+OP_VERSION = 1
+"""Raised whenever what is compiled into the model's graph changes."""
+_GUARD = "_spider_sense_guard"
+_ACTOR = "_spider_sense_actor"
+_DONE = "_spider_sense_seam"
+
+
+def install() -> None:
+    """Take hold of vLLM's classes in this process; a second call does nothing.
+
+    Raises:
+        ConfigError: if the version of vLLM was not tested.
+    """
+    import vllm
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu_worker import Worker
+
+    if not vllm.__version__.startswith(TESTED):
+        raise ConfigError(
+            f"vLLM {vllm.__version__} was not tested with this guard, only {', '.join(f'{one}x' for one in TESTED)}; "
+            "install a tested version, or unset the guard"
+        )
+    _wrap(EngineArgs, "create_engine_config", _configured)
+    _wrap(Worker, "load_model", _loaded)
+    _wrap(Worker, "initialize_from_config", _sized)
+    _wrap(GPUModelRunner, "execute_model", _executed)
+    _wrap(GPUModelRunner, "sample_tokens", _sampled)
+    _wrap(Scheduler, "update_from_output", _updated)
+
+
+def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
+    original = getattr(owner, name)
+    if hasattr(original, _DONE):
+        return
+
+    @functools.wraps(original)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return around(functools.partial(original, self), self, *args, **kwargs)
+
+    setattr(run, _DONE, True)
+    setattr(owner, name, run)
+
+
+def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: Any) -> Any:
+    """Check the guard before anything is loaded, and put what of it is compiled into the configuration's hash."""
+    settings = find_settings(args.additional_config)
+    if settings is None:
+        return original(*rest, **options)
+    guard = Guard.from_pretrained(settings.guard)
+    told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": _graph(guard)})
+    args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
+    config = original(*rest, **options)
+    _check_engine(config)
+    _check_model(config, guard, settings)
+    return config
+
+
+def _graph(guard: Guard) -> str:
+    columns = [f"{probe.name}:{'+'.join(map(str, probe.maps))}" for probe in guard.probes]
+    return f"{OP_VERSION}/{'/'.join(columns)}"
+
+
+def _check_engine(config: Any) -> None:
+    parallel = config.parallel_config
+    unsupported = {
+        "pipeline_parallel_size": parallel.pipeline_parallel_size > 1,
+        "speculative_config with async scheduling": bool(
+            config.speculative_config is not None and config.scheduler_config.async_scheduling
+        ),
+        "kv_transfer_config": config.kv_transfer_config is not None,
+    }
+    found = [name for name, is_set in unsupported.items() if is_set]
+    if found:
+        raise ConfigError(f"a guard cannot see every token with {', '.join(found)}; serve without, or without a guard")
+
+
+def _check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
+    from vllm.tokenizers import get_tokenizer
+
+    model = config.model_config
+    tokenizer = get_tokenizer(model.tokenizer)
+    found = checkpoint_fingerprint(Path(model.model), tokenizer)
+    serving = ServingConfig(dtype=str(model.dtype).removeprefix("torch."), quantization=model.quantization, adapters=())
+    guard.check_model(found, serving, settings.allow_uncertified)
+
+
+def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: Any) -> Any:
+    result = original(*args, **options)
+    config = worker.vllm_config
+    settings = find_settings(config.additional_config)
+    if settings is None or worker.rank % config.parallel_config.tensor_parallel_size:
+        return result
+    if settings.graph is None:
+        raise SpiderSenseError(
+            "a guard is named, but this engine's configuration was made without the plugin, so that a graph compiled "
+            "without the guard could be loaded; let VLLM_PLUGINS hold spider_sense in every process"
+        )
+    guard = Guard.from_pretrained(settings.guard)
+    judge = Judge(
+        guard,
+        _policy(settings),
+        _audit(settings, config.parallel_config.data_parallel_rank),
+        worker.device,
+        dtype=config.model_config.dtype,
+        rows=config.scheduler_config.max_num_batched_tokens,
+    )
+    attach_taps(worker.model_runner.get_model(), judge.bank)
+    setattr(worker.model_runner, _GUARD, EngineGuard(judge))
+    return result
+
+
+def _policy(settings: ServingSettings) -> Policy:
+    from spider_sense.config import load_yaml
+
+    return Policy.default() if settings.policy is None else load_yaml(settings.policy, Policy)
+
+
+def _audit(settings: ServingSettings, rank: int) -> AuditLog | None:
+    if settings.audit is None:
+        return None
+    path = settings.audit.with_name(f"{settings.audit.stem}-{rank}{settings.audit.suffix}") if rank else settings.audit
+    return AuditLog(path, settings.audit_text)
+
+
+def _sized(original: Callable[..., Any], worker: Any, kv_cache_config: Any) -> Any:
+    result = original(kv_cache_config)
+    guard = getattr(worker.model_runner, _GUARD, None)
+    cache = worker.vllm_config.cache_config
+    if guard is not None and cache.enable_prefix_caching:
+        guard.keep_blocks(cache.block_size, kv_cache_config.num_blocks)
+    return result
+
+
+def _executed(original: Callable[..., Any], runner: Any, step: Any, *args: Any, **options: Any) -> Any:
+    guard: EngineGuard | None = getattr(runner, _GUARD, None)
+    if guard is None:
+        return original(step, *args, **options)
+    guard.begin(step)
+    output = original(step, *args, **options)
+    if output is None and step.total_num_scheduled_tokens:
+        batch = runner.input_batch
+        count = batch.num_reqs
+        ids = batch.req_ids[:count]
+        guard.rows(ids, runner.query_start_loc.np[: count + 1], batch.num_computed_tokens_cpu[:count])
+    return output
+
+
+def _sampled(original: Callable[..., Any], runner: Any, *args: Any, **options: Any) -> Any:
+    guard: EngineGuard | None = getattr(runner, _GUARD, None)
+    if guard is None or not guard.waiting:
+        return original(*args, **options)
+    with torch.inference_mode():
+        output = original(*args, **options)
+        sampled = output.sampled_token_ids
+        output.spider_sense = guard.finish(
+            {name: sampled[place] for name, place in output.req_id_to_index.items() if sampled}
+        )
+    return output
+
+
+def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:
+    actor = getattr(scheduler, _ACTOR, None)
+    if actor is None:
+        settings = find_settings(scheduler.vllm_config.additional_config)
+        actor = None if settings is None else Actor(settings, _refusal(scheduler, settings))
+        setattr(scheduler, _ACTOR, actor or False)
+    return original(step, output) if not actor else actor.update(original, scheduler, step, output)
+
+
+def _refusal(scheduler: Any, settings: ServingSettings) -> Any:
+    """Return the tokens of the refusal, and of the line break that sets it apart from an answer that has begun."""
+    from vllm.tokenizers import get_tokenizer
+
+    tokenizer = get_tokenizer(scheduler.vllm_config.model_config.tokenizer)
+    text, line_break = (
+        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (_policy(settings).refusal, "\n\n")
+    )
+    # Of an answer that was stopped vLLM takes the last token for the end token, and does not show it.
+    return [*text, tokenizer.eos_token_id], line_break

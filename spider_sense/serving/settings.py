@@ -1,0 +1,56 @@
+"""What a served guard is told, by ``--additional-config '{"spider_sense": {...}}'`` or the environment."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from spider_sense.config import Settings, parse
+
+__all__ = ["ENABLED", "GUARD", "KEY", "ServingSettings", "find_settings"]
+
+KEY = "spider_sense"
+"""Key of the settings in vLLM's additional configuration, and of the verdict in an answer's ``kv_transfer_params``."""
+GUARD = "SPIDER_SENSE_GUARD"
+"""Environment variable that names a guard where the configuration does not."""
+ENABLED = "SPIDER_SENSE_ENABLED"
+"""Environment variable that switches everything off if it is 0."""
+
+
+class ServingSettings(Settings):
+    """How a server is guarded."""
+
+    guard: Path
+    """Folder of the guard."""
+    policy: Path | None = None
+    """YAML file; without one a breach is stopped and a suspect flagged."""
+    audit: Path | None = None
+    """JSON-lines file that events are appended to; data-parallel ranks after the first add their number to the name."""
+    audit_text: bool = False
+    """Whether the audit log holds prompts."""
+    scores: bool = False
+    """Whether answers carry scores and thresholds, which show an attacker how near a prompt came."""
+    allow_uncertified: bool = False
+    """Whether a dtype or quantisation is accepted that the thresholds were not calibrated for."""
+    graph: str | None = Field(default=None, repr=False)
+    """Set by the plugin: what of the guard is compiled into the model's graph. vLLM hashes it with its configuration,
+    so that a graph that was cached under another guard, or none, is not loaded."""
+
+
+def find_settings(additional_config: Any) -> ServingSettings | None:
+    """Return the settings in force, None if nothing is to be guarded.
+
+    Args:
+        additional_config: vLLM's, a mapping as far as this knows it.
+
+    Raises:
+        ConfigError: if the settings are there and wrong.
+    """
+    if os.environ.get(ENABLED, "1") == "0":
+        return None
+    found = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
+    if found is None and os.environ.get(GUARD):
+        found = {"guard": os.environ[GUARD]}
+    return None if found is None else parse(found, ServingSettings, origin=f"additional_config.{KEY}")
