@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Fingerprint",
     "ServingConfig",
+    "chat_template_digest",
     "check_match",
     "digest_weights",
     "fingerprint",
-    "fingerprint_tokenizer",
     "serving_config",
+    "tokenizer_digest",
 ]
 
 _SAMPLES = 4096
@@ -83,16 +84,9 @@ def fingerprint(loaded: "LoadedModel") -> Fingerprint:
         layers=layer_count(model),
         width=model.config.get_text_config().hidden_size,
         weight_digest=_weight_digest(model),
-        **fingerprint_tokenizer(loaded.tokenizer),
+        tokenizer_digest=tokenizer_digest(loaded.tokenizer),
+        chat_template_digest=chat_template_digest(loaded.tokenizer),
     )
-
-
-def fingerprint_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str | None]:
-    """Return the fields of a fingerprint that are about the tokenizer and its chat template."""
-    return {
-        "tokenizer_digest": _tokenizer_digest(tokenizer),
-        "chat_template_digest": _chat_template_digest(tokenizer),
-    }
 
 
 def serving_config(model: "PreTrainedModel") -> ServingConfig:
@@ -158,14 +152,16 @@ def _sample(tensor: Tensor) -> bytes:
     return picked.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the tokenizer digest of a fingerprint."""
     # The pad token is left out: it is often set after loading and never scored.
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
     behaviour = {"vocab": tokenizer.get_vocab(), "special": special, "ids": tokenizer(_PROBE_TEXT)["input_ids"]}
     return _sha256(json.dumps(behaviour, sort_keys=True))
 
 
-def _chat_template_digest(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+def chat_template_digest(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Return the chat template digest of a fingerprint."""
     template = tokenizer.chat_template
     return None if template is None else _sha256(json.dumps(template, sort_keys=True))
 

@@ -26,7 +26,7 @@ from transformers import LogitsProcessorList
 from spider_sense.attach import Attachment
 from spider_sense.audit import AuditLog
 from spider_sense.continuous import ContinuousCalls
-from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError, nearest
+from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.forward import Forward, read_forward
 from spider_sense.generation import GuardedCall
@@ -317,14 +317,8 @@ def _prompt_mask(ids_BP: Tensor, mask: Tensor | None, options: dict[str, Any]) -
 
 
 def _check_policy(policy: Policy, guard: Guard) -> None:
-    asked = [(f"rules[{index}]", rule.action) for index, rule in enumerate(policy.rules)]
-    for place, action in [*asked, ("on_missing", policy.on_missing)]:
-        if action not in SUPPORTED:
-            raise ConfigError(f"{place}: the transformers engine cannot {action!r}; it can: {', '.join(SUPPORTED)}")
-    names = {detector.name for detector in guard.manifest.detectors}
-    for rule in policy.rules:
-        if rule.detector != "*" and rule.detector not in names:
-            raise ConfigError(f"the policy speaks of detector {rule.detector!r}; {nearest(rule.detector, names)}")
+    names = [detector.name for detector in guard.manifest.detectors]
+    policy.check_engine("the transformers engine", SUPPORTED, names)
     choose_vector(policy, guard)
 
 

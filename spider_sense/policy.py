@@ -13,7 +13,7 @@ A policy is a list of rules, (detector, zone) -> action, read from YAML::
 It fails closed: a breach that no rule names is stopped, and so is a request that was not seen in full.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -21,6 +21,7 @@ from typing import Literal, Self
 from pydantic import Field, FiniteFloat, model_validator
 
 from spider_sense.config import Settings
+from spider_sense.errors import ConfigError, nearest
 from spider_sense.types import Action, Verdict
 
 __all__ = ["SEVERITY", "Decision", "Patch", "Policy", "Rule", "Steer"]
@@ -102,6 +103,27 @@ class Policy(Settings):
             asked.append("on_missing")
         if asked:
             raise ValueError(f"{', '.join(asked)}: {action!r} needs {needs}")
+
+    def check_engine(self, engine: str, can: Collection[Action], detectors: Collection[str]) -> None:
+        """Check that an engine can do what the policy asks for, and that a guard has the detectors it names.
+
+        Args:
+            engine: what to call it.
+            can: its actions.
+            detectors: names of the guard's detectors.
+
+        Raises:
+            ConfigError: naming the rule, what it asks for and what there is.
+        """
+        asked = [(f"rules[{index}]", rule.action) for index, rule in enumerate(self.rules)]
+        for place, action in [*asked, ("on_missing", self.on_missing)]:
+            if action not in can:
+                raise ConfigError(f"{place}: {engine} cannot {action!r}; it can: {', '.join(can)}")
+        for rule in self.rules:
+            if rule.detector not in (ANY, *detectors):
+                raise ConfigError(
+                    f"the policy speaks of detector {rule.detector!r}; {nearest(rule.detector, detectors)}"
+                )
 
     @classmethod
     def default(cls) -> Self:

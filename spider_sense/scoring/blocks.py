@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sense_kernels import PROMPT, RESPONSE, IntArray, LaneTable
+from sense_kernels import PROMPT, RESPONSE, TAIL, IntArray, LaneTable
 from spider_sense.scoring.stream import Stream
 
 __all__ = ["BlockStates", "TokenChain"]
@@ -63,8 +63,10 @@ class BlockStates:
         self.size = size
         self.tables = table.new_state(blocks, device)
         self._digest: list[bytes | None] = [None] * blocks
+        self._prompt = [0] * blocks
         # What a generated token adds to such a head is not what the same token adds within a prompt.
         self._prompt_only = any(group.span & PROMPT and not group.span & RESPONSE for group in table.groups)
+        self._tail_only = any(group.span & TAIL and not group.span & PROMPT for group in table.groups)
 
     def ends(
         self,
@@ -91,6 +93,7 @@ class BlockStates:
             block = int(block_ids[place])
             usable = complete and not (self._prompt_only and positions[row] >= prompt_length)
             self._digest[block] = chain.at(place, tokens) if usable else None
+            self._prompt[block] = prompt_length
             block_R[row] = block if usable else _NONE
         return block_R
 
@@ -99,6 +102,8 @@ class BlockStates:
         stream: Stream,
         slot: int,
         cached: int,
+        prompt_length: int,
+        tail: int,
         block_ids: Sequence[int] | IntArray,
         tokens: Sequence[int] | IntArray,
         chain: TokenChain,
@@ -109,6 +114,8 @@ class BlockStates:
             stream: the state table of running requests.
             slot: a fresh slot.
             cached: tokens of the prefix.
+            prompt_length: tokens of the request before the first generated one.
+            tail: last of these that the chat template adds.
             block_ids: the blocks of the request.
             tokens: its tokens.
             chain: its digests.
@@ -122,7 +129,11 @@ class BlockStates:
         block = int(block_ids[place - 1])
         if self._digest[block] is None or self._digest[block] != chain.at(place - 1, tokens):
             return False
-        stream.take(slot, self.tables, block)
+        # Where both prompts end at one token, so do their tails; elsewhere a block knows nothing of this one's tail.
+        alike = self._prompt[block] == prompt_length
+        if self._tail_only and cached > prompt_length - tail and not alike:
+            return False
+        stream.take(slot, self.tables, block, whole=alike)
         return True
 
     def forget(self) -> None:

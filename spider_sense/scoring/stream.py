@@ -80,15 +80,20 @@ class Stream:
         self._count[index_B] = snapshot.count_BG
         self._peak[index_B] = snapshot.peak_BH
 
-    def take(self, slot: int, blocks: State, block: int) -> None:
-        """Let a slot go on from the state of a KV block, as if all tokens so far were prompt, before its end.
+    def take(self, slot: int, blocks: State, block: int, whole: bool) -> None:
+        """Let a slot go on from the state of a KV block that lies within its prompt, so that no maximum was watched.
 
-        Heads that read the tail of a prompt or the response have seen none of theirs then, and no maximum was watched.
+        Args:
+            slot: where to.
+            blocks: states of the blocks.
+            block: which one.
+            whole: take every head's state. Otherwise all tokens so far count as prompt before its tail: heads that read
+                the tail or the response have seen none of theirs.
         """
         index_1 = self._index([slot])
         self.table.reset(self._state, self._count, self._peak, index_1)
         for place, group in enumerate(self.table.groups):
-            if group.span & PROMPT:
+            if whole or group.span & PROMPT:
                 self._state[slot, group.offset : group.stop] = blocks.state[block, group.offset : group.stop]
                 self._count[slot, place] = blocks.counts[block, place]
 

@@ -8,7 +8,10 @@ from spider_sense.guard import Guard
 from spider_sense.serving.findings import Findings
 from spider_sense.serving.settings import KEY, ServingSettings
 
-__all__ = ["Actor"]
+__all__ = ["Actor", "End"]
+
+End = Callable[[Any, dict[int, Any], str, list[int], str], None]
+"""Takes the scheduler, the outputs of the step by client, a request's id, its last tokens and the stop reason."""
 
 
 class Actor:
@@ -17,13 +20,14 @@ class Actor:
     Args:
         settings: what the server was told.
         refusal: token ids of the refusal, and of what sets it apart from an answer that has begun.
+        end: finishes a running request with last tokens and a stop reason.
     """
 
-    def __init__(self, settings: ServingSettings, refusal: tuple[list[int], list[int]]) -> None:
+    def __init__(self, settings: ServingSettings, refusal: tuple[list[int], list[int]], end: End) -> None:
         guard = Guard.from_pretrained(settings.guard)
         self._detectors = tuple(detector.name for detector in guard.manifest.detectors)
         self._digest, self._scores = guard.digest, settings.scores
-        self._refusal, self._break = refusal
+        (self._refusal, self._break), self._end = refusal, end
         self._latest: dict[str, tuple[Findings, int]] = {}
 
     def update(self, original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:
@@ -44,37 +48,16 @@ class Actor:
         for name in stopped:
             output.sampled_token_ids[output.req_id_to_index[name]] = []
         outputs = original(step, output)
-        self._stop(scheduler, stopped, findings, outputs)
+        for name in stopped:
+            begun = scheduler.requests[name].num_output_tokens > 0
+            tokens = [*(self._break if begun else ()), *self._refusal]
+            self._end(scheduler, outputs, name, tokens, f"{KEY}: {findings.stops[name].reason}")
         for one in (one for group in outputs.values() for one in group.outputs):
             if one.finish_reason is not None:
                 one.kv_transfer_params = {**(one.kv_transfer_params or {}), KEY: self._answer(one.request_id)}
         for name in [name for name in self._latest if name not in scheduler.requests]:
             del self._latest[name]
         return outputs
-
-    def _stop(self, scheduler: Any, names: set[str], findings: Findings, outputs: dict[int, Any]) -> None:
-        from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
-        from vllm.v1.request import RequestStatus
-
-        for name in names:
-            request = scheduler.requests[name]
-            tokens = [*(self._break if request.num_output_tokens else ()), *self._refusal]
-            prefill = request.take_prefill_stats()
-            if prefill is not None:
-                prefill.finalize(scheduler.kv_cache_manager.estimate_cached_tokens(request))
-            scheduler.finish_requests(name, RequestStatus.FINISHED_STOPPED)
-            group = outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[]))
-            group.outputs.append(
-                EngineCoreOutput(
-                    request_id=name,
-                    new_token_ids=tokens,
-                    finish_reason=request.get_finished_reason(),
-                    stop_reason=f"{KEY}: {findings.stops[name].reason}",
-                    events=request.take_events(),
-                    prefill_stats=prefill,
-                    trace_headers=request.trace_headers,
-                )
-            )
 
     def _answer(self, name: str) -> Mapping[str, Any] | None:
         found = self._latest.get(name)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from spider_sense.errors import MismatchError
-from spider_sense.fingerprint import Fingerprint, digest_weights, fingerprint_tokenizer
+from spider_sense.fingerprint import Fingerprint, chat_template_digest, digest_weights, tokenizer_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +55,8 @@ def checkpoint_fingerprint(folder: Path, tokenizer: "PreTrainedTokenizerBase") -
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         weight_digest=digest_weights(_tensors(names, files)),
-        **fingerprint_tokenizer(tokenizer),
+        tokenizer_digest=tokenizer_digest(tokenizer),
+        chat_template_digest=chat_template_digest(tokenizer),
     )
 
 

@@ -157,10 +157,8 @@ class EngineGuard:
         if states is None or chain is None:
             return RequestRows(request, rows, positions)
         complete = not request.missing and int(positions[0]) <= request.position
-        prompt = served.case.request.prompt_length
-        return RequestRows(
-            request, rows, positions, states.ends(positions, prompt, served.blocks, served.tokens, chain, complete)
-        )
+        ends = states.ends(positions, request.prompt_length, served.blocks, served.tokens, chain, complete)
+        return RequestRows(request, rows, positions, ends)
 
     def _open(self, new: Any) -> None:
         prompt, name = list(new.prompt_token_ids or ()), new.req_id
@@ -181,16 +179,28 @@ class EngineGuard:
         states, chain = self.judge.scorer.blocks, served.chain
         if not cached or states is None or chain is None:
             return
-        stream = self.judge.scorer.stream
         # Nothing is folded of the tokens that are skipped, so nothing need be known of them.
-        if cached <= request.skip or states.lend(stream, request.slot, cached, served.blocks, served.tokens, chain):
-            request.position = request.cached = cached
+        if cached <= request.skip or states.lend(
+            self.judge.scorer.stream,
+            request.slot,
+            cached,
+            request.prompt_length,
+            request.tail,
+            served.blocks,
+            served.tokens,
+            chain,
+        ):
+            request.cached += cached - request.position
+            request.position = cached
 
     def _compute_again(self, served: _Served, cached: int) -> None:
         if served.again is not None:
             self.judge.scorer.close(served.again)
             served.again = None
-        if cached < served.case.request.position:
+        if cached > served.case.request.position:
+            # Another request has filled more of the prompt meanwhile.
+            self._lend(served, served.case.request, cached)
+        elif cached < served.case.request.position:
             skip = served.case.request.skip
             served.again = self.judge.scorer.open(f"{served.case.request.id}, again", _NO_END, skip, 0)
             self._lend(served, served.again, cached)

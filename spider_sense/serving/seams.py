@@ -21,11 +21,14 @@ from spider_sense.serving.checkpoint import checkpoint_fingerprint
 from spider_sense.serving.engine_guard import EngineGuard
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 from spider_sense.serving.taps import attach_taps
+from spider_sense.types import Action
 
 __all__ = ["TESTED", "install"]
 
 TESTED = ("0.32.",)
 """Versions of vLLM that the seams were tested with, by how they begin."""
+CAN: tuple[Action, ...] = ("observe", "flag", "escalate", "stop")
+"""Actions that can be carried out; flag and escalate stand in the answer and in the audit log."""
 OP_VERSION = 1
 """Raised whenever what is compiled into the model's graph changes."""
 _GUARD = "_spider_sense_guard"
@@ -77,6 +80,8 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
     if settings is None:
         return original(*rest, **options)
     guard = Guard.from_pretrained(settings.guard)
+    names = [detector.name for detector in guard.manifest.detectors]
+    _policy(settings).check_engine("the vLLM engine", CAN, names)
     told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": _graph(guard)})
     args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
     config = original(*rest, **options)
@@ -192,9 +197,30 @@ def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: An
     actor = getattr(scheduler, _ACTOR, None)
     if actor is None:
         settings = find_settings(scheduler.vllm_config.additional_config)
-        actor = None if settings is None else Actor(settings, _refusal(scheduler, settings))
+        actor = None if settings is None else Actor(settings, _refusal(scheduler, settings), _end)
         setattr(scheduler, _ACTOR, actor or False)
     return original(step, output) if not actor else actor.update(original, scheduler, step, output)
+
+
+def _end(scheduler: Any, outputs: dict[int, Any], name: str, tokens: list[int], reason: str) -> None:
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+    from vllm.v1.request import RequestStatus
+
+    request = scheduler.requests[name]
+    prefill = request.take_prefill_stats()
+    if prefill is not None:
+        prefill.finalize(scheduler.kv_cache_manager.estimate_cached_tokens(request))
+    scheduler.finish_requests(name, RequestStatus.FINISHED_STOPPED)
+    last = EngineCoreOutput(
+        request_id=name,
+        new_token_ids=tokens,
+        finish_reason=request.get_finished_reason(),
+        stop_reason=reason,
+        events=request.take_events(),
+        prefill_stats=prefill,
+        trace_headers=request.trace_headers,
+    )
+    outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[])).outputs.append(last)
 
 
 def _refusal(scheduler: Any, settings: ServingSettings) -> Any:

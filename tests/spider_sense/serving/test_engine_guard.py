@@ -1,0 +1,249 @@
+"""The worker's side of a served guard, driven by a scheduler that does to it whatever vLLM's may do."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spider_sense.errors import SpiderSenseError
+from spider_sense.judge import Judge
+from spider_sense.models import LoadedModel
+from spider_sense.policy import Policy
+from spider_sense.serving.engine_guard import EngineGuard
+from spider_sense.serving.findings import Findings
+
+SIZE, BLOCKS = 4, 64
+
+
+class Engine:
+    """As much of an engine as the guard sees: requests, blocks with a prefix cache, steps of any shape."""
+
+    def __init__(self, what: LoadedModel, guard: Any, helpers: Any, cached: bool = True) -> None:
+        self.what, self.helpers, self.which = what, helpers, guard
+        self.guard = EngineGuard(Judge(guard, Policy.shadow()))
+        if cached:
+            self.guard.keep_blocks(SIZE, BLOCKS)
+        self.sites = self.guard.judge.bank.sites
+        self.cache: dict[tuple[int, ...], int] = {}
+        self.free = list(range(BLOCKS))
+        self.requests: dict[str, SimpleNamespace] = {}
+        self.finished: set[str] = set()
+        self.found: dict[str, tuple[Findings, int]] = {}
+
+    def add(self, name: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """Let a request wait: its prompt, and what it will generate."""
+        ids = [*prompt, *answer]
+        hidden = self.helpers.hidden_states(self.what.model, ids, self.sites)
+        self.requests[name] = SimpleNamespace(
+            ids=ids, prompt=len(prompt), known=len(prompt), done=0, furthest=0, blocks=[], state="new", hidden=hidden
+        )
+
+    def preempt(self, name: str) -> None:
+        request = self.requests[name]
+        request.state, request.done, request.blocks = "resumed", 0, []
+
+    def step(self, plan: dict[str, int], drafts: dict[str, int] | None = None) -> None:
+        """Compute some tokens of some requests.
+
+        Args:
+            plan: most tokens of each; a draft is on top of them.
+            drafts: of requests that decode, how many wrong tokens are drafted after the certain one.
+        """
+        new, again, counts = (
+            [],
+            SimpleNamespace(req_ids=[], new_block_ids=[], resumed_req_ids=set(), num_computed_tokens=[]),
+            {},
+        )
+        for name, most in plan.items():
+            request = self.requests[name]
+            extra = (drafts or {}).get(name, 0) if request.done == request.known - 1 >= request.prompt else 0
+            if request.state != "running":
+                request.done = self._hit(request)
+            count = min(most, request.known - request.done) + extra
+            blocks = self._blocks(request, request.done + count)
+            if request.state == "new":
+                new.append(
+                    SimpleNamespace(
+                        req_id=name,
+                        prompt_token_ids=request.ids[: request.prompt],
+                        block_ids=(request.blocks,),
+                        num_computed_tokens=request.done,
+                        lora_request=None,
+                    )
+                )
+            else:
+                again.req_ids.append(name)
+                resumed = request.state == "resumed"
+                again.new_block_ids.append((list(request.blocks),) if resumed else (blocks,) if blocks else None)
+                again.num_computed_tokens.append(request.done)
+                again.resumed_req_ids |= {name} if resumed else set()
+            request.state, counts[name] = "running", (count, extra)
+        total = sum(count for count, _ in counts.values())
+        self.guard.begin(
+            SimpleNamespace(
+                finished_req_ids=self.finished,
+                scheduled_new_reqs=new,
+                scheduled_cached_reqs=again,
+                total_num_scheduled_tokens=total,
+            )
+        )
+        self.finished = set()
+        self._run(counts, total)
+
+    def _run(self, counts: dict[str, tuple[int, int]], total: int) -> None:
+        order = sorted(counts)[::-1]  # not the scheduler's
+        bank = self.guard.judge.bank
+        for site in self.sites:
+            rows = []
+            for name in order:
+                request, (count, extra) = self.requests[name], counts[name]
+                real = request.hidden[site][request.done : request.done + count - extra]
+                rows += [real, torch.randn(extra, real.shape[1]) * 50]
+            bank.tap(site)(torch.cat(rows))
+        starts = np.cumsum([0, *(counts[name][0] for name in order)])
+        self.guard.rows(order, starts.tolist(), [self.requests[name].done for name in order])
+        accepted = {}
+        for name in order:
+            request, (count, extra) = self.requests[name], counts[name]
+            request.done += count - extra
+            request.furthest = max(request.furthest, request.done)
+            ended = request.done == request.known
+            accepted[name] = request.ids[request.known : request.known + 1] if ended else []
+            request.known += len(accepted[name])
+            for place in range(request.done // SIZE):
+                self.cache.setdefault(tuple(request.ids[: (place + 1) * SIZE]), request.blocks[place])
+        findings = self.guard.finish(accepted)
+        self.found |= {name: (findings, row) for row, name in enumerate(findings.ids)}
+
+    def _hit(self, request: SimpleNamespace) -> int:
+        """Let a request begin with blocks that hold its own first tokens."""
+        request.blocks = []
+        for end in range(SIZE, request.known, SIZE):
+            block = self.cache.get(tuple(request.ids[:end]))
+            if block is None:
+                break
+            request.blocks.append(block)
+        return len(request.blocks) * SIZE
+
+    def _blocks(self, request: SimpleNamespace, tokens: int) -> list[int]:
+        more = [self.free.pop() for _ in range(-(-tokens // SIZE) - len(request.blocks))]
+        request.blocks += more
+        return more
+
+    def check(self, name: str, helpers: Any) -> None:
+        """Compare what was found last with a plain pass over the tokens that were computed."""
+        findings, row = self.found[name]
+        request = self.requests[name]
+        ids = request.ids[: request.furthest]
+        want_H = helpers.offline_peak(self.which, self.what.model, ids, request.prompt)
+        torch.testing.assert_close(torch.from_numpy(findings.peak_BH[row]), want_H, rtol=1e-5, atol=1e-5)
+        scored, cached, missing = findings.coverage_B3[row].tolist()
+        assert (scored + cached, missing) == (request.furthest, 0)
+
+
+def prompt_of(draw: np.random.Generator, shared: Sequence[int], length: int) -> list[int]:
+    return [1, 5, *shared, *draw.integers(3, 60, length).tolist()]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**16))
+def test_whatever_the_scheduler_does_the_score_is_that_of_a_plain_pass(
+    tiny_loaded: LoadedModel, guards: Any, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
+    shared = draw.integers(3, 60, 9).tolist()
+    for index in range(4):
+        prompt = prompt_of(draw, shared[: draw.integers(0, 10)], int(draw.integers(2, 12)))
+        engine.add(f"r{index}", prompt, draw.integers(3, 60, 8).tolist())
+    for _ in range(16):
+        open_ones = [name for name, one in engine.requests.items() if one.done < len(one.ids) - 1]
+        if not open_ones:
+            break
+        chosen = draw.permutation(open_ones)[: draw.integers(1, 4)].tolist()
+        if draw.random() < 0.15 and engine.requests[chosen[0]].state == "running":
+            engine.preempt(chosen[0])
+        drafts = {name: int(draw.integers(0, 3)) for name in chosen}
+        engine.step({name: int(draw.integers(1, 8)) for name in chosen}, drafts)
+    for name in engine.found:
+        engine.check(name, guards)
+
+
+def test_a_request_after_a_conversation_goes_on_from_it(tiny_loaded: LoadedModel, guards: Any) -> None:
+    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
+    first = [1, 5, *range(10, 20)]
+    engine.add("first", first, range(20, 30))
+    while engine.requests["first"].done < 20:
+        engine.step({"first": 5})
+    engine.finished = {"first"}
+    engine.add("second", [*first, *range(20, 28), 7, 8, 9], range(30, 36))
+    while engine.requests["second"].done < 26:
+        engine.step({"second": 100})
+    engine.check("second", guards)
+    findings, row = engine.found["second"]
+    assert findings.coverage_B3[row].tolist() == [6, 20, 0]
+
+
+def test_cached_tokens_that_nothing_is_known_of_are_missing(tiny_loaded: LoadedModel, guards: Any) -> None:
+    which = guards.guard(tiny_loaded, guards.many_probes()[:1])
+    engine = Engine(tiny_loaded, which, guards)
+    engine.add("before", [1, 5, *range(10, 20)], [20])
+    engine.step({"before": 100})
+    assert engine.guard.judge.scorer.blocks is not None
+    engine.guard.judge.scorer.blocks.forget()
+    engine.add("after", [1, 5, *range(10, 20)], [20])
+    engine.step({"after": 100})
+    findings, row = engine.found["after"]
+    assert findings.coverage_B3[row].tolist() == [4, 0, 8]
+    engine.guard.judge.policy = Policy.default()
+    engine.finished = {"after"}
+    engine.add("again", [1, 5, *range(10, 20)], [20])
+    engine.cache = {key: block for key, block in engine.cache.items() if len(key) == 8}
+    engine.step({"again": 100})
+    findings, row = engine.found["again"]
+    assert "again" in findings.stops
+    assert findings.answer(row, ("attention",), "digest", scores=False)["action"] == "stop"
+
+
+def test_rows_that_are_not_the_steps_are_refused(tiny_loaded: LoadedModel, guards: Any) -> None:
+    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards)
+    step = SimpleNamespace(
+        finished_req_ids=set(),
+        scheduled_new_reqs=[
+            SimpleNamespace(
+                req_id="a", prompt_token_ids=[1, 5, 6], block_ids=([0],), num_computed_tokens=0, lora_request=None
+            )
+        ],
+        scheduled_cached_reqs=SimpleNamespace(req_ids=[]),
+        total_num_scheduled_tokens=3,
+    )
+    engine.guard.begin(step)
+    with pytest.raises(SpiderSenseError, match="packed 4 rows for a step of 3 tokens"):
+        engine.guard.rows(["a"], [0, 4], [0])
+    step.scheduled_new_reqs = []
+    step.scheduled_cached_reqs = SimpleNamespace(
+        req_ids=["ghost"], new_block_ids=[None], resumed_req_ids=set(), num_computed_tokens=[0]
+    )
+    with pytest.raises(SpiderSenseError, match="ghost runs, but the guard never saw it begin"):
+        engine.guard.begin(step)
+
+
+def test_finished_requests_give_their_slots_back(tiny_loaded: LoadedModel, guards: Any) -> None:
+    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards, cached=False)
+    free = len(engine.guard.judge.scorer.stream._free)
+    for index in range(3):
+        engine.add(f"r{index}", [1, 5, 6, 7], [8, 9])
+    engine.step({"r0": 2, "r1": 4, "r2": 4})
+    engine.preempt("r0")
+    engine.step({"r0": 1})
+    assert len(engine.guard.judge.scorer.stream._free) == free - 4, "a preempted one has a second slot for a while"
+    engine.finished = {"r0", "r1"}
+    engine.step({"r2": 1})
+    assert len(engine.guard.judge.scorer.stream._free) == free - 1
+    engine.guard.close()
+    assert len(engine.guard.judge.scorer.stream._free) == free

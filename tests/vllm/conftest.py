@@ -1,0 +1,127 @@
+"""A real model in a folder, guards for it, and engines of vLLM in processes of their own."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spider_sense.bench import random_guard
+from spider_sense.chat import Chat, unscored
+from spider_sense.corpus import load_corpus
+from spider_sense.guard import Guard
+from spider_sense.models import LoadedModel, load_model
+from spider_sense.offline import whole_logits
+from spider_sense.scoring import Bank, Scorer
+from spider_sense.types import Site
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+SITES = tuple(Site(layer, "resid") for layer in (0, 4, 8, 12, 16, 20, 24, 28))
+Result = list[list[dict[str, Any]]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs vLLM where it is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        reason = pytest.mark.skip(reason="needs vLLM in an environment of its own: run `make test-vllm`")
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(reason)
+
+
+@pytest.fixture(scope="session")
+def loaded() -> LoadedModel:
+    """SmolLM2 in float32, as transformers runs it."""
+    return load_model("smollm2", "float32")
+
+
+@pytest.fixture(scope="session")
+def guard(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A guard with 64 heads of mixed kinds at 8 sites that finds everything clear."""
+    folder = tmp_path_factory.mktemp("guard")
+    random_guard(loaded, 64, SITES).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompts(loaded: LoadedModel) -> list[list[int]]:
+    """Twelve prompts from short to some 300 tokens, as the server renders them."""
+    texts = [row.text for row in load_corpus() if row.source == "corpus_everyday"]
+    chat = Chat(loaded.tokenizer)
+    return [list(chat.render(" ".join(texts[place : place + 1 + place])).ids) for place in range(12)]
+
+
+@pytest.fixture(scope="session")
+def run_engine(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
+    """Return a function that runs rounds of prompts through an engine in a new process."""
+
+    def run(
+        rounds: Sequence[Sequence[Sequence[int]]],
+        settings: dict[str, Any] | None,
+        sampling: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+        **engine: Any,
+    ) -> Result:
+        folder = tmp_path_factory.mktemp("job")
+        options = {
+            "model": loaded.model.name_or_path,
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 1024,
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 64,
+            "seed": 0,
+            **engine,
+        }
+        if settings is not None:
+            options["additional_config"] = {"spider_sense": settings}
+        job = {
+            "engine": options,
+            "sampling": {"temperature": 0.0, "max_tokens": 12, **(sampling or {})},
+            "rounds": [list(map(list, one)) for one in rounds],
+        }
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("engine_job.py")), "job.json", "result.json"],
+            cwd=folder,
+            env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "cache"), **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr[-6000:])
+        result: Result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def offline(loaded: LoadedModel) -> Callable[[Path, Sequence[int], int], torch.Tensor]:
+    """Return a function that scores the first tokens of a conversation with transformers, [H]."""
+    known: dict[Path, tuple[Guard, Bank]] = {}
+
+    def score(folder: Path, ids: Sequence[int], prompt_length: int) -> torch.Tensor:
+        if folder not in known:
+            guard = Guard.from_pretrained(folder)
+            known[folder] = guard, Bank(guard.probes)
+        guard, bank = known[folder]
+        template, scorer = guard.manifest.template, Scorer(bank)
+        request = scorer.open("offline", prompt_length, unscored(template.head, ids[:prompt_length]), template.tail)
+        return scorer.score_sequence(whole_logits(bank, loaded, ids), request)[0]
+
+    return score

@@ -1,0 +1,38 @@
+"""Run one vLLM engine over prompts, in this process: ``python engine_job.py JOB.json RESULT.json``.
+
+An engine leaves traces in its process, so every configuration that is tested gets a process of its own.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(job: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Return, for each round of prompts, what came of each."""
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(**job["engine"])
+    return [
+        [
+            {
+                "prompt": list(one.prompt_token_ids),
+                "tokens": list(completion.token_ids),
+                "text": completion.text,
+                "finish_reason": completion.finish_reason,
+                "stop_reason": completion.stop_reason,
+                "said": (one.kv_transfer_params or {}).get("spider_sense"),
+            }
+            for one in engine.generate(
+                [{"prompt_token_ids": ids} for ids in prompts], SamplingParams(**job["sampling"]), use_tqdm=False
+            )
+            for completion in one.outputs
+        ]
+        for prompts in job["rounds"]
+    ]
+
+
+if __name__ == "__main__":
+    result = main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
