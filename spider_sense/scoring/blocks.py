@@ -29,11 +29,13 @@ class TokenChain:
         size: tokens of a block.
     """
 
-    __slots__ = ("_digests", "_seed", "_size")
+    __slots__ = ("_digests", "_seed", "_size", "late")
 
     def __init__(self, seed: str, size: int) -> None:
         self._seed, self._size = seed.encode(), size
         self._digests: list[bytes] = []
+        self.late: list[tuple[int, int, int]] = []
+        """Blocks that were filled before their last tokens were known: place, block, how often it was filled."""
 
     def at(self, block: int, tokens: Sequence[int] | IntArray) -> bytes:
         """Return the digest of the request's blocks up to one.
@@ -64,6 +66,8 @@ class BlockStates:
         self.tables = table.new_state(blocks, device)
         self._digest: list[bytes | None] = [None] * blocks
         self._prompt = [0] * blocks
+        self._filled = [0] * blocks
+        """How often each was filled: an entry that comes late must not name what another request filled since."""
         # What a generated token adds to such a head is not what the same token adds within a prompt.
         self._prompt_only = any(group.span & PROMPT and not group.span & RESPONSE for group in table.groups)
         self._tail_only = any(group.span & TAIL and not group.span & PROMPT for group in table.groups)
@@ -79,6 +83,8 @@ class BlockStates:
     ) -> IntArray:
         """Return the block that each row is the last token of, -1 for other rows, and enter those blocks.
 
+        A block whose last tokens the engine has not told yet stays unknown until :meth:`catch_up`.
+
         Args:
             positions: [R] absolute positions of a request's rows.
             prompt_length: its tokens before the first generated one.
@@ -92,10 +98,22 @@ class BlockStates:
             place = int(positions[row]) // self.size
             block = int(block_ids[place])
             usable = complete and not (self._prompt_only and positions[row] >= prompt_length)
-            self._digest[block] = chain.at(place, tokens) if usable else None
-            self._prompt[block] = prompt_length
-            block_R[row] = block if usable else _NONE
+            self._digest[block], self._prompt[block] = None, prompt_length
+            self._filled[block] += 1
+            if usable:
+                chain.late.append((place, block, self._filled[block]))
+                block_R[row] = block
+        self.catch_up(tokens, chain)
         return block_R
+
+    def catch_up(self, tokens: Sequence[int] | IntArray, chain: TokenChain) -> None:
+        """Enter blocks of a request whose tokens are known by now."""
+        waiting, chain.late = chain.late, []
+        for place, block, filled in waiting:
+            if (place + 1) * self.size > len(tokens):
+                chain.late.append((place, block, filled))
+            elif self._filled[block] == filled:
+                self._digest[block] = chain.at(place, tokens)
 
     def lend(
         self,

@@ -6,19 +6,20 @@ rows; nothing here imports the engine.
 Shape letters: T packed rows, B requests of a step.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from spider_sense.errors import SpiderSenseError
-from spider_sense.judge import Case, Judge
+from spider_sense.judge import Case, Judge, Reading
 from spider_sense.scoring import BlockStates, Request, RequestRows, TokenChain
 from spider_sense.serving.findings import Findings, findings_of
 
-__all__ = ["EngineGuard"]
+__all__ = ["EngineGuard", "Step"]
 
 _NO_END = 1 << 62
 """Length of a prompt that never ends: every row of such a request is a prompt row."""
@@ -37,6 +38,23 @@ class _Served:
     """After a preemption: the state of tokens that are computed a second time, for the sake of their blocks alone."""
 
 
+@dataclass(slots=True)
+class Step:
+    """A step of the engine on its way."""
+
+    total: int = 0
+    """Packed rows."""
+    order: list[tuple[_Served, np.ndarray, np.ndarray]] = field(default_factory=list)
+    """Requests in the order of their rows, with rows and absolute positions."""
+    drafts: Mapping[str, int] = field(default_factory=dict)
+    """Rows of each request, its last ones, whose tokens may be rejected."""
+    reading: Reading | None = None
+
+    def sure(self, served: _Served, rows: np.ndarray) -> int:
+        """Return how many rows of a request are certain before anything is sampled."""
+        return len(rows) - self.drafts.get(served.case.request.id, 0)
+
+
 class EngineGuard:
     """Judges the requests of one engine.
 
@@ -47,8 +65,9 @@ class EngineGuard:
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
         self._served: dict[str, _Served] = {}
-        self._total = 0
-        self._order: list[tuple[_Served, np.ndarray, np.ndarray]] = []
+        self._step = Step()
+        # Where an engine looks ahead, tokens of one step arrive on another thread while the next step begins.
+        self._lock = threading.Lock()
 
     def keep_blocks(self, size: int, blocks: int) -> None:
         """Keep the state at the end of KV blocks, for requests that start after cached ones.
@@ -63,7 +82,7 @@ class EngineGuard:
     @property
     def waiting(self) -> bool:
         """Whether a pass has run whose tokens are not known yet."""
-        return bool(self._order)
+        return bool(self._step.order)
 
     def begin(self, step: Any) -> None:
         """Take in what the scheduler decided, before the forward pass.
@@ -71,24 +90,15 @@ class EngineGuard:
         Args:
             step: vLLM's ``SchedulerOutput``.
         """
-        for name in step.finished_req_ids:
-            self._close(name)
-        for new in step.scheduled_new_reqs:
-            self._open(new)
-        cached = step.scheduled_cached_reqs
-        for place, name in enumerate(cached.req_ids):
-            blocks = cached.new_block_ids[place]
-            served = self._served.get(name)
-            if served is None:
-                raise SpiderSenseError(f"request {name} runs, but the guard never saw it begin")
-            if name in cached.resumed_req_ids:
-                served.blocks = list(blocks[0]) if blocks else []
-                self._compute_again(served, int(cached.num_computed_tokens[place]))
-            elif blocks:
-                served.blocks += blocks[0]
-        self._total = step.total_num_scheduled_tokens
-        self.judge.bank.begin(self._total)
-        self._order = []
+        with self._lock:
+            for name in step.finished_req_ids:
+                self._close(name)
+            for new in step.scheduled_new_reqs:
+                self._open(new)
+            self._continue(step.scheduled_cached_reqs)
+            drafts = {name: len(tokens) for name, tokens in step.scheduled_spec_decode_tokens.items()}
+            self._step = Step(step.total_num_scheduled_tokens, drafts=drafts)
+            self.judge.bank.begin(self._step.total)
 
     def rows(self, ids: Sequence[str], starts: Sequence[int], positions: Sequence[int]) -> None:
         """Say how the rows of the pass that has just run are packed.
@@ -101,35 +111,56 @@ class EngineGuard:
         Raises:
             SpiderSenseError: if the rows are not those of the step.
         """
-        if int(starts[len(ids)]) != self._total:
+        total = self._step.total
+        if int(starts[len(ids)]) != total:
             raise SpiderSenseError(
-                f"the engine packed {starts[len(ids)]} rows for a step of {self._total} tokens, so they cannot be told "
+                f"the engine packed {starts[len(ids)]} rows for a step of {total} tokens, so they cannot be told "
                 "apart; this version or option of the engine is not supported"
             )
         for place, name in enumerate(ids):
             rows = np.arange(int(starts[place]), int(starts[place + 1]))
-            self._order.append((self._served[name], rows, rows - rows[0] + int(positions[place])))
+            self._step.order.append((self._served[name], rows, rows - rows[0] + int(positions[place])))
 
-    def finish(self, accepted: Mapping[str, Sequence[int]]) -> Findings:
-        """Fold the rows of tokens that are certain, and judge.
+    def fold(self) -> Step:
+        """Fold the rows that are certain as they are, all but drafts, and start reading; nothing waits for a device."""
+        with self._lock:
+            step, self._step = self._step, Step()
+            batch = [
+                part
+                for served, rows, positions in step.order
+                for part in self._split(served, rows[: step.sure(served, rows)], positions)
+            ]
+            self.judge.step(self.judge.bank.logits(step.total), batch)
+            if not step.drafts:
+                step.reading = self.judge.read([served.case for served, _, _ in step.order])
+            return step
+
+    def settle(self, step: Step, accepted: Mapping[str, Sequence[int]]) -> Findings:
+        """Take in the tokens of a step, fold the drafts that they accept, and judge.
 
         Args:
-            accepted: tokens that were sampled for each request in this step; of drafted rows the first so many count.
+            step: what :meth:`fold` returned.
+            accepted: tokens that were sampled for each request.
 
         Returns:
-            What is found of each request of the step.
+            What is found of each request of the step that still runs.
         """
-        batch: list[RequestRows] = []
-        for served, rows, positions in self._order:
-            new = accepted.get(served.case.request.id, ())
-            # The first row carries a token that is certain, each further accepted token makes one more so.
-            certain = len(served.tokens) - int(positions[0]) + max(0, len(new) - 1)
-            batch += self._split(served, rows[:certain], positions[:certain], new)
-        self.judge.step(self.judge.bank.logits(self._total), batch)
-        cases = [served.case for served, _, _ in self._order]
-        self.judge.decide(self.judge.read(cases))
-        self._order = []
-        return findings_of(cases)
+        with self._lock:
+            drafted: list[RequestRows] = []
+            for served, rows, positions in step.order:
+                new = accepted.get(served.case.request.id, ())
+                served.tokens += new
+                sure = step.sure(served, rows)
+                kept = slice(sure, sure + max(0, len(new) - 1))
+                if step.drafts and kept.stop > sure:
+                    drafted += self._split(served, rows[kept], positions[kept])
+                if self.judge.scorer.blocks is not None and served.chain is not None:
+                    self.judge.scorer.blocks.catch_up(served.tokens, served.chain)
+            if step.reading is None:
+                self.judge.step(self.judge.bank.logits(step.total), drafted)
+                step.reading = self.judge.read([served.case for served, _, _ in step.order])
+            self.judge.decide(step.reading)
+            return findings_of([served.case for served, _, _ in step.order])
 
     def close(self) -> None:
         """Close every request, each of them even if another cannot be recorded."""
@@ -137,19 +168,17 @@ class EngineGuard:
             for name in list(self._served):
                 stack.callback(self._close, name)
 
-    def _split(
-        self, served: _Served, rows: np.ndarray, positions: np.ndarray, new: Iterable[int]
-    ) -> Iterable[RequestRows]:
-        """Yield rows that are computed for the first time and those that are computed again; take in new tokens."""
+    def _split(self, served: _Served, rows: np.ndarray, positions: np.ndarray) -> Iterator[RequestRows]:
+        """Yield the rows that are computed for the first time, and those that are computed again."""
         request, again = served.case.request, served.again
-        served.tokens += new
+        positions = positions[: len(rows)]
         fresh = int(np.searchsorted(positions, request.position))
         if again is not None and fresh:
             yield self._with_blocks(served, again, rows[:fresh], positions[:fresh])
-        if again is not None and fresh < len(rows):
-            self.judge.scorer.close(again)
-            served.again = None
         if fresh < len(rows):
+            if again is not None:
+                self.judge.scorer.close(again)
+                served.again = None
             yield self._with_blocks(served, request, rows[fresh:], positions[fresh:])
 
     def _with_blocks(self, served: _Served, request: Request, rows: np.ndarray, positions: np.ndarray) -> RequestRows:
@@ -159,6 +188,19 @@ class EngineGuard:
         complete = not request.missing and int(positions[0]) <= request.position
         ends = states.ends(positions, request.prompt_length, served.blocks, served.tokens, chain, complete)
         return RequestRows(request, rows, positions, ends)
+
+    def _continue(self, cached: Any) -> None:
+        """Take in the new blocks of requests that run on, and what preempted ones compute again."""
+        for place, name in enumerate(cached.req_ids):
+            blocks = cached.new_block_ids[place]
+            served = self._served.get(name)
+            if served is None:
+                raise SpiderSenseError(f"request {name} runs, but the guard never saw it begin")
+            if name in cached.resumed_req_ids:
+                served.blocks = list(blocks[0]) if blocks else []
+                self._compute_again(served, int(cached.num_computed_tokens[place]))
+            elif blocks:
+                served.blocks += blocks[0]
 
     def _open(self, new: Any) -> None:
         prompt, name = list(new.prompt_token_ids or ()), new.req_id

@@ -18,7 +18,7 @@ from spider_sense.judge import Judge
 from spider_sense.policy import Policy
 from spider_sense.serving.actor import Actor
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
-from spider_sense.serving.engine_guard import EngineGuard
+from spider_sense.serving.engine_guard import EngineGuard, Step
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 from spider_sense.serving.taps import attach_taps
 from spider_sense.types import Action
@@ -32,8 +32,10 @@ CAN: tuple[Action, ...] = ("observe", "flag", "escalate", "stop")
 OP_VERSION = 1
 """Raised whenever what is compiled into the model's graph changes."""
 _GUARD = "_spider_sense_guard"
+_STEP = "_spider_sense_step"
 _ACTOR = "_spider_sense_actor"
 _DONE = "_spider_sense_seam"
+Rows = Callable[[Any], tuple[Any, Any, Any]]
 
 
 def install() -> None:
@@ -45,7 +47,10 @@ def install() -> None:
     import vllm
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu.async_utils import AsyncOutput
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner2
+    from vllm.v1.worker.gpu_model_runner import AsyncGPUModelRunnerOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner1
     from vllm.v1.worker.gpu_worker import Worker
 
     if not vllm.__version__.startswith(TESTED):
@@ -56,8 +61,12 @@ def install() -> None:
     _wrap(EngineArgs, "create_engine_config", _configured)
     _wrap(Worker, "load_model", _loaded)
     _wrap(Worker, "initialize_from_config", _sized)
-    _wrap(GPUModelRunner, "execute_model", _executed)
-    _wrap(GPUModelRunner, "sample_tokens", _sampled)
+    _wrap(Runner1, "execute_model", functools.partial(_executed, _rows_of_runner_1))
+    _wrap(Runner1, "sample_tokens", _sampled)
+    _wrap(Runner2, "execute_model", functools.partial(_executed, _rows_of_runner_2))
+    _wrap(Runner2, "sample_tokens", _sampled)
+    for pending in (AsyncGPUModelRunnerOutput, AsyncOutput):
+        _wrap(pending, "get_output", _got)
     _wrap(Scheduler, "update_from_output", _updated)
 
 
@@ -166,30 +175,56 @@ def _sized(original: Callable[..., Any], worker: Any, kv_cache_config: Any) -> A
     return result
 
 
-def _executed(original: Callable[..., Any], runner: Any, step: Any, *args: Any, **options: Any) -> Any:
+def _executed(rows: Rows, original: Callable[..., Any], runner: Any, step: Any, *args: Any, **options: Any) -> Any:
     guard: EngineGuard | None = getattr(runner, _GUARD, None)
-    if guard is None:
+    if guard is None or options.get("dummy_run"):
         return original(step, *args, **options)
     guard.begin(step)
     output = original(step, *args, **options)
     if output is None and step.total_num_scheduled_tokens:
-        batch = runner.input_batch
-        count = batch.num_reqs
-        ids = batch.req_ids[:count]
-        guard.rows(ids, runner.query_start_loc.np[: count + 1], batch.num_computed_tokens_cpu[:count])
+        guard.rows(*rows(runner))
     return output
+
+
+def _rows_of_runner_1(runner: Any) -> tuple[Any, Any, Any]:
+    """Return the requests in the order of their rows, where each one's rows begin, and the position of its first."""
+    batch, count = runner.input_batch, runner.input_batch.num_reqs
+    return batch.req_ids[:count], runner.query_start_loc.np[: count + 1], batch.num_computed_tokens_cpu[:count]
+
+
+def _rows_of_runner_2(runner: Any) -> tuple[Any, Any, Any]:
+    """Return the same of the runner that sorts requests that decode to the front."""
+    batch = runner.execute_model_state.input_batch
+    return batch.req_ids, batch.query_start_loc_np, batch.num_computed_tokens_np
 
 
 def _sampled(original: Callable[..., Any], runner: Any, *args: Any, **options: Any) -> Any:
     guard: EngineGuard | None = getattr(runner, _GUARD, None)
     if guard is None or not guard.waiting:
         return original(*args, **options)
+    output = original(*args, **options)
     with torch.inference_mode():
-        output = original(*args, **options)
-        sampled = output.sampled_token_ids
-        output.spider_sense = guard.finish(
-            {name: sampled[place] for name, place in output.req_id_to_index.items() if sampled}
-        )
+        step = guard.fold()
+    if hasattr(output, "get_output"):
+        # The tokens are still on their way; whoever waits for them settles the step.
+        setattr(output, _STEP, (guard, step))
+        return output
+    return _settled(guard, step, output)
+
+
+def _got(original: Callable[..., Any], pending: Any) -> Any:
+    output, known = original(), getattr(pending, _STEP, None)
+    if known is None:
+        return output
+    guard, step = known
+    return _settled(guard, step, output)
+
+
+def _settled(guard: EngineGuard, step: Step, output: Any) -> Any:
+    sampled = output.sampled_token_ids
+    accepted = {name: sampled[place] for name, place in output.req_id_to_index.items() if sampled}
+    with torch.inference_mode():
+        output.spider_sense = guard.settle(step, accepted)
     return output
 
 

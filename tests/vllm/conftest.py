@@ -29,6 +29,9 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }
+INTERPRETER = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).with_name("triton_interpreter"))}
+"""vLLM takes its second runner, the default on GPUs, only where Triton has a backend: here its interpreter."""
+FIRST_RUNNER = "vllm.v1.worker.cpu_model_runner"
 SITES = tuple(Site(layer, "resid") for layer in (0, 4, 8, 12, 16, 20, 24, 28))
 Result = list[list[dict[str, Any]]]
 
@@ -73,6 +76,7 @@ def run_engine(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) ->
         settings: dict[str, Any] | None,
         sampling: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
+        second_runner: bool = False,
         **engine: Any,
     ) -> Result:
         folder = tmp_path_factory.mktemp("job")
@@ -97,15 +101,23 @@ def run_engine(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) ->
         done = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("engine_job.py")), "job.json", "result.json"],
             cwd=folder,
-            env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "cache"), **(environment or {})},
+            env={
+                **os.environ,
+                **ENVIRONMENT,
+                "VLLM_CACHE_ROOT": str(folder / "cache"),
+                **(INTERPRETER if second_runner else {}),
+                **(environment or {}),
+            },
             capture_output=True,
             text=True,
             timeout=900,
         )
         if done.returncode:
             raise RuntimeError(done.stderr[-6000:])
-        result: Result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return result
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        assert result["runner"] == ("vllm.v1.worker.cpu.model_runner" if second_runner else FIRST_RUNNER)
+        done_rounds: Result = result["rounds"]
+        return done_rounds
 
     return run
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 
-def main(job: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """Return, for each round of prompts, what came of each."""
+def main(job: dict[str, Any]) -> dict[str, Any]:
+    """Return which runner the engine has and, for each round of prompts, what came of each."""
     from vllm import LLM, SamplingParams
 
     engine = LLM(**job["engine"])
-    return [
+    runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
+    rounds = [
         [
             {
                 "prompt": list(one.prompt_token_ids),
@@ -31,6 +32,7 @@ def main(job: dict[str, Any]) -> list[list[dict[str, Any]]]:
         ]
         for prompts in job["rounds"]
     ]
+    return {"runner": type(runner).__module__, "rounds": rounds}
 
 
 if __name__ == "__main__":

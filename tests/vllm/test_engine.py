@@ -54,6 +54,18 @@ def test_verdicts_equal_offline_ones_cold_and_warm(
     assert any(second["said"]["coverage"]["cached"] for second in warm)
 
 
+def test_the_second_runner_says_the_same(
+    guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline
+) -> None:
+    few = [prompts[0], prompts[3], prompts[11], prompts[5]]
+    cold, warm = run_engine(
+        [few, few[2:3]], {"guard": str(guard), "scores": True}, {"max_tokens": 4}, second_runner=True
+    )
+    for one in (*cold, *warm):
+        assert_equals_offline(one, guard, offline)
+    assert warm[0]["said"]["coverage"]["cached"] == (len(prompts[11]) - 1) // 128 * 128 > 0
+
+
 def test_a_guard_changes_no_token_and_is_inert_where_none_is_named(
     guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any]
 ) -> None:

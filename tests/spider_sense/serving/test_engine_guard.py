@@ -90,6 +90,7 @@ class Engine:
                 scheduled_new_reqs=new,
                 scheduled_cached_reqs=again,
                 total_num_scheduled_tokens=total,
+                scheduled_spec_decode_tokens={name: [0] * extra for name, (_, extra) in counts.items() if extra},
             )
         )
         self.finished = set()
@@ -117,7 +118,7 @@ class Engine:
             request.known += len(accepted[name])
             for place in range(request.done // SIZE):
                 self.cache.setdefault(tuple(request.ids[: (place + 1) * SIZE]), request.blocks[place])
-        findings = self.guard.finish(accepted)
+        findings = self.guard.settle(self.guard.fold(), accepted)
         self.found |= {name: (findings, row) for row, name in enumerate(findings.ids)}
 
     def _hit(self, request: SimpleNamespace) -> int:
@@ -220,6 +221,7 @@ def test_rows_that_are_not_the_steps_are_refused(tiny_loaded: LoadedModel, guard
         ],
         scheduled_cached_reqs=SimpleNamespace(req_ids=[]),
         total_num_scheduled_tokens=3,
+        scheduled_spec_decode_tokens={},
     )
     engine.guard.begin(step)
     with pytest.raises(SpiderSenseError, match="packed 4 rows for a step of 3 tokens"):
