@@ -20,6 +20,7 @@ from spider_sense.serving.actor import Actor
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
 from spider_sense.serving.engine_guard import EngineGuard, Step
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
+from spider_sense.serving.streams import streamed
 from spider_sense.serving.taps import attach_taps
 from spider_sense.types import Action
 
@@ -46,6 +47,8 @@ def install() -> None:
     """
     import vllm
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.worker.gpu.async_utils import AsyncOutput
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner2
@@ -68,6 +71,8 @@ def install() -> None:
     for pending in (AsyncGPUModelRunnerOutput, AsyncOutput):
         _wrap(pending, "get_output", _got)
     _wrap(Scheduler, "update_from_output", _updated)
+    _wrap(OpenAIServingChat, "chat_completion_stream_generator", streamed)
+    _wrap(OpenAIServingCompletion, "completion_stream_generator", streamed)
 
 
 def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:

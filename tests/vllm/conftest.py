@@ -60,6 +60,34 @@ def guard(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def one_head(guard: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float, float], Path]:
+    """Return a function that makes a guard of one of those heads, with thresholds: detector, suspect, breach."""
+
+    def make(name: str, suspect: float, breach: float) -> Path:
+        whole = Guard.from_pretrained(guard)
+        place = [detector.name for detector in whole.manifest.detectors].index(name)
+        thresholds = _tiny_guards().calibration(suspect, breach)
+        detector = whole.manifest.detectors[place].model_copy(update={"calibration": thresholds})
+        folder = tmp_path_factory.mktemp("one_head")
+        Guard(whole.manifest.model_copy(update={"detectors": (detector,)}), (whole.probes[place],)).save_pretrained(
+            folder
+        )
+        return folder
+
+    return make
+
+
+def _tiny_guards() -> Any:
+    path = Path(__file__).parents[1] / "tiny_guards.py"
+    spec = importlib.util.spec_from_file_location("tiny_guards", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
 def prompts(loaded: LoadedModel) -> list[list[int]]:
     """Twelve prompts from short to some 300 tokens, as the server renders them."""
     texts = [row.text for row in load_corpus() if row.source == "corpus_everyday"]
@@ -123,17 +151,17 @@ def run_engine(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def offline(loaded: LoadedModel) -> Callable[[Path, Sequence[int], int], torch.Tensor]:
-    """Return a function that scores the first tokens of a conversation with transformers, [H]."""
+def offline(loaded: LoadedModel) -> Callable[[Path, Sequence[int], int], tuple[torch.Tensor, torch.Tensor]]:
+    """Return a function that scores the first tokens of a conversation with transformers: peak [H], trace [T, H]."""
     known: dict[Path, tuple[Guard, Bank]] = {}
 
-    def score(folder: Path, ids: Sequence[int], prompt_length: int) -> torch.Tensor:
+    def score(folder: Path, ids: Sequence[int], prompt_length: int) -> tuple[torch.Tensor, torch.Tensor]:
         if folder not in known:
             guard = Guard.from_pretrained(folder)
             known[folder] = guard, Bank(guard.probes)
         guard, bank = known[folder]
         template, scorer = guard.manifest.template, Scorer(bank)
         request = scorer.open("offline", prompt_length, unscored(template.head, ids[:prompt_length]), template.tail)
-        return scorer.score_sequence(whole_logits(bank, loaded, ids), request)[0]
+        return scorer.score_sequence(whole_logits(bank, loaded, ids), request)
 
     return score

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from spider_sense.guard import Guard
+
 pytestmark = pytest.mark.vllm
-Offline = Callable[[Path, list[int], int], torch.Tensor]
+Offline = Callable[[Path, list[int], int], tuple[torch.Tensor, torch.Tensor]]
+REFUSAL = "I can't help with that."
 
 
 def assert_equals_offline(one: dict[str, Any], guard: Path, offline: Offline) -> None:
@@ -19,7 +22,7 @@ def assert_equals_offline(one: dict[str, Any], guard: Path, offline: Offline) ->
     tokens = covered["scored"] + covered["cached"]
     assert covered["missing"] == 0
     assert tokens == len(one["prompt"]) + len(one["tokens"]) - 1
-    want_H = offline(guard, (one["prompt"] + one["tokens"])[:tokens], len(one["prompt"]))
+    want_H, _ = offline(guard, (one["prompt"] + one["tokens"])[:tokens], len(one["prompt"]))
     found_H = torch.tensor([float(detector["score"]) for detector in said["detectors"].values()])
     error_H = (found_H - want_H).abs() / want_H.abs().clamp(min=1.0)
     assert error_H.max() <= 1e-4, error_H
@@ -75,6 +78,56 @@ def test_a_guard_changes_no_token_and_is_inert_where_none_is_named(
     assert [one["tokens"] for one in bare] == [one["tokens"] for one in guarded] == [one["tokens"] for one in off]
     assert all(one["said"] is None for one in (*bare, *off))
     assert all("score" not in found for one in guarded for found in one["said"]["detectors"].values())
+
+
+def test_a_breach_ends_its_request_before_the_next_token_and_no_other(
+    guard: Path,
+    prompts: list[list[int]],
+    run_engine: Callable[..., Any],
+    offline: Offline,
+    one_head: Callable[[str, float, float], Path],
+) -> None:
+    (bare,) = run_engine([prompts], None, {"max_tokens": 24, "ignore_eos": True})
+    # After each token, from the last one of the prompt on; the last token passes through no model.
+    traces = [
+        offline(guard, one["prompt"] + one["tokens"][:-1], len(one["prompt"]))[1][len(one["prompt"]) - 1 :, 0]
+        for one in bare
+    ]
+    peaks = torch.stack([trace.max() for trace in traces]).sort().values
+    threshold = float((peaks[5] + peaks[6]) / 2)
+    strict = one_head("head0", threshold, threshold)
+    (found,) = run_engine([prompts], {"guard": str(strict)}, {"max_tokens": 24, "ignore_eos": True})
+    stopped = []
+    for one, before, trace in zip(found, bare, traces, strict=True):
+        over = (trace >= threshold).nonzero()
+        if not len(over):
+            assert one["tokens"] == before["tokens"]
+            assert (one["finish_reason"], one["said"]["action"]) == ("length", "observe")
+            continue
+        answered = int(over[0])
+        stopped.append(answered)
+        assert one["tokens"][:answered] == before["tokens"][:answered]
+        assert one["text"].endswith(REFUSAL)
+        assert (one["finish_reason"], one["said"]["zone"], one["said"]["action"]) == ("stop", "breach", "stop")
+        assert one["stop_reason"].startswith("spider_sense: head0 breach")
+        assert one["said"]["coverage"]["scored"] == len(one["prompt"]) + answered
+    assert len(stopped) == 6
+    assert max(stopped) > 0, "one of them while it was generating"
+
+
+def test_a_guard_for_another_model_does_not_start(
+    guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    manifest = Guard.from_pretrained(guard).manifest
+    other = manifest.fingerprint.model_copy(update={"weight_digest": "0" * 64})
+    wrong = Guard(manifest.model_copy(update={"fingerprint": other}), Guard.from_pretrained(guard).probes)
+    wrong.save_pretrained(tmp_path / "wrong")
+    with pytest.raises(RuntimeError, match=r"weight_digest is .* expected '0000"):
+        run_engine([prompts[:1]], {"guard": str(tmp_path / "wrong")})
+    with pytest.raises(RuntimeError, match=r"uncertified serving configuration .*bfloat16"):
+        run_engine([prompts[:1]], {"guard": str(guard)}, dtype="bfloat16")
+    with pytest.raises(RuntimeError, match="gaurd"):
+        run_engine([prompts[:1]], {"gaurd": str(guard)})
 
 
 def test_preempted_requests_lose_nothing(
