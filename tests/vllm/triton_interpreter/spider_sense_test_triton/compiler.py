@@ -7,7 +7,7 @@ from triton.backends.compiler import BaseBackend
 __all__ = ["InterpreterBackend"]
 
 
-class InterpreterBackend(BaseBackend):
+class InterpreterBackend(BaseBackend):  # type: ignore[misc]
     """Refuses to compile."""
 
     binary_ext = "none"

@@ -1,0 +1,121 @@
+"""The scheduler's side: what is stopped never sees its token, what ends carries its verdict, silence is an error."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spider_sense.errors import SpiderSenseError
+from spider_sense.models import LoadedModel
+from spider_sense.serving.actor import Actor
+from spider_sense.serving.findings import Findings, Stop
+from spider_sense.serving.settings import ServingSettings
+
+REFUSAL, BREAK = [50, 51, 2], [40]
+
+
+class Scheduler:
+    """As much of vLLM's as the actor touches: requests with their tokens, and an update that appends."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Any] = {}
+        self.ended: list[tuple[str, list[int], str]] = []
+
+    def add(self, name: str, output: int = 0) -> None:
+        tokens = [7] * output
+        self.requests[name] = SimpleNamespace(
+            tokens=tokens, num_output_tokens=output, is_finished=lambda name=name: name not in self.requests
+        )
+
+    def update(self, step: Any, output: Any) -> dict[int, Any]:
+        results = []
+        for name, place in output.req_id_to_index.items():
+            new = output.sampled_token_ids[place]
+            if name in self.requests and new:
+                finish = "stop" if new[-1] == 2 else None
+                results.append(SimpleNamespace(request_id=name, finish_reason=finish, kv_transfer_params={"own": 1}))
+                if finish:
+                    del self.requests[name]
+        return {0: SimpleNamespace(outputs=results)}
+
+    def end(self, _: Any, outputs: dict[int, Any], name: str, tokens: list[int], reason: str) -> None:
+        self.ended.append((name, tokens, reason))
+        del self.requests[name]
+        last = SimpleNamespace(request_id=name, finish_reason="stop", kv_transfer_params=None)
+        outputs[0].outputs.append(last)
+
+
+def findings(*names: str, stops: tuple[str, ...] = ()) -> Findings:
+    count = len(names)
+    return Findings(
+        ids=names,
+        peak_BH=np.full((count, 1), np.nan, dtype=np.float32),
+        threshold_BH=np.ones((count, 1), dtype=np.float32),
+        zone_BH=np.array([[2 if name in stops else 0] for name in names], dtype=np.int8),
+        coverage_B3=np.tile(np.array([[5, 4, 0]]), (count, 1)),
+        actions=tuple("stop" if name in stops else "observe" for name in names),
+        reasons=tuple("misuse breach" if name in stops else "nothing" for name in names),
+        stops={name: Stop("misuse breach") for name in stops},
+    )
+
+
+@pytest.fixture
+def actor(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> tuple[Actor, Scheduler]:
+    guards.guard(tiny_loaded, guards.many_probes()[:1]).save_pretrained(tmp_path / "guard")
+    scheduler = Scheduler()
+    settings = ServingSettings(guard=tmp_path / "guard", scores=True)
+    return Actor(settings, (REFUSAL, BREAK), scheduler.end), scheduler
+
+
+def update(actor: Actor, scheduler: Scheduler, found: Findings | None, **tokens: list[int]) -> dict[int, Any]:
+    output = SimpleNamespace(
+        req_id_to_index={name: place for place, name in enumerate(tokens)}, sampled_token_ids=list(tokens.values())
+    )
+    if found is not None:
+        output.spider_sense = found
+    result: dict[int, Any] = actor.update(
+        scheduler.update, scheduler, SimpleNamespace(total_num_scheduled_tokens=len(tokens)), output
+    )
+    return result
+
+
+def test_a_stopped_request_gets_the_refusal_in_place_of_its_token(actor: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = actor
+    scheduler.add("begun", output=3)
+    scheduler.add("fresh")
+    scheduler.add("other")
+    found = findings("begun", "fresh", "other", stops=("begun", "fresh"))
+    outputs = update(one, scheduler, found, begun=[9], fresh=[9], other=[9])
+    assert sorted(scheduler.ended) == [
+        ("begun", [*BREAK, *REFUSAL], "spider_sense: misuse breach"),
+        ("fresh", REFUSAL, "spider_sense: misuse breach"),
+    ]
+    said = {result.request_id: result.kv_transfer_params for result in outputs[0].outputs}
+    assert said["other"] == {"own": 1}
+    verdict = said["begun"]["spider_sense"]
+    assert (verdict["zone"], verdict["action"]) == ("breach", "stop")
+    assert verdict["detectors"] == {"attention": {"zone": "breach", "score": "nan", "threshold": 1.0}}
+    assert verdict["coverage"] == {"scored": 5, "cached": 4, "missing": 0}
+
+
+def test_what_ends_by_itself_carries_its_latest_verdict(actor: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = actor
+    scheduler.add("a")
+    scheduler.add("gone")
+    update(one, scheduler, findings("a"), a=[9])
+    del scheduler.requests["gone"]
+    outputs = update(one, scheduler, findings("a", "gone", stops=("gone",)), a=[2], gone=[9])
+    assert [result.request_id for result in outputs[0].outputs] == ["a"]
+    assert outputs[0].outputs[0].kv_transfer_params["own"] == 1
+    assert outputs[0].outputs[0].kv_transfer_params["spider_sense"]["zone"] == "clear"
+    assert not scheduler.ended
+    assert not one._latest
+
+
+def test_a_step_that_nobody_scored_is_an_error(actor: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = actor
+    with pytest.raises(SpiderSenseError, match="no guard says anything of it"):
+        update(one, scheduler, None, a=[9])
+    assert update(one, scheduler, None) == {0: SimpleNamespace(outputs=[])}
