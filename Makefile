@@ -7,7 +7,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-nest bench-nest-quick full clean
+.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-nest bench-nest-quick full clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,7 @@ $(VLLM_STAMP): requirements-vllm.lock pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.lock
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	cp -R tests/vllm/stand_in/*.dist-info "$$($(VLLM_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')"
 	touch $(VLLM_STAMP)
 
 demo: $(STAMP)  ## train a guard on SmolLM2-135M-Instruct and show it stopping misuse
@@ -51,6 +52,12 @@ bench-kernels: $(STAMP)  ## the kernels against eager torch, torch.compile and a
 	$(BIN)/python kernels/bench/bench_score_fold.py
 	$(BIN)/python kernels/bench/bench_patch_rows.py
 	$(BIN)/python kernels/bench/bench_match_signatures.py
+
+bench-vllm: $(VLLM_STAMP)  ## a guarded vLLM server against a bare one
+	$(VLLM_VENV)/bin/python bench/serving.py
+
+soak-vllm: $(VLLM_STAMP)  ## thousands of requests at a guarded vLLM server, each compared with its offline score
+	$(VLLM_VENV)/bin/python bench/soak.py
 
 bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other, three seeds: hours, goes on where it stopped
 	$(BIN)/python bench/guarded_patch.py --config configs/nest-bench.yaml --guard runs/full/guard

@@ -10,15 +10,10 @@ import asyncio
 import json
 import os
 import platform
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -26,13 +21,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from _server import CONSOLE, server
 
 from spider_sense.bench import random_guard
 from spider_sense.models import load_model
 from spider_sense.types import Site
 
-CONSOLE = Console(stderr=True)
 PROMPTS = (
     "Describe a quiet morning by the sea for somebody who has never been there.",
     "What should I think of when I plan a small vegetable garden on a balcony?",
@@ -76,8 +70,8 @@ def main(
         options += ["--enforce-eager"] if eager else []
         guarded = ["--additional-config", json.dumps({"spider_sense": {"guard": str(settings)}})]
         addresses = {
-            "bare": stack.enter_context(_server(folder, options, work / "bare")),
-            "guarded": stack.enter_context(_server(folder, [*options, *guarded], work / "guarded")),
+            "bare": stack.enter_context(server(folder, options, work / "bare")),
+            "guarded": stack.enter_context(server(folder, [*options, *guarded], work / "guarded")),
         }
         found: dict[str, list[Round]] = {name: [] for name in addresses}
         for index in range(-1, rounds):
@@ -103,40 +97,6 @@ def _report(found: dict[str, list[Round]], *about: Any) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }
-
-
-@contextmanager
-def _server(model: str, options: list[str], work: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    work.mkdir()
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--port", str(port)]
-    environment = {**os.environ, "VLLM_CACHE_ROOT": str(work / "cache"), "VLLM_NO_USAGE_STATS": "1"}
-    with (work / "log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603 - the command is this file's own
-            [*command, "--served-model-name", "model", *options], env=environment, stdout=log, stderr=log
-        )
-    try:
-        _wait(f"http://127.0.0.1:{port}/health", process, work / "log")
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    CONSOLE.print(f"waiting for {address}")
-    for _ in range(900):
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(address, timeout=2) as answer:  # noqa: S310 - an address of this machine
-                if answer.status == 200:
-                    return
-        except OSError:
-            time.sleep(1)
-    raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
 async def _load(address: str, concurrent: int, new_tokens: int) -> Round:

@@ -1,0 +1,64 @@
+"""A vLLM server in a process of its own, for as long as a block lasts."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+__all__ = ["CONSOLE", "server"]
+
+CONSOLE = Console(stderr=True)
+
+
+@contextmanager
+def server(model: str, options: list[str], work: Path) -> Iterator[str]:
+    """Serve a model for the length of a block.
+
+    Args:
+        model: local folder.
+        options: of `vllm serve`.
+        work: folder for the log and the compile cache; made.
+
+    Yields:
+        The address that OpenAI clients take.
+
+    Raises:
+        RuntimeError: with the end of the log, if the server does not start.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    work.mkdir()
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--port", str(port)]
+    environment = {**os.environ, "VLLM_CACHE_ROOT": str(work / "cache"), "VLLM_NO_USAGE_STATS": "1"}
+    with (work / "log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - the command is this file's own
+            [*command, "--served-model-name", "model", *options], env=environment, stdout=log, stderr=log
+        )
+    try:
+        _wait(f"http://127.0.0.1:{port}/health", process, work / "log")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    CONSOLE.print(f"waiting for {address}")
+    for _ in range(900):
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(address, timeout=2) as answer:  # noqa: S310 - an address of this machine
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(1)
+    raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-4000:]}")
