@@ -3,7 +3,8 @@
     loss = NLL(refusals | harmful prompts)
          + answer_weight * NLL(own answers | benign prompts) + kl_weight * KL(base || model | benign prompts)
 
-Each term is a mean over its tokens. ``accelerate`` runs it on one device or several.
+Each term is a mean over its tokens. ``accelerate`` runs it on one device or several; of several processes each takes
+the mean of its own lessons, and the gradients are averaged.
 """
 
 import math
@@ -97,11 +98,23 @@ def tune(
         PatchError: if the checkpoint in ``folder`` belongs to another run.
     """
     _check(lessons, config, references)
+    with _frozen(model, deltas):
+        return _tuned(model, deltas, lessons, config, pad, references, folder, advance)
+
+
+def _tuned(
+    model: nn.Module,
+    deltas: Change,
+    lessons: Sequence[Lesson],
+    config: TuneConfig,
+    pad: int,
+    references: dict[int, Reference] | None,
+    folder: Path | None,
+    advance: Callable[[Losses], None] | None,
+) -> list[Losses]:
     device, state = next(model.parameters()).device, processes(model)
     # One process trains where the model is; several are placed by accelerate.
     accelerator = Accelerator(cpu=device.type == "cpu", device_placement=state.num_processes > 1)
-    trainable = [parameter.requires_grad for parameter in model.parameters()]
-    _freeze(model, deltas)
     optimizer = torch.optim.AdamW(deltas.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     known = references if references and config.kl_weight else {}
     objective = Objective(model, deltas, known, share_head=not config.gradient_checkpointing)
@@ -116,12 +129,10 @@ def tune(
             tokens = token_counts(lessons, mine, known)
             losses = _step(accelerator, tuned, prepared, passes, tokens, config, start + offset)
             history.append(losses)
-            if folder and accelerator.is_main_process and _is_due(losses.step, config):
-                save_checkpoint(folder, deltas, optimizer, config, losses.step + 1)
             if advance is not None:
                 advance(losses)
-    for parameter, before in zip(model.parameters(), trainable, strict=True):
-        parameter.requires_grad_(before)
+            if folder and accelerator.is_main_process and _is_due(losses.step, config):
+                save_checkpoint(folder, deltas, optimizer, config, losses.step + 1)
     return history
 
 
@@ -140,10 +151,18 @@ def _share(chosen: Sequence[int], process: int, processes: int) -> Sequence[int]
     return chosen[process * size : (process + 1) * size]
 
 
-def _freeze(model: nn.Module, deltas: Change) -> None:
+@contextmanager
+def _frozen(model: nn.Module, deltas: Change) -> Iterator[None]:
+    """Let gradients reach nothing of the model but what is trained; no gradient outlives the block."""
     wanted = {id(parameter) for parameter in deltas.parameters()}
-    for parameter in model.parameters():
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in trainable:
         parameter.requires_grad_(id(parameter) in wanted)
+    try:
+        yield
+    finally:
+        for parameter, before in trainable:
+            parameter.requires_grad_(before).grad = None
 
 
 def _is_due(step: int, config: TuneConfig) -> bool:

@@ -103,7 +103,7 @@ def trained(
 
 @torch.no_grad()
 def held_out_loss(change: Change, stage: Stage, config: BenchConfig) -> float:
-    """Return refusals' and answers' mean loss over the held-out lessons, in nats per token, weighted as in training."""
+    """Return the loss over the held-out lessons, in nats per token; answers weigh what answers and divergence do."""
     lessons, everything = stage.held_out, range(len(stage.held_out))
     objective, sums_3 = Objective(stage.loaded.model, change, {}), torch.zeros(3)
     with change.folded():

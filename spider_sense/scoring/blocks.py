@@ -142,7 +142,7 @@ class BlockStates:
             Whether it was known; if not, the slot is left as it was and the tokens are missing.
         """
         place, beyond = divmod(cached, self.size)
-        if beyond or not place:
+        if beyond or not place or cached > len(tokens):
             return False
         block = int(block_ids[place - 1])
         if self._digest[block] is None or self._digest[block] != chain.at(place - 1, tokens):

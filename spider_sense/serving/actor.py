@@ -47,6 +47,9 @@ class Actor:
         stopped = {name for name in findings.stops if _runs(scheduler, name)}
         for name in stopped:
             output.sampled_token_ids[output.req_id_to_index[name]] = []
+            # Without a new token vLLM expects none of these.
+            for extra in (output.prompt_logprobs_dict, output.prompt_token_id_logprobs_dict):
+                extra.pop(name, None)
         outputs = original(step, output)
         for name in stopped:
             begun = scheduler.requests[name].num_output_tokens > 0

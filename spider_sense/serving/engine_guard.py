@@ -7,7 +7,7 @@ Shape letters: T packed rows, B requests of a step.
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +34,8 @@ class _Served:
     """Prompt and accepted tokens."""
     blocks: list[int]
     chain: TokenChain | None
+    cached: int = 0
+    """Tokens before its next row that come from cached blocks whose state it has not taken over yet."""
     again: Request | None = None
     """After a preemption: the state of tokens that are computed a second time, for the sake of their blocks alone."""
 
@@ -60,10 +62,11 @@ class EngineGuard:
 
     Args:
         judge: scores and decides.
+        decode: makes text of a prompt for an audit log that is to hold it; None for one that is not.
     """
 
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
+    def __init__(self, judge: Judge, decode: Callable[[Sequence[int]], str] | None = None) -> None:
+        self.judge, self._decode = judge, decode
         self._served: dict[str, _Served] = {}
         self._step = Step()
         # Where an engine looks ahead, tokens of one step arrive on another thread while the next step begins.
@@ -125,12 +128,17 @@ class EngineGuard:
         """Fold the rows that are certain as they are, all but drafts, and start reading; nothing waits for a device."""
         with self._lock:
             step, self._step = self._step, Step()
-            batch = [
-                part
-                for served, rows, positions in step.order
-                for part in self._split(served, rows[: step.sure(served, rows)], positions)
-            ]
-            self.judge.step(self.judge.bank.logits(step.total), batch)
+            logits_TC, waiting = self.judge.bank.logits(step.total), step.order
+            while waiting:
+                # A request may begin after blocks that another one fills in this very step.
+                ready = [item for item in waiting if self._borrow(item[0])] or waiting
+                batch: list[RequestRows] = []
+                for served, rows, positions in ready:
+                    served.cached = 0  # what is still owed now counts as missing
+                    batch += self._split(served, rows[: step.sure(served, rows)], positions)
+                self.judge.step(logits_TC, batch)
+                done = {id(served) for served, _, _ in ready}
+                waiting = [item for item in waiting if id(item[0]) not in done]
             if not step.drafts:
                 step.reading = self.judge.read([served.case for served, _, _ in step.order])
             return step
@@ -204,23 +212,31 @@ class EngineGuard:
 
     def _open(self, new: Any) -> None:
         prompt, name = list(new.prompt_token_ids or ()), new.req_id
-        if name in self._served:
-            self._close(name)
-        case = self.judge.open(name, prompt)
+        known = self._served.get(name)
+        if known is not None and known.tokens[: known.case.request.prompt_length] == prompt:
+            # Preempted, and back: the second runner gets such requests as new ones.
+            known.blocks = list(new.block_ids[0])
+            self._compute_again(known, new.num_computed_tokens)
+            return
+        self._close(name)
+        case = self.judge.open(name, prompt, text=None if self._decode is None else self._decode(prompt))
         chain = None
         if self.judge.scorer.blocks is not None:
             adapter = "" if new.lora_request is None else new.lora_request.lora_name
             seed = f"{self.judge.guard.digest}/{adapter}/{case.request.skip}"
             chain = TokenChain(seed, self.judge.scorer.blocks.size)
-        served = _Served(case, prompt, list(new.block_ids[0]) if new.block_ids else [], chain)
-        self._served[name] = served
-        self._lend(served, case.request, new.num_computed_tokens)
+        blocks = list(new.block_ids[0]) if new.block_ids else []
+        self._served[name] = _Served(case, prompt, blocks, chain, cached=new.num_computed_tokens)
 
-    def _lend(self, served: _Served, request: Request, cached: int) -> None:
+    def _borrow(self, served: _Served) -> bool:
+        """Let a request go on from its cached blocks, if it has not yet; return whether it has all that it needs."""
+        return not served.cached or self._lend(served, served.case.request, served.cached)
+
+    def _lend(self, served: _Served, request: Request, cached: int) -> bool:
         """Go on from the state of cached blocks; where it is not known they count as missing with the next row."""
         states, chain = self.judge.scorer.blocks, served.chain
-        if not cached or states is None or chain is None:
-            return
+        if states is None or chain is None:
+            return False
         # Nothing is folded of the tokens that are skipped, so nothing need be known of them.
         if cached <= request.skip or states.lend(
             self.judge.scorer.stream,
@@ -234,6 +250,8 @@ class EngineGuard:
         ):
             request.cached += cached - request.position
             request.position = cached
+            return True
+        return False
 
     def _compute_again(self, served: _Served, cached: int) -> None:
         if served.again is not None:
@@ -241,11 +259,12 @@ class EngineGuard:
             served.again = None
         if cached > served.case.request.position:
             # Another request has filled more of the prompt meanwhile.
-            self._lend(served, served.case.request, cached)
+            served.cached = cached
         elif cached < served.case.request.position:
             skip = served.case.request.skip
             served.again = self.judge.scorer.open(f"{served.case.request.id}, again", _NO_END, skip, 0)
-            self._lend(served, served.again, cached)
+            if cached:
+                self._lend(served, served.again, cached)
 
     def _close(self, name: str) -> None:
         served = self._served.pop(name, None)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from spider_sense.audit import AuditLog
@@ -42,11 +43,15 @@ Rows = Callable[[Any], tuple[Any, Any, Any]]
 def install() -> None:
     """Take hold of vLLM's classes in this process; a second call does nothing.
 
-    Raises:
-        ConfigError: if the version of vLLM was not tested.
+    Of a version that was not tested only the start is watched, to refuse it where a guard is named.
     """
     import vllm
     from vllm.engine.arg_utils import EngineArgs
+
+    if not vllm.__version__.startswith(TESTED):
+        # A server that names no guard is none of ours, whatever its version.
+        _wrap(EngineArgs, "create_engine_config", functools.partial(_untested, vllm.__version__))
+        return
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -56,11 +61,6 @@ def install() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner1
     from vllm.v1.worker.gpu_worker import Worker
 
-    if not vllm.__version__.startswith(TESTED):
-        raise ConfigError(
-            f"vLLM {vllm.__version__} was not tested with this guard, only {', '.join(f'{one}x' for one in TESTED)}; "
-            "install a tested version, or unset the guard"
-        )
     _wrap(EngineArgs, "create_engine_config", _configured)
     _wrap(Worker, "load_model", _loaded)
     _wrap(Worker, "initialize_from_config", _sized)
@@ -104,6 +104,15 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
     return config
 
 
+def _untested(version: str, original: Callable[..., Any], args: Any, *rest: Any, **options: Any) -> Any:
+    if find_settings(args.additional_config) is not None:
+        raise ConfigError(
+            f"vLLM {version} was not tested with this guard, only {', '.join(f'{one}x' for one in TESTED)}; "
+            "install a tested version, or unset the guard"
+        )
+    return original(*rest, **options)
+
+
 def _graph(guard: Guard) -> str:
     columns = [f"{probe.name}:{'+'.join(map(str, probe.maps))}" for probe in guard.probes]
     return f"{OP_VERSION}/{'/'.join(columns)}"
@@ -117,6 +126,12 @@ def _check_engine(config: Any) -> None:
             config.speculative_config is not None and config.scheduler_config.async_scheduling
         ),
         "kv_transfer_config": config.kv_transfer_config is not None,
+        "enable_lora": config.lora_config is not None,
+        "enable_prompt_embeds": config.model_config.enable_prompt_embeds,
+        "enable_dbo": parallel.enable_dbo,
+        "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
+        "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
+        "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,
     }
     found = [name for name, is_set in unsupported.items() if is_set]
     if found:
@@ -124,13 +139,16 @@ def _check_engine(config: Any) -> None:
 
 
 def _check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
-    from vllm.tokenizers import get_tokenizer
-
     model = config.model_config
-    tokenizer = get_tokenizer(model.tokenizer)
-    found = checkpoint_fingerprint(Path(model.model), tokenizer)
+    found = checkpoint_fingerprint(Path(model.model), _tokenizer(config))
     serving = ServingConfig(dtype=str(model.dtype).removeprefix("torch."), quantization=model.quantization, adapters=())
     guard.check_model(found, serving, settings.allow_uncertified)
+
+
+def _tokenizer(config: Any) -> Any:
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    return cached_tokenizer_from_config(config.model_config)
 
 
 def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: Any) -> Any:
@@ -154,7 +172,8 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
         rows=config.scheduler_config.max_num_batched_tokens,
     )
     attach_taps(worker.model_runner.get_model(), judge.bank)
-    setattr(worker.model_runner, _GUARD, EngineGuard(judge))
+    decode = _tokenizer(config).decode if settings.audit is not None and settings.audit_text else None
+    setattr(worker.model_runner, _GUARD, EngineGuard(judge, decode))
     return result
 
 
@@ -258,16 +277,28 @@ def _end(scheduler: Any, outputs: dict[int, Any], name: str, tokens: list[int], 
         stop_reason=reason,
         events=request.take_events(),
         prefill_stats=prefill,
+        new_logprobs=_certain(tokens, request.sampling_params),
         trace_headers=request.trace_headers,
     )
     outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[])).outputs.append(last)
 
 
+def _certain(tokens: list[int], sampling: Any) -> Any:
+    """Return log-probabilities as a client asked for them, of tokens that were not sampled: each was certain."""
+    from vllm.v1.outputs import LogprobsLists
+
+    if sampling is None or sampling.num_logprobs is None:
+        return None
+    shape = (len(tokens), 1)
+    ids = np.array(tokens, dtype=np.int32).reshape(shape)
+    return LogprobsLists(ids, np.zeros(shape, np.float32), np.zeros(len(tokens), np.int32))
+
+
 def _refusal(scheduler: Any, settings: ServingSettings) -> Any:
     """Return the tokens of the refusal, and of the line break that sets it apart from an answer that has begun."""
-    from vllm.tokenizers import get_tokenizer
-
-    tokenizer = get_tokenizer(scheduler.vllm_config.model_config.tokenizer)
+    tokenizer = _tokenizer(scheduler.vllm_config)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("the tokenizer has no end token, so a request cannot be stopped; give it one")
     text, line_break = (
         tokenizer(part, add_special_tokens=False)["input_ids"] for part in (_policy(settings).refusal, "\n\n")
     )

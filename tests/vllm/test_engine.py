@@ -130,15 +130,17 @@ def test_a_guard_for_another_model_does_not_start(
         run_engine([prompts[:1]], {"gaurd": str(guard)})
 
 
+@pytest.mark.parametrize("second_runner", [False, True], ids=["first", "second"])
 def test_preempted_requests_lose_nothing(
-    guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline
+    second_runner: bool, guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline
 ) -> None:
     # Seven requests that want two blocks each in the end, and one more later, in eight blocks.
     short = [ids[:100] for ids in prompts[-7:]]
     (found,) = run_engine(
         [short],
         {"guard": str(guard), "scores": True},
-        {"max_tokens": 60, "ignore_eos": True},
+        {"max_tokens": 40, "ignore_eos": True},
+        second_runner=second_runner,
         num_gpu_blocks_override=9,
         max_num_batched_tokens=256,
     )
@@ -149,6 +151,14 @@ def test_preempted_requests_lose_nothing(
 def test_copies_of_a_prompt_are_told_apart(
     guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline
 ) -> None:
-    (found,) = run_engine([prompts[:2]], {"guard": str(guard), "scores": True}, {"n": 3, "temperature": 1.0})
+    (found,) = run_engine(
+        [prompts[-2:]],
+        {"guard": str(guard), "scores": True},
+        {"n": 3, "temperature": 1.0},
+        max_num_batched_tokens=2048,
+    )
     assert len(found) == 6
     assert len({tuple(one["tokens"]) for one in found[:3]}) == 3
+    # The copies begin in one step, and all but one of them after blocks that the first fills in it.
+    assert all(one["said"]["coverage"]["missing"] == 0 for one in found)
+    assert any(one["said"]["coverage"]["cached"] for one in found)

@@ -71,13 +71,17 @@ def actor(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> tuple[Actor,
 
 def update(actor: Actor, scheduler: Scheduler, found: Findings | None, **tokens: list[int]) -> dict[int, Any]:
     output = SimpleNamespace(
-        req_id_to_index={name: place for place, name in enumerate(tokens)}, sampled_token_ids=list(tokens.values())
+        req_id_to_index={name: place for place, name in enumerate(tokens)},
+        sampled_token_ids=list(tokens.values()),
+        prompt_logprobs_dict=dict.fromkeys(tokens, ("some",)),
+        prompt_token_id_logprobs_dict={},
     )
     if found is not None:
         output.spider_sense = found
     result: dict[int, Any] = actor.update(
         scheduler.update, scheduler, SimpleNamespace(total_num_scheduled_tokens=len(tokens)), output
     )
+    assert not set(found.stops if found else ()) & set(output.prompt_logprobs_dict) or "gone" in tokens
     return result
 
 

@@ -23,7 +23,10 @@ SIZE, BLOCKS = 4, 64
 class Engine:
     """As much of an engine as the guard sees: requests, blocks with a prefix cache, steps of any shape."""
 
-    def __init__(self, what: LoadedModel, guard: Any, helpers: Any, cached: bool = True) -> None:
+    def __init__(
+        self, what: LoadedModel, guard: Any, helpers: Any, cached: bool = True, second_runner: bool = False
+    ) -> None:
+        self.second_runner = second_runner
         self.what, self.helpers, self.which = what, helpers, guard
         self.guard = EngineGuard(Judge(guard, Policy.shadow()))
         if cached:
@@ -66,7 +69,7 @@ class Engine:
                 request.done = self._hit(request)
             count = min(most, request.known - request.done) + extra
             blocks = self._blocks(request, request.done + count)
-            if request.state == "new":
+            if request.state == "new" or (self.second_runner and request.state == "resumed"):
                 new.append(
                     SimpleNamespace(
                         req_id=name,
@@ -83,6 +86,9 @@ class Engine:
                 again.num_computed_tokens.append(request.done)
                 again.resumed_req_ids |= {name} if resumed else set()
             request.state, counts[name] = "running", (count, extra)
+            # As vLLM does, blocks are lent before they are filled, within one step too.
+            for place in range((request.done + count - extra) // SIZE):
+                self.cache.setdefault(tuple(request.ids[: (place + 1) * SIZE]), request.blocks[place])
         total = sum(count for count, _ in counts.values())
         self.guard.begin(
             SimpleNamespace(
@@ -116,8 +122,6 @@ class Engine:
             ended = request.done == request.known
             accepted[name] = request.ids[request.known : request.known + 1] if ended else []
             request.known += len(accepted[name])
-            for place in range(request.done // SIZE):
-                self.cache.setdefault(tuple(request.ids[: (place + 1) * SIZE]), request.blocks[place])
         findings = self.guard.settle(self.guard.fold(), accepted)
         self.found |= {name: (findings, row) for row, name in enumerate(findings.ids)}
 
@@ -157,7 +161,8 @@ def test_whatever_the_scheduler_does_the_score_is_that_of_a_plain_pass(
     tiny_loaded: LoadedModel, guards: Any, seed: int
 ) -> None:
     draw = np.random.default_rng(seed)
-    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
+    which = guards.guard(tiny_loaded, guards.many_probes())
+    engine = Engine(tiny_loaded, which, guards, second_runner=bool(seed % 2))
     shared = draw.integers(3, 60, 9).tolist()
     for index in range(4):
         prompt = prompt_of(draw, shared[: draw.integers(0, 10)], int(draw.integers(2, 12)))
@@ -173,6 +178,18 @@ def test_whatever_the_scheduler_does_the_score_is_that_of_a_plain_pass(
         engine.step({name: int(draw.integers(1, 8)) for name in chosen}, drafts)
     for name in engine.found:
         engine.check(name, guards)
+
+
+def test_copies_that_begin_in_one_step_share_what_it_fills(tiny_loaded: LoadedModel, guards: Any) -> None:
+    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
+    prompt = [1, 5, *range(10, 21)]
+    for name in ("a", "b", "c"):
+        engine.add(name, prompt, [30, 31])
+    engine.step({"a": 100, "b": 100, "c": 100})
+    for name, cached in {"a": 0, "b": 12, "c": 12}.items():
+        engine.check(name, guards)
+        findings, row = engine.found[name]
+        assert findings.coverage_B3[row].tolist() == [13 - cached, cached, 0]
 
 
 def test_a_request_after_a_conversation_goes_on_from_it(tiny_loaded: LoadedModel, guards: Any) -> None:
