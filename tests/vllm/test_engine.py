@@ -96,7 +96,9 @@ def test_a_breach_ends_its_request_before_the_next_token_and_no_other(
     peaks = torch.stack([trace.max() for trace in traces]).sort().values
     threshold = float((peaks[5] + peaks[6]) / 2)
     strict = one_head("head0", threshold, threshold)
-    (found,) = run_engine([prompts], {"guard": str(strict)}, {"max_tokens": 24, "ignore_eos": True})
+    # A client may ask for log-probabilities, of the refusal too.
+    asked = {"max_tokens": 24, "ignore_eos": True, "logprobs": 1, "prompt_logprobs": 1}
+    (found,) = run_engine([prompts], {"guard": str(strict)}, asked)
     stopped = []
     for one, before, trace in zip(found, bare, traces, strict=True):
         over = (trace >= threshold).nonzero()
