@@ -13,12 +13,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from spider_sense.models import LoadedModel
+
+
+# A machine that is busy with other work is no failure.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 def _load(name: str) -> ModuleType:
