@@ -9,10 +9,11 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-__all__ = ["CONSOLE", "server"]
+__all__ = ["CONSOLE", "ask", "server"]
 
 CONSOLE = Console(stderr=True)
 
@@ -62,3 +63,15 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(1)
     raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+async def ask(client: Any, prompt: str, new_tokens: int, **extra: bool) -> Any:
+    """Return the stream of a greedy answer from a server of this module; ``extra`` are options of vLLM's own."""
+    return await client.chat.completions.create(
+        model="model",
+        messages=[{"role": "user", "content": prompt}],
+        stream=True,
+        temperature=0.0,
+        max_tokens=new_tokens,
+        extra_body=extra,
+    )

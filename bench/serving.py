@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from _server import CONSOLE, server
+from _server import CONSOLE, ask, server
 
 from spider_sense.bench import random_guard
 from spider_sense.models import load_model
@@ -116,14 +116,7 @@ async def _load(address: str, concurrent: int, new_tokens: int) -> Round:
 async def _stream(client: Any, prompt: str, new_tokens: int) -> list[float]:
     """Return when the request was sent and when each of its tokens came, in seconds."""
     sent = time.perf_counter()
-    stream = await client.chat.completions.create(
-        model="model",
-        messages=[{"role": "user", "content": prompt}],
-        stream=True,
-        temperature=0.0,
-        max_tokens=new_tokens,
-        extra_body={"ignore_eos": True},
-    )
+    stream = await ask(client, prompt, new_tokens, ignore_eos=True)
     said = [time.perf_counter() async for chunk in stream if any(choice.delta.content for choice in chunk.choices)]
     return [sent, *said]
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _server import CONSOLE, server
+from _server import CONSOLE, ask, server
 from rich.progress import track
 
 from spider_sense.bench import random_guard
@@ -105,14 +105,7 @@ async def _all(address: str, requests: int, concurrent: int, rng: Random) -> lis
 
 
 async def _stream(client: Any, prompt: str, new_tokens: int, leave_after: int | None) -> Answer:
-    stream = await client.chat.completions.create(
-        model="model",
-        messages=[{"role": "user", "content": prompt}],
-        stream=True,
-        temperature=0.0,
-        max_tokens=new_tokens,
-        extra_body={"return_token_ids": True},
-    )
+    stream = await ask(client, prompt, new_tokens, return_token_ids=True)
     answer: Answer = {"prompt": [], "tokens": [], "said": None, "left": False}
     chunks = 0
     async for chunk in stream:

@@ -54,7 +54,7 @@ class Actor:
         for name in stopped:
             begun = scheduler.requests[name].num_output_tokens > 0
             tokens = [*(self._break if begun else ()), *self._refusal]
-            self._end(scheduler, outputs, name, tokens, f"{KEY}: {findings.stops[name].reason}")
+            self._end(scheduler, outputs, name, tokens, f"{KEY}: {findings.stops[name]}")
         for one in (one for group in outputs.values() for one in group.outputs):
             if one.finish_reason is not None:
                 one.kv_transfer_params = {**(one.kv_transfer_params or {}), KEY: self._answer(one.request_id)}

@@ -222,9 +222,7 @@ class EngineGuard:
         case = self.judge.open(name, prompt, text=None if self._decode is None else self._decode(prompt))
         chain = None
         if self.judge.scorer.blocks is not None:
-            adapter = "" if new.lora_request is None else new.lora_request.lora_name
-            seed = f"{self.judge.guard.digest}/{adapter}/{case.request.skip}"
-            chain = TokenChain(seed, self.judge.scorer.blocks.size)
+            chain = TokenChain(f"{self.judge.guard.digest}/{case.request.skip}", self.judge.scorer.blocks.size)
         blocks = list(new.block_ids[0]) if new.block_ids else []
         self._served[name] = _Served(case, prompt, blocks, chain, cached=new.num_computed_tokens)
 

@@ -4,7 +4,7 @@ Shape letters: B requests of a step, H heads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,9 @@ import numpy.typing as npt
 from spider_sense.judge import Case
 from spider_sense.types import Action, Zone
 
-__all__ = ["Findings", "Stop", "findings_of"]
+__all__ = ["Findings", "findings_of"]
 
 _ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """A request that is to end with this step."""
-
-    reason: str
-    """Names the detector and the rule, never the score."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +31,12 @@ class Findings:
     """Tokens scored, cached, missing."""
     actions: tuple[Action, ...]
     reasons: tuple[str, ...]
-    stops: dict[str, Stop] = field(default_factory=dict)
+
+    @property
+    def stops(self) -> dict[str, str]:
+        """Requests that are to end with this step, and why; a reason names the detector and the rule, not the score."""
+        rows = zip(self.ids, self.actions, self.reasons, strict=True)
+        return {name: reason for name, action, reason in rows if action == "stop"}
 
     def answer(self, row: int, detectors: Sequence[str], guard: str, scores: bool) -> dict[str, Any]:
         """Return what a client may read of one request, JSON-ready.
@@ -82,5 +79,4 @@ def findings_of(cases: Sequence[Case]) -> Findings:
         coverage_B3=np.array(coverage, dtype=np.int64).reshape(-1, 3),
         actions=tuple(case.decision.action for case in cases),
         reasons=tuple(case.decision.reason for case in cases),
-        stops={case.request.id: Stop(case.decision.reason) for case in cases if case.decision.action == "stop"},
     )

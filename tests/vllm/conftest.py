@@ -59,14 +59,14 @@ def guard(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.fixture(scope="session")
-def one_head(guard: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float, float], Path]:
+@pytest.fixture
+def one_head(guard: Path, guards: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float, float], Path]:
     """Return a function that makes a guard of one of those heads, with thresholds: detector, suspect, breach."""
 
     def make(name: str, suspect: float, breach: float) -> Path:
         whole = Guard.from_pretrained(guard)
         place = [detector.name for detector in whole.manifest.detectors].index(name)
-        thresholds = _tiny_guards().calibration(suspect, breach)
+        thresholds = guards.calibration(suspect, breach)
         detector = whole.manifest.detectors[place].model_copy(update={"calibration": thresholds})
         folder = tmp_path_factory.mktemp("one_head")
         Guard(whole.manifest.model_copy(update={"detectors": (detector,)}), (whole.probes[place],)).save_pretrained(
@@ -75,16 +75,6 @@ def one_head(guard: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         return folder
 
     return make
-
-
-def _tiny_guards() -> Any:
-    path = Path(__file__).parents[1] / "tiny_guards.py"
-    spec = importlib.util.spec_from_file_location("tiny_guards", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from spider_sense.errors import SpiderSenseError
 from spider_sense.models import LoadedModel
 from spider_sense.serving.actor import Actor
-from spider_sense.serving.findings import Findings, Stop
+from spider_sense.serving.findings import Findings
 from spider_sense.serving.settings import ServingSettings
 
 REFUSAL, BREAK = [50, 51, 2], [40]
@@ -57,7 +57,6 @@ def findings(*names: str, stops: tuple[str, ...] = ()) -> Findings:
         coverage_B3=np.tile(np.array([[5, 4, 0]]), (count, 1)),
         actions=tuple("stop" if name in stops else "observe" for name in names),
         reasons=tuple("misuse breach" if name in stops else "nothing" for name in names),
-        stops={name: Stop("misuse breach") for name in stops},
     )
 
 
