@@ -225,9 +225,14 @@ def _packed_forward(processor: Any) -> Forward:
         prompt = state.initial_tokens[: state._true_initial_tokens or None]
         rows = np.arange(start, start + length)
         positions = np.arange(past, past + length)
-        sequences.append(SequenceRows(str(state.request_id), rows, positions, prompt, state, partial(_withhold, item)))
+        runs, withhold = partial(_runs, processor.scheduler, state.request_id), partial(_withhold, item)
+        sequences.append(SequenceRows(str(state.request_id), rows, positions, prompt, state, runs, withhold))
         start += length
     return Forward(max(start, batch.num_q_tokens), tuple(sequences), start, 0)
+
+
+def _runs(scheduler: Any, name: Any) -> bool:
+    return name in scheduler.active_requests or name in scheduler.waiting_requests
 
 
 def _withhold(item: Any) -> None:

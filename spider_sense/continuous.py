@@ -8,8 +8,7 @@ them in a later prompt is computed anew. Copies of a prompt (``num_return_sequen
 before its last token, and so before any verdict.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence, Set
 
 from torch import Tensor
 
@@ -33,6 +32,8 @@ class ContinuousCalls:
         judge: scores and decides.
         act: called before and after each step with the cases that are patched or steered by the ids of their requests.
         text: returns a prompt as the audit log is to record it.
+        check: called before a request is judged for the first time; what it raises becomes the error of the requests
+            of that step.
     """
 
     def __init__(
@@ -40,18 +41,18 @@ class ContinuousCalls:
         judge: Judge,
         act: Callable[[dict[Hashable, Case]], None],
         text: Callable[[Sequence[int]], str | None],
+        check: Callable[[], None],
     ) -> None:
-        self._judge, self._act, self._text = judge, act, text
+        self._judge, self._act, self._text, self._check = judge, act, text, check
         self.cases: dict[str, Case] = {}
         """The latest request of each of the engine's ids; of those that have ended, the latest ``KEPT``."""
-        self._running: dict[str, Any] = {}
+        self._running: dict[str, SequenceRows] = {}
 
     def begin(self, sequences: Sequence[SequenceRows]) -> None:
         """Tell new requests from those that run, before the pass in which a new one may bear the id of an old one."""
-        self._sweep()
+        self._sweep({_name(item) for item in sequences})
         for item in sequences:
-            if item.prompt is not None:
-                self._meet(_name(item), item.prompt, item.handle)
+            self._meet(item)
         self._act(self._acted_on())
 
     def scored(self, logits_TC: Tensor, sequences: Sequence[SequenceRows]) -> None:
@@ -61,7 +62,7 @@ class ContinuousCalls:
         )
         for case in self._judge.decide(self._judge.read([self.cases[_name(item)] for item in sequences])):
             if case.decision.action == "stop":
-                state = self._running[case.request.id]
+                state = self._running[case.request.id].handle
                 # The engine compares this with the tokens so far when it takes in the step's token.
                 state._new_tokens_limit = case.stopped_after = state.generated_len() + 1
         self._act(self._acted_on())
@@ -74,16 +75,18 @@ class ContinuousCalls:
     def _acted_on(self) -> dict[Hashable, Case]:
         return {name: self.cases[name] for name in self._running if self.cases[name].acted_on}
 
-    def _meet(self, name: str, prompt: Sequence[int], handle: Any) -> None:
+    def _meet(self, item: SequenceRows) -> None:
         # Ids begin anew with each manager, and a preempted request comes back in a record of its own.
-        known = self._running.get(name)
-        if known is None or (known is not handle and not handle._true_initial_tokens):
+        name, known = _name(item), self._running.get(_name(item))
+        if known is None or (known.handle is not item.handle and not item.handle._true_initial_tokens):
+            assert item.prompt is not None
+            self._check()
             if known is not None:
                 self._close(name)
             self.cases.pop(name, None)
-            self.cases[name] = self._judge.open(name, prompt, text=self._text(prompt))
+            self.cases[name] = self._judge.open(name, item.prompt, text=self._text(item.prompt))
             self._forget_oldest()
-        self._running[name] = handle
+        self._running[name] = item
 
     def _forget_oldest(self) -> None:
         """Keep a server's memory bounded."""
@@ -91,11 +94,10 @@ class ContinuousCalls:
         for name in ended[: max(0, len(self.cases) - KEPT)]:
             del self.cases[name]
 
-    def _sweep(self) -> None:
-        from transformers.generation.continuous_batching.requests import RequestStatus
-
-        for name, state in list(self._running.items()):
-            if state.status in (RequestStatus.FINISHED, RequestStatus.FAILED) and not _preempted(state):
+    def _sweep(self, computed: Set[str]) -> None:
+        """Close what the engine has ended, or forgotten because it was cancelled; one of this step may have ended."""
+        for name, item in list(self._running.items()):
+            if name not in computed and item.runs is not None and not item.runs():
                 self._close(name)
 
     def _close(self, name: str) -> None:
@@ -106,8 +108,3 @@ class ContinuousCalls:
 def _name(item: SequenceRows) -> str:
     assert isinstance(item.key, str)
     return item.key
-
-
-def _preempted(state: Any) -> bool:
-    """Whether the engine gave a record up for one that will go on: it sets its status, but no end of its life."""
-    return bool(state.lifespan[1] < 0)

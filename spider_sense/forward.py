@@ -28,6 +28,8 @@ class SequenceRows:
     """Token ids of the prompt, where the engine keeps them."""
     handle: Any = None
     """The engine's own record of the request, where it has one."""
+    runs: Callable[[], bool] | None = None
+    """Whether the engine still knows a request of this id, where it keeps such a record."""
     withhold: Callable[[], None] | None = None
     """Keeps the KV blocks that this pass completes from other requests, where the engine would share them."""
 

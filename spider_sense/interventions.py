@@ -57,7 +57,15 @@ class Interventions:
         vector = self._vector
         if vector is None or self._steer_site is None:
             return {}
-        return {self._steer_site: lambda hidden: steer(hidden, self._strength.tensor, vector)}
+
+        def write(hidden: Tensor) -> Tensor:
+            # Compiled code asks the strengths on the device instead, or it would be compiled once more.
+            if not torch.compiler.is_compiling() and not self._strength.used:
+                return hidden
+            moved: Tensor = steer(hidden, self._strength.tensor, vector)
+            return moved
+
+        return {self._steer_site: write}
 
     def patchers(self) -> dict[Site, Patcher]:
         """Return what patches."""

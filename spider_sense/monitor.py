@@ -126,7 +126,7 @@ class Monitor:
         self._model, self._tokenizer = model, tokenizer
         patch = None if self._patch is None else LivePatch(loaded, self._patch, _alpha(self.policy))
         self._acts = Interventions(self.policy, self.guard, model.device, patch)
-        self._continuous = ContinuousCalls(self._judge, self._acts.act, self._text)
+        self._continuous = ContinuousCalls(self._judge, self._acts.act, self._text, self._check_unchanged)
         bank = self._judge.bank
         readers = {site: bank.tap(site) for site in bank.sites}
         self._attachment = Attachment(
@@ -198,13 +198,7 @@ class Monitor:
             self._busy.release()
 
     def _judged_generate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        serving = serving_config(self._model)
-        if serving != self._serving:
-            raise MismatchError(
-                f"the model is served as {serving.model_dump_json()}, and was as {self._serving.model_dump_json()} "
-                "when the monitor was attached; detach it and attach it again"
-            )
-        self._acts.check_weights(self._model)
+        self._check_unchanged()
         ids, kwargs = _prompt_ids(args, kwargs)
         check_unaltered(kwargs.get("past_key_values"))
         options = _options(kwargs, self._model.generation_config)
@@ -243,6 +237,16 @@ class Monitor:
             self._acts.end()
             call.close()
         return output
+
+    def _check_unchanged(self) -> None:
+        """Check that the model is run as it was when the guard was put in front of it."""
+        serving = serving_config(self._model)
+        if serving != self._serving:
+            raise MismatchError(
+                f"the model is served as {serving.model_dump_json()}, and was as {self._serving.model_dump_json()} "
+                "when the monitor was attached; detach it and attach it again"
+            )
+        self._acts.check_weights(self._model)
 
     def _open_cases(
         self, ids_BP: Tensor, mask_BP: np.ndarray, principals: Sequence[str | None] | None, copies: int

@@ -131,7 +131,7 @@ def _fold_kernel(
                 index,
                 GROUPS[index],
                 SIZES,
-                False,
+                rows[0] is None,
             )
 
 

@@ -121,6 +121,8 @@ def _score_cpu(
         return score_torch(hidden_TD, weight, bias, mlp_weight, mlp_bias, eps, out, residual, weight_low)
     x_TD = _rows(hidden_TD, residual)
     rows, width = x_TD.shape
+    if rows > len(out):
+        raise ValueError(f"logits of {rows} rows do not fit a buffer of {len(out)}")
     if rows > numpy_rows(width, weight.shape[1]):
         # Products first: they wait less for memory, and the norms then find the rows in a cache.
         y_TC = _product(x_TD, weight)[:, : len(bias)]

@@ -162,7 +162,11 @@ class Bank:
         host, index, width = self._host, self._host_index.get(site, -1), len(pack.weight)
 
         def read(hidden: Tensor, residual: Tensor | None = None) -> None:
-            if index >= 0 and not torch.compiler.is_compiling() and host and hidden.numel() <= host.rows * width:
+            eager, size = not torch.compiler.is_compiling(), hidden.numel()
+            if eager and size > len(self._raw) * width:
+                # Nobody began this pass, which is one over a part of the model: there is nothing to judge.
+                return
+            if eager and index >= 0 and host and size <= host.rows * width:
                 host.put(index, hidden if residual is None else hidden + residual)
             else:
                 out, scratch = self._targets[site], self._scratch

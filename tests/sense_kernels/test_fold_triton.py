@@ -133,6 +133,18 @@ def test_narrow_integers_and_strided_logits_change_no_bit(traffic: Any) -> None:
     traffic.assert_same_bits(*results)
 
 
+def test_a_decode_step_that_names_no_rows_changes_no_bit(traffic: Any) -> None:
+    table, z = mixed(), torch.randn(4, C)
+    step = FoldRows(np.arange(4), np.full(4, RESPONSE), np.arange(5), np.array([2, -1, 0, 1])).to(traffic.CPU)
+    results = []
+    for rows in (step, step._replace(row=None, start=None)):
+        state, trace = table.new_state(3), torch.full((4, table.heads), 7.0)
+        fold_triton(*state, z, rows, table, trace)
+        results.append([*state, trace])
+    assert (results[0][1] != 0).any()
+    traffic.assert_same_bits(*results)
+
+
 def test_a_request_without_rows_and_a_step_without_requests_change_nothing(traffic: Any) -> None:
     table, z = mixed(), torch.randn(3, C)
     state = table.new_state(3)

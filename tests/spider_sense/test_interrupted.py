@@ -1,5 +1,6 @@
 """A pass that raises leaves no request's patch or steer behind for whoever runs the model next."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,56 @@ def test_continuous_batching(tiny_loaded: LoadedModel, short_is_suspect: Guard) 
         hook.remove()
         assert monitor.continuous["a"].patched_from is not None
         assert model.model(ROWS).last_hidden_state.equal(bare)
+
+
+@pytest.mark.parametrize("change", ["dtype", "weights"])
+def test_continuous_batching_refuses_a_model_that_was_changed(
+    tiny_loaded: LoadedModel, short_is_suspect: Guard, change: str
+) -> None:
+    model: Any = tiny_loaded.model
+    manager = batching(model)
+    with attach(tiny_loaded, short_is_suspect, "patch") as monitor:
+        if change == "dtype":
+            model.to(torch.bfloat16)
+        else:
+            apply_patch(tiny_loaded, random_patch(tiny_loaded, scale=3.0))
+        manager.start()
+        manager.add_request([9, 50, 8, 7], request_id="a", max_new_tokens=4)
+        refused = {"dtype": "detach it and attach it again", "weights": "was applied to the weights while"}[change]
+        assert refused in str(result(manager).error)
+        assert not monitor.continuous
+
+
+def test_a_cancelled_request_is_closed(tiny_loaded: LoadedModel, short_is_suspect: Guard) -> None:
+    manager = batching(tiny_loaded.model)
+    closed: list[str] = []
+    with attach(tiny_loaded, short_is_suspect, "observe") as monitor:
+        begun = threading.Event()
+        hook = tiny_loaded.model.lm_head.register_forward_hook(lambda *_: begun.set())
+        manager.start()
+        manager.add_request([9, 50, 8, 7], request_id="gone", max_new_tokens=100)
+        assert begun.wait(60)
+        manager.cancel_request("gone")
+        close = monitor._judge.close
+        monitor._judge.close = lambda case: (closed.append(case.request.id), close(case))  # type: ignore[assignment, func-returns-value]
+        for name in ("next", "last"):
+            manager.add_request([9, 50, 8, 6], request_id=name, max_new_tokens=4)
+            assert manager.get_result(timeout=60).request_id == name
+        hook.remove()
+        manager.stop(block=True)
+        assert closed[0] == "gone"
+
+
+@pytest.mark.parametrize("kind", ["max", "mlp"])
+def test_a_long_pass_over_a_part_of_the_model_is_left_alone(guards: Any, tiny_loaded: LoadedModel, kind: str) -> None:
+    model: Any = tiny_loaded.model
+    long = torch.arange(200)[None] % 60
+    bare = model.model(long).last_hidden_state
+    probe = next(one for one in guards.many_probes() if (one.maps[min(one.maps)].mlp_weight is None) == (kind == "max"))
+    guard: Guard = guards.guard(tiny_loaded, [probe])
+    guard.vectors["calm@resid.0"] = torch.ones(32)
+    with attach(tiny_loaded, guard, "steer"):
+        assert model.model(long).last_hidden_state.equal(bare)
 
 
 @pytest.mark.parametrize("action", ["patch", "steer"])

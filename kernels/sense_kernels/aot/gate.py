@@ -146,7 +146,5 @@ def failures(row: Row) -> list[str]:
 
 
 def _needs_tensor_core(row: Row) -> bool:
-    """Exempt are kernels without products, narrow ones, and fp32 products on AMD, which are plain fp32."""
-    if row.operands is None or (row.D or 0) < TENSOR_CORE_WIDTH:
-        return False
-    return not (row.operands == "fp32" and TARGETS[row.target].backend == "hip")
+    """Exempt are kernels without products, and narrow ones."""
+    return row.operands is not None and (row.D or 0) >= TENSOR_CORE_WIDTH
