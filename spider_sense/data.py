@@ -217,7 +217,7 @@ def _require_both(found: set[bool], examples: Sequence[Example], label_map: Labe
         if label not in found:
             raise DataError(
                 f"no {name} example: the labels are {counts}, {name} are {sorted(wanted)}; "
-                f"add a file that has some, or map another label with LABEL={name}"
+                f"add a file that has some, or map another label: --label LABEL={name}"
             )
 
 

@@ -73,6 +73,7 @@ class ArtifactKind:
         beside.mkdir()
         try:
             yield beside
+            _open_alike(beside)
             _publish(beside, folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -136,6 +137,14 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _open_alike(folder: Path) -> None:
+    """Open every file to whom the folder is open: safetensors writes for its owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _publish(beside: Path, folder: Path) -> None:

@@ -3,13 +3,16 @@
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spider_sense.cli.app import app, console
 from spider_sense.cli.tables import thresholds_table
 from spider_sense.cli.train import progress_bars
+
+if TYPE_CHECKING:
+    from spider_sense.calibration import Calibration
 
 __all__ = ["calibrate"]
 
@@ -55,5 +58,23 @@ def calibrate(
         )
     for record in done.guard.manifest.detectors:
         console.print(thresholds_table(record.name, record.calibration, done.before[record.name]))
+        _warn(record.name, record.calibration)
     repeats = sum(map(len, sets.values())) - len(rows)
     typer.echo(f"calibrated on {len(rows)} conversations, {repeats} repeats left out; wrote {done.folder}")
+
+
+def _warn(detector: str, calibration: "Calibration") -> None:
+    """Say which thresholds rest on too little traffic, as the table's last column does."""
+    weak = [
+        threshold
+        for bucket in calibration.buckets
+        for threshold in (bucket.suspect, bucket.breach)
+        if not threshold.supported
+    ]
+    if weak:
+        worst = max(weak, key=lambda threshold: threshold.needed / threshold.n)
+        typer.echo(
+            f"warning: {len(weak)} thresholds of {detector} rest on too few conversations, one on {worst.n} where "
+            f"{worst.needed} are needed for {worst.target_fpr:.1%}; do not act on its verdicts before it has seen more",
+            err=True,
+        )

@@ -179,6 +179,12 @@ def test_weights_that_are_not_numbers_are_refused(folder: Path, file: str, bad: 
         Guard.from_pretrained(folder)
 
 
+def test_whoever_may_read_the_manifest_may_read_the_tensors(folder: Path) -> None:
+    modes = {path.stat().st_mode for path in folder.rglob("*") if path.is_file()}
+    assert len(list(folder.iterdir())) > 1
+    assert modes == {(folder / "guard.json").stat().st_mode}
+
+
 @pytest.mark.parametrize("step", ["save_file", "sha256", "rename"])
 def test_a_save_that_fails_leaves_the_old_guard(
     made: Guard, guards: Any, tiny_loaded: LoadedModel, folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
