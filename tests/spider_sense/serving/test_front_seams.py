@@ -1,4 +1,4 @@
-"""The front end's side: notes are taken off and counted, spans carry the verdict, the endpoint is there with a guard."""
+"""The front end: notes are taken off and counted, spans carry the verdict, the endpoint is there if a guard is."""
 
 import asyncio
 from collections.abc import Callable
