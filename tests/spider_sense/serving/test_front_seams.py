@@ -63,7 +63,9 @@ def traced(params: dict[str, Any] | None) -> dict[str, Any]:
         front_seams._spanned(instrument, span_name="llm_request", attributes={"own": 1})
 
     front_seams._traced(trace, None, SimpleNamespace(kv_transfer_params=params), "state")
-    (attributes,) = spans
+    front_seams._spanned(instrument, span_name="llm_request", attributes={"of": "no request"})
+    attributes, outside = spans
+    assert outside == {"of": "no request"}
     return attributes
 
 
