@@ -13,6 +13,7 @@ A policy is a list of rules, (detector, zone) -> action, read from YAML::
 It fails closed: a breach that no rule names is stopped, and so is a request that was not seen in full.
 """
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,17 @@ class Policy(Settings):
             asked.append("on_missing")
         if asked:
             raise ValueError(f"{', '.join(asked)}: {action!r} needs {needs}")
+
+    @property
+    def digest(self) -> str:
+        """Short name of this policy, as a guard has one."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """Every action that it may decide on, mildest first: what it asks for, and what it falls back on."""
+        asked = {"observe", "flag", "stop", self.on_missing, *(rule.action for rule in self.rules)}
+        return tuple(action for action in SEVERITY if action in asked)
 
     def check_engine(self, engine: str, can: Collection[Action], detectors: Collection[str]) -> None:
         """Check that an engine can do what the policy asks for, and that a guard has the detectors it names.

@@ -5,13 +5,15 @@ from typing import Any
 
 from spider_sense.errors import SpiderSenseError
 from spider_sense.guard import Guard
-from spider_sense.serving.findings import Findings
+from spider_sense.serving.findings import Findings, Note
 from spider_sense.serving.settings import KEY, ServingSettings
 
-__all__ = ["Actor", "End"]
+__all__ = ["Actor", "End", "Tell"]
 
 End = Callable[[Any, dict[int, Any], str, list[int], str], None]
 """Takes the scheduler, the outputs of the step by client, a request's id, its last tokens and the stop reason."""
+Tell = Callable[[dict[int, Any], Note], None]
+"""Takes the outputs of the step by client, and what the step adds to the metrics."""
 
 
 class Actor:
@@ -21,13 +23,14 @@ class Actor:
         settings: what the server was told.
         refusal: token ids of the refusal, and of what sets it apart from an answer that has begun.
         end: finishes a running request with last tokens and a stop reason.
+        tell: sends a note to the process that serves the metrics.
     """
 
-    def __init__(self, settings: ServingSettings, refusal: tuple[list[int], list[int]], end: End) -> None:
+    def __init__(self, settings: ServingSettings, refusal: tuple[list[int], list[int]], end: End, tell: Tell) -> None:
         guard = Guard.from_pretrained(settings.guard)
         self._detectors = tuple(detector.name for detector in guard.manifest.detectors)
         self._digest, self._scores = guard.digest, settings.scores
-        (self._refusal, self._break), self._end = refusal, end
+        (self._refusal, self._break), self._end, self._tell = refusal, end, tell
         self._latest: dict[str, tuple[Findings, int]] = {}
 
     def update(self, original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:
@@ -42,8 +45,12 @@ class Actor:
                 raise SpiderSenseError(
                     "the worker computed a step and no guard says anything of it; see the worker's log for why"
                 )
-            return original(step, output)
-        self._latest |= {name: (findings, row) for row, name in enumerate(findings.ids)}
+            outputs = original(step, output)
+            self._forget(scheduler, outputs, 0.0)
+            return outputs
+        # A step that was on its way when a request ended may still hold it, which must not count it twice.
+        known = self._latest.keys() | {new.req_id for new in step.scheduled_new_reqs}
+        self._latest |= {name: (findings, row) for row, name in enumerate(findings.ids) if name in known}
         stopped = {name for name in findings.stops if _runs(scheduler, name)}
         for name in stopped:
             output.sampled_token_ids[output.req_id_to_index[name]] = []
@@ -58,9 +65,14 @@ class Actor:
         for one in (one for group in outputs.values() for one in group.outputs):
             if one.finish_reason is not None:
                 one.kv_transfer_params = {**(one.kv_transfer_params or {}), KEY: self._answer(one.request_id)}
-        for name in [name for name in self._latest if name not in scheduler.requests]:
-            del self._latest[name]
+        self._forget(scheduler, outputs, findings.seconds)
         return outputs
+
+    def _forget(self, scheduler: Any, outputs: dict[int, Any], seconds: float) -> None:
+        """Forget the requests that have ended, with the step or since the last, and tell what there is to count."""
+        gone = [self._latest.pop(name) for name in list(self._latest) if name not in scheduler.requests]
+        if gone or seconds:
+            self._tell(outputs, {"seconds": seconds, "ended": [found.ended(row) for found, row in gone]})
 
     def _answer(self, name: str) -> Mapping[str, Any] | None:
         found = self._latest.get(name)

@@ -7,6 +7,7 @@ Shape letters: T packed rows, B requests of a step.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ class Step:
     drafts: Mapping[str, int] = field(default_factory=dict)
     """Rows of each request, its last ones, whose tokens may be rejected."""
     reading: Reading | None = None
+    seconds: float = 0.0
+    """That folding took."""
 
     def sure(self, served: _Served, rows: np.ndarray) -> int:
         """Return how many rows of a request are certain before anything is sampled."""
@@ -126,6 +129,7 @@ class EngineGuard:
 
     def fold(self) -> Step:
         """Fold the rows that are certain as they are, all but drafts, and start reading; nothing waits for a device."""
+        started = time.perf_counter()
         with self._lock:
             step, self._step = self._step, Step()
             logits_TC, waiting = self.judge.bank.logits(step.total), step.order
@@ -141,6 +145,7 @@ class EngineGuard:
                 waiting = [item for item in waiting if id(item[0]) not in done]
             if not step.drafts:
                 step.reading = self.judge.read([served.case for served, _, _ in step.order])
+            step.seconds = time.perf_counter() - started
             return step
 
     def settle(self, step: Step, accepted: Mapping[str, Sequence[int]]) -> Findings:
@@ -153,6 +158,7 @@ class EngineGuard:
         Returns:
             What is found of each request of the step that still runs.
         """
+        started = time.perf_counter()
         with self._lock:
             drafted: list[RequestRows] = []
             for served, rows, positions in step.order:
@@ -168,7 +174,8 @@ class EngineGuard:
                 self.judge.step(self.judge.bank.logits(step.total), drafted)
                 step.reading = self.judge.read([served.case for served, _, _ in step.order])
             self.judge.decide(step.reading)
-            return findings_of([served.case for served, _, _ in step.order])
+            cases = [served.case for served, _, _ in step.order]
+            return findings_of(cases, step.seconds + time.perf_counter() - started)
 
     def close(self) -> None:
         """Close every request, each of them even if another cannot be recorded."""

@@ -5,7 +5,7 @@ Shape letters: B requests of a step, H heads.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,29 @@ import numpy.typing as npt
 from spider_sense.judge import Case
 from spider_sense.types import Action, Zone
 
-__all__ = ["Findings", "findings_of"]
+__all__ = ["Ended", "Findings", "Note", "findings_of"]
 
 _ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
+
+
+class Ended(TypedDict):
+    """What the metrics hear of a request that has ended, however it did."""
+
+    action: Action
+    zones: list[Zone]
+    """One a detector."""
+    margins: list[float]
+    """Peak score less breach threshold of each detector, in logits; -inf where the prompt was not seen to its end."""
+    coverage: dict[str, int]
+    """Tokens scored, cached and missing."""
+
+
+class Note(TypedDict):
+    """What a step adds to the metrics, as it travels from the scheduler to the process that serves them."""
+
+    seconds: float
+    """That the guard took on the host."""
+    ended: list[Ended]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +51,8 @@ class Findings:
     """Tokens scored, cached, missing."""
     actions: tuple[Action, ...]
     reasons: tuple[str, ...]
+    seconds: float = 0.0
+    """That the guard took on the host for this step."""
 
     @property
     def stops(self) -> dict[str, str]:
@@ -56,19 +78,35 @@ class Findings:
                     "score": peak if np.isfinite(peak) else str(peak),
                     "threshold": float(self.threshold_BH[row, head]),
                 }
-        scored, cached, missing = self.coverage_B3[row].tolist()
         return {
             "guard": guard,
             "zone": _ZONES[int(self.zone_BH[row].max(initial=0))],
             "action": self.actions[row],
             "reason": self.reasons[row],
             "detectors": said,
-            "coverage": {"scored": scored, "cached": cached, "missing": missing},
+            "coverage": self._coverage(row),
         }
 
+    def ended(self, row: int) -> Ended:
+        """Return what the metrics hear of one request, by its place among ``ids``."""
+        return {
+            "action": self.actions[row],
+            "zones": [_ZONES[zone] for zone in self.zone_BH[row]],
+            "margins": (self.peak_BH[row] - self.threshold_BH[row]).tolist(),
+            "coverage": self._coverage(row),
+        }
 
-def findings_of(cases: Sequence[Case]) -> Findings:
-    """Collect what is known of some requests, whose ids are the names that they were opened with."""
+    def _coverage(self, row: int) -> dict[str, int]:
+        return dict(zip(("scored", "cached", "missing"), self.coverage_B3[row].tolist(), strict=True))
+
+
+def findings_of(cases: Sequence[Case], seconds: float = 0.0) -> Findings:
+    """Collect what is known of some requests, whose ids are the names that they were opened with.
+
+    Args:
+        cases: the requests.
+        seconds: what it took to know.
+    """
     heads = len(cases[0].peak) if cases else 0
     coverage = [[one.scored, one.cached, one.missing] for one in (case.coverage for case in cases)]
     return Findings(
@@ -79,4 +117,5 @@ def findings_of(cases: Sequence[Case]) -> Findings:
         coverage_B3=np.array(coverage, dtype=np.int64).reshape(-1, 3),
         actions=tuple(case.decision.action for case in cases),
         reasons=tuple(case.decision.reason for case in cases),
+        seconds=seconds,
     )

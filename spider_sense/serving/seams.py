@@ -1,4 +1,4 @@
-"""Every place where vLLM is taken hold of. Nothing else in this package imports it.
+"""Every place where vLLM's engine is taken hold of. Nothing else in this package imports vLLM but ``front_seams``.
 
 Tested with vLLM 0.32; another minor is refused, since a seam that moved would leave requests unscored.
 """
@@ -16,7 +16,7 @@ from spider_sense.errors import ConfigError, SpiderSenseError
 from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
-from spider_sense.policy import Policy
+from spider_sense.serving import front_seams
 from spider_sense.serving.actor import Actor
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
 from spider_sense.serving.engine_guard import EngineGuard, Step
@@ -73,16 +73,20 @@ def install() -> None:
     _wrap(Scheduler, "update_from_output", _updated)
     _wrap(OpenAIServingChat, "chat_completion_stream_generator", streamed)
     _wrap(OpenAIServingCompletion, "completion_stream_generator", streamed)
+    front_seams.install(_wrap)
 
 
-def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
+def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Put a function around a method of a class, or around a function of a module."""
     original = getattr(owner, name)
     if hasattr(original, _DONE):
         return
 
+    bound = int(isinstance(owner, type))
+
     @functools.wraps(original)
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return around(functools.partial(original, self), self, *args, **kwargs)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return around(functools.partial(original, *args[:bound]), *args, **kwargs)
 
     setattr(run, _DONE, True)
     setattr(owner, name, run)
@@ -95,7 +99,7 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
         return original(*rest, **options)
     guard = Guard.from_pretrained(settings.guard)
     names = [detector.name for detector in guard.manifest.detectors]
-    _policy(settings).check_engine("the vLLM engine", CAN, names)
+    settings.load_policy().check_engine("the vLLM engine", CAN, names)
     told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": _graph(guard)})
     args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
     config = original(*rest, **options)
@@ -165,7 +169,7 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
     guard = Guard.from_pretrained(settings.guard)
     judge = Judge(
         guard,
-        _policy(settings),
+        settings.load_policy(),
         _audit(settings, config.parallel_config.data_parallel_rank),
         worker.device,
         dtype=config.model_config.dtype,
@@ -175,12 +179,6 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
     decode = _tokenizer(config).decode if settings.audit is not None and settings.audit_text else None
     setattr(worker.model_runner, _GUARD, EngineGuard(judge, decode))
     return result
-
-
-def _policy(settings: ServingSettings) -> Policy:
-    from spider_sense.config import load_yaml
-
-    return Policy.default() if settings.policy is None else load_yaml(settings.policy, Policy)
 
 
 def _audit(settings: ServingSettings, rank: int) -> AuditLog | None:
@@ -256,7 +254,7 @@ def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: An
     actor = getattr(scheduler, _ACTOR, None)
     if actor is None:
         settings = find_settings(scheduler.vllm_config.additional_config)
-        actor = None if settings is None else Actor(settings, _refusal(scheduler, settings), _end)
+        actor = None if settings is None else Actor(settings, _refusal(scheduler, settings), _end, front_seams.send)
         setattr(scheduler, _ACTOR, actor or False)
     return original(step, output) if not actor else actor.update(original, scheduler, step, output)
 
@@ -300,7 +298,7 @@ def _refusal(scheduler: Any, settings: ServingSettings) -> Any:
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end token, so a request cannot be stopped; give it one")
     text, line_break = (
-        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (_policy(settings).refusal, "\n\n")
+        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (settings.load_policy().refusal, "\n\n")
     )
     # Of an answer that was stopped vLLM takes the last token for the end token, and does not show it.
     return [*text, tokenizer.eos_token_id], line_break

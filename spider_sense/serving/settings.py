@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from spider_sense.config import Settings, parse
+from spider_sense.config import Settings, load_yaml, parse
+from spider_sense.policy import Policy
 
 __all__ = ["ENABLED", "GUARD", "KEY", "ServingSettings", "find_settings"]
 
@@ -37,6 +38,14 @@ class ServingSettings(Settings):
     graph: str | None = Field(default=None, repr=False)
     """Set by the plugin: what of the guard is compiled into the model's graph. vLLM hashes it with its configuration,
     so that a graph that was cached under another guard, or none, is not loaded."""
+
+    def load_policy(self) -> Policy:
+        """Read the policy in force.
+
+        Raises:
+            ConfigError: if its file cannot be read or is wrong.
+        """
+        return Policy.default() if self.policy is None else load_yaml(self.policy, Policy)
 
 
 def find_settings(additional_config: Any) -> ServingSettings | None:

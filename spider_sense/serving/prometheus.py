@@ -1,0 +1,88 @@
+"""A guard's metrics, in the process that serves ``/metrics``: what the scheduler's notes say, counted.
+
+Several such processes may share the work. vLLM then adds up what each has counted, so nothing here reads a value back.
+"""
+
+import math
+from dataclasses import fields
+from typing import get_args
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from spider_sense.guard import Guard
+from spider_sense.policy import Policy
+from spider_sense.serving.findings import Ended, Note
+from spider_sense.types import Coverage, Zone
+
+__all__ = ["GuardMetrics"]
+
+MARGINS = (-16.0, -8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Bounds in logits. A margin of exactly 0 is a breach, and stands in the bucket below."""
+REQUESTS = Counter("spider_sense_requests_total", "Requests that ended, by the strictest action taken.", ["action"])
+ZONES_SEEN = Counter(
+    "spider_sense_detector_requests_total",
+    "Requests that ended, by the worst zone that each detector found.",
+    ["detector", "zone"],
+)
+PEAK_MARGIN = Histogram(
+    "spider_sense_peak_margin_logits",
+    "Peak score of a request less its breach threshold, in logits.",
+    ["detector"],
+    buckets=MARGINS,
+)
+NOT_NUMBERS = Counter(
+    "spider_sense_not_a_number_total",
+    "Requests whose score was infinite or not a number, which is a breach.",
+    ["detector"],
+)
+TOKENS = Counter("spider_sense_tokens_total", "Tokens of requests that ended, by what is known of them.", ["coverage"])
+INCOMPLETE = Counter("spider_sense_incomplete_requests_total", "Requests that ended with tokens missing.")
+SECONDS = Counter("spider_sense_host_seconds_total", "Time that folding and judging took in the workers.")
+INFO = Gauge(
+    "spider_sense_guard_info",
+    "The guard and the policy in force; always 1.",
+    ["guard", "policy", "version"],
+    multiprocess_mode="max",
+)
+
+
+class GuardMetrics:
+    """Counts what becomes of the requests of one engine. Every series is there from the start, at zero.
+
+    Args:
+        guard: in force.
+        policy: in force.
+        version: of this package.
+    """
+
+    def __init__(self, guard: Guard, policy: Policy, version: str) -> None:
+        self._detectors = [detector.name for detector in guard.manifest.detectors]
+        INFO.labels(guard.digest, policy.digest, version).set(1)
+        for action in policy.actions:
+            REQUESTS.labels(action)
+        for field in fields(Coverage):
+            TOKENS.labels(field.name)
+        for name in self._detectors:
+            PEAK_MARGIN.labels(name)
+            NOT_NUMBERS.labels(name)
+            for zone in get_args(Zone):
+                ZONES_SEEN.labels(name, zone)
+
+    def count(self, note: Note) -> None:
+        """Count what one step adds."""
+        SECONDS.inc(note["seconds"])
+        for ended in note["ended"]:
+            self._count(ended)
+
+    def _count(self, ended: Ended) -> None:
+        REQUESTS.labels(ended["action"]).inc()
+        for state, tokens in ended["coverage"].items():
+            TOKENS.labels(state).inc(tokens)
+        if ended["coverage"]["missing"]:
+            INCOMPLETE.inc()
+        for name, zone, margin in zip(self._detectors, ended["zones"], ended["margins"], strict=True):
+            ZONES_SEEN.labels(name, zone).inc()
+            if math.isfinite(margin):
+                PEAK_MARGIN.labels(name).observe(margin)
+            elif margin != -math.inf:  # which says that the prompt was not seen to its end
+                NOT_NUMBERS.labels(name).inc()
