@@ -63,7 +63,7 @@ class Actor:
             tokens = [*(self._break if begun else ()), *self._refusal]
             self._end(scheduler, outputs, name, tokens, f"{KEY}: {findings.stops[name]}")
         for one in (one for group in outputs.values() for one in group.outputs):
-            if one.finish_reason is not None:
+            if one.finish_reason is not None or _has_stop_strings(scheduler, one.request_id):
                 one.kv_transfer_params = {**(one.kv_transfer_params or {}), KEY: self._answer(one.request_id)}
         self._forget(scheduler, outputs, findings.seconds)
         return outputs
@@ -82,3 +82,9 @@ class Actor:
 def _runs(scheduler: Any, name: str) -> bool:
     request = scheduler.requests.get(name)
     return request is not None and not request.is_finished()
+
+
+def _has_stop_strings(scheduler: Any, name: str) -> bool:
+    """Whether any output of a request may be its last: only the front end sees text, and ends it at a stop string."""
+    sampling = scheduler.requests[name].sampling_params
+    return sampling is not None and bool(sampling.stop)

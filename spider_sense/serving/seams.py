@@ -19,9 +19,11 @@ from spider_sense.judge import Judge
 from spider_sense.serving import front_seams
 from spider_sense.serving.actor import Actor
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
+from spider_sense.serving.choices import collected, gathered
 from spider_sense.serving.engine_guard import EngineGuard, Step
+from spider_sense.serving.prefix import keep_tail, tail_of
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
-from spider_sense.serving.streams import streamed
+from spider_sense.serving.streams import streamed_chat, streamed_completion
 from spider_sense.serving.taps import attach_taps
 from spider_sense.types import Action
 
@@ -55,6 +57,7 @@ def install() -> None:
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.output_processor import RequestState
     from vllm.v1.worker.gpu.async_utils import AsyncOutput
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner2
     from vllm.v1.worker.gpu_model_runner import AsyncGPUModelRunnerOutput
@@ -70,9 +73,12 @@ def install() -> None:
     _wrap(Runner2, "sample_tokens", _sampled)
     for pending in (AsyncGPUModelRunnerOutput, AsyncOutput):
         _wrap(pending, "get_output", _got)
+    _wrap(Scheduler, "__init__", _scheduling)
     _wrap(Scheduler, "update_from_output", _updated)
-    _wrap(OpenAIServingChat, "chat_completion_stream_generator", streamed)
-    _wrap(OpenAIServingCompletion, "completion_stream_generator", streamed)
+    _wrap(RequestState, "make_request_output", collected)
+    _wrap(OpenAIServingChat, "chat_completion_stream_generator", streamed_chat)
+    _wrap(OpenAIServingCompletion, "completion_stream_generator", streamed_completion)
+    _wrap(OpenAIServingCompletion, "request_output_to_completion_response", gathered)
     front_seams.install(_wrap)
 
 
@@ -135,6 +141,7 @@ def _check_engine(config: Any) -> None:
         "enable_dbo": parallel.enable_dbo,
         "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
         "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
+        "enable_expert_parallel with tensor and data parallelism": parallel.use_sequence_parallel_moe,
         "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,
     }
     found = [name for name, is_set in unsupported.items() if is_set]
@@ -170,7 +177,8 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
     judge = Judge(
         guard,
         settings.load_policy(),
-        _audit(settings, config.parallel_config.data_parallel_rank),
+        # Dense models forget their data-parallel rank, and keep it under this name.
+        _audit(settings, config.parallel_config.data_parallel_index),
         worker.device,
         dtype=config.model_config.dtype,
         rows=config.scheduler_config.max_num_batched_tokens,
@@ -248,6 +256,14 @@ def _settled(guard: EngineGuard, step: Step, output: Any) -> Any:
     with torch.inference_mode():
         output.spider_sense = guard.settle(step, accepted)
     return output
+
+
+def _scheduling(original: Callable[..., Any], scheduler: Any, *args: Any, **options: Any) -> None:
+    original(*args, **options)
+    settings = find_settings(scheduler.vllm_config.additional_config)
+    tail = 0 if settings is None else tail_of(Guard.from_pretrained(settings.guard))
+    if tail:
+        keep_tail(scheduler.kv_cache_manager, tail)
 
 
 def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:

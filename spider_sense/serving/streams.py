@@ -1,53 +1,88 @@
-"""The verdict in a stream: the chunk that ends an answer carries what a whole answer would."""
+"""The verdict in a stream: the chunk that ends a choice carries what is said of it."""
 
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from spider_sense.serving.choices import Said, verdicts_of
 from spider_sense.serving.settings import KEY
 
-__all__ = ["streamed"]
+__all__ = ["streamed_chat", "streamed_completion"]
 
 _DATA, _END = "data: ", "\n\n"
 _FIELD = "kv_transfer_params"
+Lines = Callable[..., AsyncIterator[str]]
 
 
-async def streamed(
-    original: Callable[..., AsyncIterator[str]],
-    serving: Any,
-    request: Any,
-    results: AsyncIterator[Any],
-    *args: Any,
-    **options: Any,
+async def streamed_chat(
+    original: Lines, serving: Any, request: Any, results: AsyncIterator[Any], *args: Any, **options: Any
 ) -> AsyncIterator[str]:
-    """Pass on the lines of a stream, with the verdict put into those that end an answer.
+    """Pass on the lines of a stream, with the verdict put into those that end a choice.
 
     Args:
         original: makes the lines of server-sent events out of results.
         serving: what ``original`` belongs to.
         request: the client's.
-        results: the engine's, the last one of each answer with the verdict.
+        results: the engine's, the last one of each choice with its verdict.
         args: passed on.
         options: passed on.
     """
-    latest: dict[str, Any] = {}
+    verdicts = _Verdicts(request.n)
 
     async def watched() -> AsyncIterator[Any]:
         async for result in results:
-            said = (result.kv_transfer_params or {}).get(KEY)
-            if said is not None:
-                latest[KEY] = said
+            verdicts.take(0, result)
             yield result
 
     async for line in original(request, watched(), *args, **options):
-        yield _with(line, latest) if latest else line
+        yield verdicts.put(line)
 
 
-def _with(line: str, said: dict[str, Any]) -> str:
-    if not line.startswith(_DATA) or not line.removeprefix(_DATA).startswith("{"):
-        return line
-    chunk = json.loads(line.removeprefix(_DATA))
-    if not any(choice.get("finish_reason") for choice in chunk.get("choices", ())):
-        return line
-    chunk[_FIELD] = {**(chunk.get(_FIELD) or {}), **said}
-    return f"{_DATA}{json.dumps(chunk, separators=(',', ':'), ensure_ascii=False)}{_END}"
+async def streamed_completion(
+    original: Lines, serving: Any, request: Any, inputs: Any, results: AsyncIterator[Any], *args: Any, **options: Any
+) -> AsyncIterator[str]:
+    """Do the same for a request that may hold several prompts.
+
+    Args:
+        original: makes the lines of server-sent events out of results.
+        serving: what ``original`` belongs to.
+        request: the client's.
+        inputs: passed on.
+        results: the engine's, each with the index of its prompt.
+        args: passed on.
+        options: passed on.
+    """
+    verdicts = _Verdicts(request.n)
+
+    async def watched() -> AsyncIterator[Any]:
+        async for prompt, result in results:
+            verdicts.take(prompt, result)
+            yield prompt, result
+
+    async for line in original(request, inputs, watched(), *args, **options):
+        yield verdicts.put(line)
+
+
+class _Verdicts:
+    """What is said of each choice of a stream, by the index that the client sees."""
+
+    def __init__(self, choices: int | None) -> None:
+        self._choices = choices or 1
+        """Of each prompt."""
+        self._said: dict[int, Said | None] = {}
+
+    def take(self, prompt: int, result: Any) -> None:
+        for place, said in enumerate(verdicts_of(result)):
+            self._said[prompt * self._choices + place] = said
+
+    def put(self, line: str) -> str:
+        """Return a line with the verdict of the choice that it ends, null if others have one and it has none."""
+        if not self._said or not line.startswith(_DATA + "{"):
+            return line
+        chunk = json.loads(line.removeprefix(_DATA))
+        # vLLM puts one choice into a chunk.
+        ended = [choice["index"] for choice in chunk.get("choices", ()) if choice.get("finish_reason")]
+        if not ended:
+            return line
+        chunk[_FIELD] = {**(chunk.get(_FIELD) or {}), KEY: self._said.get(ended[0])}
+        return f"{_DATA}{json.dumps(chunk, separators=(',', ':'), ensure_ascii=False)}{_END}"

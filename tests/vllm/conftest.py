@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from spider_sense.bench import random_guard
 from spider_sense.chat import Chat, unscored
@@ -34,6 +35,8 @@ INTERPRETER = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).with_na
 FIRST_RUNNER = "vllm.v1.worker.cpu_model_runner"
 SITES = tuple(Site(layer, "resid") for layer in (0, 4, 8, 12, 16, 20, 24, 28))
 Result = list[list[dict[str, Any]]]
+Offline = Callable[[Path, Sequence[int], int], tuple[torch.Tensor, torch.Tensor]]
+"""Takes a guard, tokens and the length of the prompt; returns peak [H] and trace [T, H] as transformers finds them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -141,8 +144,42 @@ def run_engine(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def offline(loaded: LoadedModel) -> Callable[[Path, Sequence[int], int], tuple[torch.Tensor, torch.Tensor]]:
-    """Return a function that scores the first tokens of a conversation with transformers: peak [H], trace [T, H]."""
+def even(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A tiny random model whose heads two ranks can share, with the tokenizer of the other."""
+    folder = tmp_path_factory.mktemp("even")
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,  # vLLM's attention on a CPU takes no less
+        vocab_size=len(loaded.tokenizer),
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        bos_token_id=loaded.tokenizer.bos_token_id,
+        eos_token_id=loaded.tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return load_model(str(folder), "float32")
+
+
+@pytest.fixture(scope="session")
+def offline(loaded: LoadedModel, offline_of: Callable[[LoadedModel], Offline]) -> Offline:
+    """Return a function that scores the first tokens of a conversation with SmolLM2."""
+    return offline_of(loaded)
+
+
+@pytest.fixture(scope="session")
+def offline_of() -> Callable[[LoadedModel], Offline]:
+    """Return a function that makes such a function for any model."""
+    return _offline
+
+
+def _offline(loaded: LoadedModel) -> Offline:
     known: dict[Path, tuple[Guard, Bank]] = {}
 
     def score(folder: Path, ids: Sequence[int], prompt_length: int) -> tuple[torch.Tensor, torch.Tensor]:

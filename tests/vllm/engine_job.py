@@ -14,7 +14,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     engine = LLM(**job["engine"])
-    runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
+    runners = engine.collective_rpc(lambda worker: type(worker.model_runner).__module__)
     rounds = [
         [
             {
@@ -23,16 +23,17 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
                 "text": completion.text,
                 "finish_reason": completion.finish_reason,
                 "stop_reason": completion.stop_reason,
-                "said": (one.kv_transfer_params or {}).get("spider_sense"),
+                "said": said.get("choices", [said])[completion.index] if said else None,
             }
             for one in engine.generate(
                 [{"prompt_token_ids": ids} for ids in prompts], SamplingParams(**job["sampling"]), use_tqdm=False
             )
+            for said in [(one.kv_transfer_params or {}).get("spider_sense")]
             for completion in one.outputs
         ]
         for prompts in job["rounds"]
     ]
-    return {"runner": type(runner).__module__, "rounds": rounds}
+    return {"runner": runners[0], "rounds": rounds}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The guard inside a real vLLM engine finds what transformers finds, whatever the engine does to the rows."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from spider_sense.bench import random_guard
 from spider_sense.guard import Guard
+from spider_sense.models import LoadedModel
+from spider_sense.scoring import Aggregator
+from spider_sense.types import Site
 
 pytestmark = pytest.mark.vllm
 Offline = Callable[[Path, list[int], int], tuple[torch.Tensor, torch.Tensor]]
@@ -162,5 +167,67 @@ def test_copies_of_a_prompt_are_told_apart(
     assert len(found) == 6
     assert len({tuple(one["tokens"]) for one in found[:3]}) == 3
     # The copies begin in one step, and all but one of them after blocks that the first fills in it.
-    assert all(one["said"]["coverage"]["missing"] == 0 for one in found)
     assert any(one["said"]["coverage"]["cached"] for one in found)
+    for one in found:
+        assert_equals_offline(one, guard, offline)
+
+
+def test_a_prompt_that_ends_where_another_goes_on_is_covered_in_full(
+    guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline, tmp_path: Path
+) -> None:
+    whole = Guard.from_pretrained(guard)
+    detectors = [one.model_copy(update={"aggregator": tail_only(one.aggregator)}) for one in whole.manifest.detectors]
+    probes = [dataclasses.replace(probe, aggregator=tail_only(probe.aggregator)) for probe in whole.probes]
+    manifest = whole.manifest.model_copy(update={"detectors": tuple(detectors)})
+    Guard(manifest, tuple(probes)).save_pretrained(tmp_path / "tail")
+    (other, longest), inside = prompts[-2:], 128 + whole.manifest.template.tail - 1
+    # A block ends inside the tail of the shorter one, filled for the longer one first and for the shorter one first.
+    rounds = [[longest], [longest[:inside]], [other[:inside]], [other], [longest]]
+    found = run_engine(rounds, {"guard": str(tmp_path / "tail"), "scores": True})
+    for (one,) in found:
+        assert_equals_offline(one, tmp_path / "tail", offline)
+    assert [one["said"]["coverage"]["cached"] for (one,) in found] == [0, 0, 0, 128, 128]
+
+
+def tail_only(aggregator: Aggregator) -> Aggregator:
+    return aggregator.model_copy(update={"span": "tail"})
+
+
+def test_two_ranks_find_what_one_model_finds_and_the_first_of_them_stops(
+    even: LoadedModel,
+    prompts: list[list[int]],
+    run_engine: Callable[..., Any],
+    offline_of: Callable[[LoadedModel], Offline],
+    guards: Any,
+    tmp_path: Path,
+) -> None:
+    whole, offline = random_guard(even, 64, tuple(Site(layer, "resid") for layer in range(4))), offline_of(even)
+    whole.save_pretrained(tmp_path / "clear")
+    peaks = sorted(float(offline(tmp_path / "clear", prompt, len(prompt))[0][0]) for prompt in prompts)
+    threshold = (peaks[5] + peaks[6]) / 2
+    first = whole.manifest.detectors[0].model_copy(update={"calibration": guards.calibration(threshold, threshold)})
+    manifest = whole.manifest.model_copy(update={"detectors": (first, *whole.manifest.detectors[1:])})
+    folder = tmp_path / "strict"
+    Guard(manifest, whole.probes).save_pretrained(folder)
+    found = run_engine(
+        [prompts, prompts],
+        {"guard": str(folder), "scores": True},
+        # Each rank compiles a graph of its own, and only that of the first holds the taps.
+        environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_CI_ENV": "1"},
+        enforce_eager=False,
+        model=even.model.name_or_path,
+        tensor_parallel_size=2,
+    )
+    for one in (one for round_ in found for one in round_):
+        said, prompt = one["said"], len(one["prompt"])
+        if said["action"] != "stop":
+            assert_equals_offline(one, folder, offline)
+            continue
+        scored = said["coverage"]["scored"] + said["coverage"]["cached"]
+        _, trace = offline(folder, (one["prompt"] + one["tokens"])[:scored], prompt)
+        over = (trace[prompt - 1 :, 0] >= threshold).tolist()
+        assert over == [False] * (scored - prompt) + [True], "it was stopped before the token after the breach"
+        assert one["text"].endswith(REFUSAL)
+    for round_ in found:
+        assert 6 <= sum(one["said"]["action"] == "stop" for one in round_) < len(prompts)
+    assert any(one["said"]["coverage"]["cached"] for one in found[1])

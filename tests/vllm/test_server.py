@@ -330,3 +330,58 @@ def test_two_front_ends_count_together_and_show_no_score(guard: Path, loaded: Lo
         found = _settle(address, 8)
         assert found["spider_sense_requests_total", "observe"] == 8
         assert found["spider_sense_tokens_total", "scored"] > 0
+
+
+def _add(found: dict[int, dict[str, Any]], part: Any) -> None:
+    """Take the choices of an answer, or of a chunk of one, with what is said of those that end."""
+    extra = part.model_extra or {}
+    said = (extra.get("kv_transfer_params") or {}).get("spider_sense")
+    for choice in part.choices:
+        one = found.setdefault(choice.index, {"prompt": [], "tokens": [], "said": None})
+        own = choice.model_extra or {}
+        one["prompt"] = one["prompt"] or own.get("prompt_token_ids") or extra.get("prompt_token_ids") or []
+        one["tokens"] += own.get("token_ids") or []
+        if choice.finish_reason is not None:
+            one["said"] = said["choices"][choice.index] if "choices" in said else said
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("prompts", [1, 2], ids=["chat", "completions"])
+def test_each_choice_carries_its_own_verdict(
+    prompts: int, stream: bool, server: tuple[str, Path], guard: Path, offline: Callable[..., Any]
+) -> None:
+    asked: dict[str, Any] = {"model": "smollm2", "n": 3, "temperature": 1.0, "max_tokens": NEW, "stream": stream}
+    asked["extra_body"] = {"return_token_ids": True}
+    found: dict[int, dict[str, Any]] = {}
+
+    async def run() -> None:
+        async with _client(server[0]) as client:
+            if prompts == 1:
+                answer = await client.chat.completions.create(messages=_messages(3)[2], **asked)
+            else:
+                texts = ["The sea is calm this morning, and", "Once upon a time there was"]
+                answer = await client.completions.create(prompt=texts, **asked)
+            if not stream:
+                _add(found, answer)
+                return
+            async for chunk in answer:
+                _add(found, chunk)
+
+    asyncio.run(run())
+    assert sorted(found) == list(range(3 * prompts))
+    for index, one in found.items():
+        one["prompt"] = one["prompt"] or found[index // 3 * 3]["prompt"] or found[0]["prompt"]
+        assert_equals_offline(one, guard, offline)
+    assert len({tuple(one["tokens"]) for one in found.values()}) == 3 * prompts
+
+
+def test_an_answer_that_ends_at_a_stop_string_carries_the_verdict(server: tuple[str, Path]) -> None:
+    async def run() -> Any:
+        async with _client(server[0]) as client:
+            asked = {"model": "smollm2", "messages": _messages(1)[0], "max_tokens": NEW, "temperature": 0.0}
+            text = (await client.chat.completions.create(**asked)).choices[0].message.content
+            return await client.chat.completions.create(**asked, stop=text.split()[3])
+
+    answer = asyncio.run(run())
+    assert answer.choices[0].model_extra["stop_reason"] is not None
+    assert answer.model_extra["kv_transfer_params"]["spider_sense"]["zone"] == "clear"

@@ -24,10 +24,13 @@ class Scheduler:
         self.ended: list[tuple[str, list[int], str]] = []
         self.told: list[Note] = []
 
-    def add(self, name: str, output: int = 0) -> None:
+    def add(self, name: str, output: int = 0, stop: tuple[str, ...] = ()) -> None:
         tokens = [7] * output
         self.requests[name] = SimpleNamespace(
-            tokens=tokens, num_output_tokens=output, is_finished=lambda name=name: name not in self.requests
+            tokens=tokens,
+            num_output_tokens=output,
+            is_finished=lambda name=name: name not in self.requests,
+            sampling_params=SimpleNamespace(stop=list(stop)),
         )
 
     def update(self, step: Any, output: Any) -> dict[int, Any]:
@@ -120,6 +123,16 @@ def test_what_ends_by_itself_carries_its_latest_verdict(actor: tuple[Actor, Sche
     assert outputs[0].outputs[0].kv_transfer_params["spider_sense"]["zone"] == "clear"
     assert not scheduler.ended
     assert not one._latest
+
+
+def test_where_the_front_end_may_end_a_request_every_output_carries_a_verdict(actor: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = actor
+    scheduler.add("a", stop=("END",))
+    scheduler.add("b")
+    outputs = update(one, scheduler, findings("a", "b"), a=[9], b=[9])
+    said = {result.request_id: result.kv_transfer_params for result in outputs[0].outputs}
+    assert said["a"]["spider_sense"]["zone"] == "clear"
+    assert said["b"] == {"own": 1}
 
 
 def test_a_step_that_nobody_scored_is_an_error(actor: tuple[Actor, Scheduler]) -> None:
