@@ -25,7 +25,7 @@ class Ended(TypedDict):
     zones: list[Zone]
     """One a detector."""
     margins: list[float]
-    """Peak score less breach threshold of each detector, in logits; -inf where the prompt was not seen to its end."""
+    """Peak score less breach threshold of each detector, in logits; -inf of one that had nothing to read yet."""
     coverage: dict[str, int]
     """Tokens scored, cached and missing."""
 

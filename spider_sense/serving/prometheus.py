@@ -84,5 +84,5 @@ class GuardMetrics:
             ZONES_SEEN.labels(name, zone).inc()
             if math.isfinite(margin):
                 PEAK_MARGIN.labels(name).observe(margin)
-            elif margin != -math.inf:  # which says that the prompt was not seen to its end
+            elif margin != -math.inf:  # which is of a detector that had nothing to read yet
                 NOT_NUMBERS.labels(name).inc()

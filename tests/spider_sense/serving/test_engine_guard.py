@@ -284,7 +284,8 @@ def test_what_the_metrics_hear_of_a_request(
     findings, row = engine.found["a"]
     ended = findings.ended(row)
     assert ended["margins"] == (findings.peak_BH[row] - findings.threshold_BH[row]).tolist()
-    assert np.isfinite(ended["margins"]).all()
+    # A detector of the response has read nothing yet.
+    assert np.isfinite(ended["margins"]).sum() == len(ended["margins"]) - 1
     zones = np.array(ended["zones"])
     assert ((zones == "breach") == (np.array(ended["margins"]) >= 0)).all()
     assert ended["coverage"] == {"scored": 4, "cached": 0, "missing": 0}
