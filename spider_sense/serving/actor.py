@@ -86,5 +86,6 @@ def _runs(scheduler: Any, name: str) -> bool:
 
 def _has_stop_strings(scheduler: Any, name: str) -> bool:
     """Whether any output of a request may be its last: only the front end sees text, and ends it at a stop string."""
-    sampling = scheduler.requests[name].sampling_params
+    request = scheduler.requests.get(name)
+    sampling = None if request is None else request.sampling_params
     return sampling is not None and bool(sampling.stop)

@@ -5,17 +5,19 @@ end said, of several prompts in one request what the first said.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from spider_sense.policy import SEVERITY
 from spider_sense.serving.settings import KEY
+from spider_sense.types import Zone
 
-__all__ = ["collected", "gathered", "verdict_of", "verdicts_of"]
+__all__ = ["Said", "collected", "gathered", "verdict_of", "verdicts_of"]
 
 Said = Mapping[str, Any]
+"""What an answer says of one choice, as ``Findings.answer`` returns it."""
 
 _SAID = "_spider_sense_said"
-_ZONES = ("clear", "suspect", "breach")
+_ZONES: tuple[str, ...] = get_args(Zone)
 _UNKNOWN: Said = {"zone": None, "action": None, "reason": "a choice has no verdict"}
 
 

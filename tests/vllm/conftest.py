@@ -98,6 +98,7 @@ def run_engine(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) ->
         sampling: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
         second_runner: bool = False,
+        dummy_batches: bool = False,
         **engine: Any,
     ) -> Result:
         folder = tmp_path_factory.mktemp("job")
@@ -116,6 +117,7 @@ def run_engine(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) ->
         job = {
             "engine": options,
             "sampling": {"temperature": 0.0, "max_tokens": 12, **(sampling or {})},
+            "dummy_batches": dummy_batches,
             "rounds": [list(map(list, one)) for one in rounds],
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")

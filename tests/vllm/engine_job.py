@@ -5,6 +5,7 @@ An engine leaves traces in its process, so every configuration that is tested ge
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     engine = LLM(**job["engine"])
+    if job["dummy_batches"]:
+        engine.llm_engine.step = _after_a_dummy_batch(engine, engine.llm_engine.step)
     runners = engine.collective_rpc(lambda worker: type(worker.model_runner).__module__)
     rounds = [
         [
@@ -34,6 +37,16 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         for prompts in job["rounds"]
     ]
     return {"runner": runners[0], "rounds": rounds}
+
+
+def _after_a_dummy_batch(engine: Any, step: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a step before which every worker computes what an idle data-parallel rank does."""
+
+    def run() -> Any:
+        engine.collective_rpc("execute_dummy_batch")
+        return step()
+
+    return run
 
 
 if __name__ == "__main__":

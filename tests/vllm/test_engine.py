@@ -67,7 +67,11 @@ def test_the_second_runner_says_the_same(
 ) -> None:
     few = [prompts[0], prompts[3], prompts[11], prompts[5]]
     cold, warm = run_engine(
-        [few, few[2:3]], {"guard": str(guard), "scores": True}, {"max_tokens": 4}, second_runner=True
+        [few, few[2:3]],
+        {"guard": str(guard), "scores": True},
+        {"max_tokens": 4},
+        second_runner=True,
+        dummy_batches=True,
     )
     for one in (*cold, *warm):
         assert_equals_offline(one, guard, offline)

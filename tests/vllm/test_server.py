@@ -342,6 +342,7 @@ def _add(found: dict[int, dict[str, Any]], part: Any) -> None:
         one["prompt"] = one["prompt"] or own.get("prompt_token_ids") or extra.get("prompt_token_ids") or []
         one["tokens"] += own.get("token_ids") or []
         if choice.finish_reason is not None:
+            assert said is not None
             one["said"] = said["choices"][choice.index] if "choices" in said else said
 
 
