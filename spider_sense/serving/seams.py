@@ -17,15 +17,16 @@ from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
 from spider_sense.policy import Policy
-from spider_sense.serving.actor import Actor
+from spider_sense.serving.actor import ACTOR, Actor
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
+from spider_sense.serving.core_seams import begun, canary_report, made
 from spider_sense.serving.engine_guard import EngineGuard, Step
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 from spider_sense.serving.streams import streamed
 from spider_sense.serving.taps import attach_taps
 from spider_sense.types import Action
 
-__all__ = ["TESTED", "install"]
+__all__ = ["TESTED", "check_settings", "install"]
 
 TESTED = ("0.32.",)
 """Versions of vLLM that the seams were tested with, by how they begin."""
@@ -35,7 +36,6 @@ OP_VERSION = 1
 """Raised whenever what is compiled into the model's graph changes."""
 _GUARD = "_spider_sense_guard"
 _STEP = "_spider_sense_step"
-_ACTOR = "_spider_sense_actor"
 _DONE = "_spider_sense_seam"
 Rows = Callable[[Any], tuple[Any, Any, Any]]
 
@@ -55,6 +55,7 @@ def install() -> None:
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import DPEngineCoreProc, EngineCore, EngineCoreProc
     from vllm.v1.worker.gpu.async_utils import AsyncOutput
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner2
     from vllm.v1.worker.gpu_model_runner import AsyncGPUModelRunnerOutput
@@ -71,6 +72,10 @@ def install() -> None:
     for pending in (AsyncGPUModelRunnerOutput, AsyncOutput):
         _wrap(pending, "get_output", _got)
     _wrap(Scheduler, "update_from_output", _updated)
+    _wrap(EngineCore, "__init__", made)
+    for process in (EngineCoreProc, DPEngineCoreProc):
+        _wrap(process, "run_busy_loop", begun)
+    EngineCore.spider_sense_canaries = canary_report
     _wrap(OpenAIServingChat, "chat_completion_stream_generator", streamed)
     _wrap(OpenAIServingCompletion, "completion_stream_generator", streamed)
 
@@ -93,15 +98,25 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
     settings = find_settings(args.additional_config)
     if settings is None:
         return original(*rest, **options)
-    guard = Guard.from_pretrained(settings.guard)
-    names = [detector.name for detector in guard.manifest.detectors]
-    _policy(settings).check_engine("the vLLM engine", CAN, names)
+    guard = check_settings(settings)
     told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": _graph(guard)})
     args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
     config = original(*rest, **options)
     _check_engine(config)
     _check_model(config, guard, settings)
     return config
+
+
+def check_settings(settings: ServingSettings) -> Guard:
+    """Return the guard of some settings, once it and the policy have been read.
+
+    Raises:
+        SpiderSenseError: if one of them is damaged, or the policy asks for what cannot be done here.
+    """
+    guard = Guard.from_pretrained(settings.guard)
+    names = [detector.name for detector in guard.manifest.detectors]
+    _policy(settings).check_engine("the vLLM engine", CAN, names)
+    return guard
 
 
 def _untested(version: str, original: Callable[..., Any], args: Any, *rest: Any, **options: Any) -> Any:
@@ -253,11 +268,11 @@ def _settled(guard: EngineGuard, step: Step, output: Any) -> Any:
 
 
 def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:
-    actor = getattr(scheduler, _ACTOR, None)
+    actor = getattr(scheduler, ACTOR, None)
     if actor is None:
         settings = find_settings(scheduler.vllm_config.additional_config)
         actor = None if settings is None else Actor(settings, _refusal(scheduler, settings), _end)
-        setattr(scheduler, _ACTOR, actor or False)
+        setattr(scheduler, ACTOR, actor or False)
     return original(step, output) if not actor else actor.update(original, scheduler, step, output)
 
 
