@@ -69,9 +69,8 @@ def one_head(guard: Path, guards: Any, tmp_path_factory: pytest.TempPathFactory)
         thresholds = guards.calibration(suspect, breach)
         detector = whole.manifest.detectors[place].model_copy(update={"calibration": thresholds})
         folder = tmp_path_factory.mktemp("one_head")
-        Guard(whole.manifest.model_copy(update={"detectors": (detector,)}), (whole.probes[place],)).save_pretrained(
-            folder
-        )
+        manifest = whole.manifest.model_copy(update={"detectors": (detector,), "canaries": None})
+        Guard(manifest, (whole.probes[place],)).save_pretrained(folder)
         return folder
 
     return make

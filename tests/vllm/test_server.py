@@ -1,4 +1,4 @@
-"""`vllm serve` with a guard, as clients see it: many streams at once, whole answers, clients that hang up."""
+"""`spider-sense serve`, as clients see it: many streams at once, whole answers, clients that hang up."""
 
 import asyncio
 import json
@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from spider_sense.corpus import load_corpus
-from spider_sense.models import LoadedModel
 
 pytestmark = pytest.mark.vllm
 STAND_IN = Path(__file__).with_name("stand_in")
@@ -25,16 +24,15 @@ NEW = 16
 
 
 @pytest.fixture(scope="module")
-def server(guard: Path, loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def server(guard: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Its address, and the audit log."""
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"spider_sense": {"guard": str(guard), "scores": True, "audit": str(folder / "audit.jsonl")}}
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", loaded.model.name_or_path]
-    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
-    name = ["--served-model-name", "smollm2", "--port", str(port), "--additional-config", json.dumps(settings)]
+    command = [Path(sys.executable).with_name("spider-sense"), "serve", "smollm2", "--guard", guard, "--scores"]
+    options = ["--audit", folder / "audit.jsonl", "--port", str(port)]
+    others = ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
     environment = {
         **os.environ,
         "PYTHONPATH": str(STAND_IN),
@@ -44,7 +42,7 @@ def server(guard: Path, loaded: LoadedModel, tmp_path_factory: pytest.TempPathFa
         "VLLM_CACHE_ROOT": str(folder / "cache"),
     }
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, *options, *name], cwd=folder, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen([*command, *options, *others], cwd=folder, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         _wait(address, process, folder / "log")
