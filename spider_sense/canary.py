@@ -81,10 +81,10 @@ class Canaries(Record):
             difference_NH = np.abs(found_NH - expected_NH) / np.maximum(1.0, np.abs(expected_NH))
         difference_NH[found_NH == expected_NH] = 0.0
         # The largest for argmax is the first NaN, if there is one.
-        prompt, head = np.unravel_index(np.argmax(difference_NH / self.bands), difference_NH.shape)
+        prompt, head = divmod(int(np.argmax(difference_NH / self.bands)), len(detectors))
         return Drift(
             detector=detectors[head],
-            prompt=int(prompt),
+            prompt=prompt,
             expected=float(expected_NH[prompt, head]),
             found=float(found_NH[prompt, head]),
             difference=float(difference_NH[prompt, head]),

@@ -30,8 +30,8 @@ def serve(
     """Serve a model with vLLM under a guard; after the model come any options of `vllm serve`."""
     from spider_sense.errors import ConfigError
     from spider_sense.models import model_folder
+    from spider_sense.serving.checks import check_settings
     from spider_sense.serving.launch import check_installed, serve_command, serve_environment
-    from spider_sense.serving.seams import check_settings
     from spider_sense.serving.settings import ServingSettings
 
     if model.startswith("-"):

@@ -1,16 +1,18 @@
-"""Only seams of vLLM's engine core: what a guard does between the start of an engine and its first request."""
+"""Only seams of vLLM's engine core: what a guard does while no request runs, at the start and on a reload."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from spider_sense.canary import Canary, Drift
-from spider_sense.errors import ConfigError
+from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
 from spider_sense.guard import Guard
 from spider_sense.serving.actor import ACTOR
 from spider_sense.serving.canary import CanaryWatch, check_drift, report
-from spider_sense.serving.settings import ServingSettings, find_settings
+from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 
-__all__ = ["begun", "canary_report", "made", "read_canaries"]
+__all__ = ["begun", "canary_report", "made", "read_canaries", "reload_guard", "reloaded"]
 
 _DRIFT = "_spider_sense_drift"
 
@@ -51,6 +53,86 @@ async def read_canaries(engine: Any) -> Mapping[str, Any] | None:
     return found
 
 
+def reloaded(core: Any, new_actor: Callable[[Any, ServingSettings], Any], guard: str, policy: str | None) -> Any:
+    """Exchange the guard of a paused engine; a utility of the engine core.
+
+    Args:
+        core: the engine.
+        new_actor: makes the actor of a scheduler.
+        guard: folder of the new guard, of the same model, sites and columns.
+        policy: its policy; None for the file of before, which is read anew.
+
+    Returns:
+        ``refused``, why the engine goes on with the guard of before, or else ``canaries``, as of
+        :func:`canary_report`.
+    """
+    settings = find_settings(core.vllm_config.additional_config)
+    try:
+        told = _told(core, settings, guard, policy)
+        drift = _exchange(core, told)
+    except SpiderSenseError as error:
+        return {"refused": str(error)}
+    core.vllm_config.additional_config[KEY] = told.model_dump(mode="json")
+    setattr(core.scheduler, ACTOR, new_actor(core.scheduler, told))
+    setattr(core, _DRIFT, drift)
+    return {"canaries": report(drift)}
+
+
+async def reload_guard(engine: Any, guard: Path, policy: Path | None = None) -> Mapping[str, Any] | None:
+    """Exchange the guard of an ``AsyncLLM`` while it serves.
+
+    Requests that run end under the guard of before, those that come meanwhile wait; the KV cache is emptied.
+
+    Args:
+        engine: of one engine core.
+        guard: folder of the new guard, of the same model, sites and columns.
+        policy: its policy; by default the file of before, read anew.
+
+    Returns:
+        As of :func:`read_canaries`.
+
+    Raises:
+        MismatchError: if the engine refuses the guard; it goes on with that of before.
+        SpiderSenseError: if the engine is paused already.
+    """
+    if await engine.is_paused():
+        raise SpiderSenseError("the engine is paused; resume it, and reload the guard then")
+    await engine.pause_generation(mode="wait", clear_cache=True)
+    try:
+        paths = [None if path is None else str(path.resolve()) for path in (guard, policy)]
+        result = await engine.engine_core.call_utility_async("spider_sense_reload", *paths)
+    finally:
+        await engine.resume_generation()
+    if "refused" in result:
+        raise MismatchError(f"{result['refused']}. The engine goes on with the guard of before")
+    found: Mapping[str, Any] | None = result["canaries"]
+    return found
+
+
+def _told(core: Any, settings: ServingSettings | None, guard: str, policy: str | None) -> ServingSettings:
+    if settings is None:
+        raise ConfigError("this engine runs without a guard, and its graph has no room for one; start anew with it")
+    if core.vllm_config.parallel_config.data_parallel_size > 1:
+        raise ConfigError("a guard cannot be exchanged in several data-parallel engines at once; start them anew")
+    if not core.is_scheduler_paused() or core.scheduler.running:
+        raise ConfigError("requests run; pause the engine with mode 'wait' first")
+    changes = {"guard": Path(guard)} | ({} if policy is None else {"policy": Path(policy)})
+    return settings.model_copy(update=changes)
+
+
+def _exchange(core: Any, told: ServingSettings) -> Drift | None:
+    """Exchange the guard in the workers, and let it stand only if its canaries do."""
+    refusals = core.collective_rpc("spider_sense_exchange", args=(told.model_dump(mode="json"),))
+    refused = next(filter(None, refusals), None)
+    if refused is not None:
+        raise MismatchError(refused)
+    try:
+        return _try_canaries(core, told)
+    except SpiderSenseError:
+        core.collective_rpc("spider_sense_restore")
+        raise
+
+
 def _try_canaries(core: Any, settings: ServingSettings) -> Drift | None:
     from vllm.logger import init_logger
 
@@ -83,14 +165,31 @@ def _replay(core: Any, watch: CanaryWatch, canaries: tuple[Canary, ...]) -> None
     acting = getattr(scheduler, ACTOR, None)
     setattr(scheduler, ACTOR, watch)
     try:
-        for name, canary in zip(watch.names, canaries, strict=True):
-            scheduler.add_request(_request(name, canary, core.request_block_hasher))
-        while scheduler.has_requests() or core.batch_queue:
-            _, executed = core.step_fn()
-            core.post_step(executed)
+        with _alone(scheduler):
+            for name, canary in zip(watch.names, canaries, strict=True):
+                scheduler.add_request(_request(name, canary, core.request_block_hasher))
+            while scheduler.has_requests() or core.batch_queue:
+                _, executed = core.step_fn()
+                core.post_step(executed)
     finally:
         setattr(scheduler, ACTOR, acting)
     core.reset_prefix_cache()
+
+
+@contextmanager
+def _alone(scheduler: Any) -> Iterator[None]:
+    """Let an idle scheduler, even a paused one, run what is added now and nothing that waits already."""
+    from vllm.v1.core.sched.interface import PauseState
+    from vllm.v1.core.sched.request_queue import create_request_queue
+
+    waiting, paused = scheduler.waiting, scheduler.pause_state
+    scheduler.waiting = create_request_queue(scheduler.policy)
+    scheduler.set_pause_state(PauseState.UNPAUSED)
+    try:
+        yield
+    finally:
+        scheduler.set_pause_state(paused)
+        scheduler.waiting = waiting
 
 
 def _request(name: str, canary: Canary, block_hasher: Any) -> Any:

@@ -16,24 +16,19 @@ from spider_sense.errors import ConfigError, SpiderSenseError
 from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
-from spider_sense.policy import Policy
 from spider_sense.serving.actor import ACTOR, Actor
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
-from spider_sense.serving.core_seams import begun, canary_report, made
+from spider_sense.serving.checks import check_settings, exchange, graph_of, policy_of
+from spider_sense.serving.core_seams import begun, canary_report, made, reloaded
 from spider_sense.serving.engine_guard import EngineGuard, Step
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 from spider_sense.serving.streams import streamed
 from spider_sense.serving.taps import attach_taps
-from spider_sense.types import Action
 
-__all__ = ["TESTED", "check_settings", "install"]
+__all__ = ["TESTED", "install"]
 
 TESTED = ("0.32.",)
 """Versions of vLLM that the seams were tested with, by how they begin."""
-CAN: tuple[Action, ...] = ("observe", "flag", "escalate", "stop")
-"""Actions that can be carried out; flag and escalate stand in the answer and in the audit log."""
-OP_VERSION = 1
-"""Raised whenever what is compiled into the model's graph changes."""
 _GUARD = "_spider_sense_guard"
 _STEP = "_spider_sense_step"
 _DONE = "_spider_sense_seam"
@@ -76,6 +71,8 @@ def install() -> None:
     for process in (EngineCoreProc, DPEngineCoreProc):
         _wrap(process, "run_busy_loop", begun)
     EngineCore.spider_sense_canaries = canary_report
+    EngineCore.spider_sense_reload = functools.partialmethod(reloaded, _new_actor)
+    Worker.spider_sense_exchange, Worker.spider_sense_restore = _exchanged, _restored
     _wrap(OpenAIServingChat, "chat_completion_stream_generator", streamed)
     _wrap(OpenAIServingCompletion, "completion_stream_generator", streamed)
 
@@ -99,24 +96,12 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
     if settings is None:
         return original(*rest, **options)
     guard = check_settings(settings)
-    told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": _graph(guard)})
+    told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": graph_of(guard)})
     args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
     config = original(*rest, **options)
     _check_engine(config)
     _check_model(config, guard, settings)
     return config
-
-
-def check_settings(settings: ServingSettings) -> Guard:
-    """Return the guard of some settings, once it and the policy have been read.
-
-    Raises:
-        SpiderSenseError: if one of them is damaged, or the policy asks for what cannot be done here.
-    """
-    guard = Guard.from_pretrained(settings.guard)
-    names = [detector.name for detector in guard.manifest.detectors]
-    _policy(settings).check_engine("the vLLM engine", CAN, names)
-    return guard
 
 
 def _untested(version: str, original: Callable[..., Any], args: Any, *rest: Any, **options: Any) -> Any:
@@ -126,11 +111,6 @@ def _untested(version: str, original: Callable[..., Any], args: Any, *rest: Any,
             "install a tested version, or unset the guard"
         )
     return original(*rest, **options)
-
-
-def _graph(guard: Guard) -> str:
-    columns = [f"{probe.name}:{'+'.join(map(str, probe.maps))}" for probe in guard.probes]
-    return f"{OP_VERSION}/{'/'.join(columns)}"
 
 
 def _check_engine(config: Any) -> None:
@@ -156,8 +136,12 @@ def _check_engine(config: Any) -> None:
 def _check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
     model = config.model_config
     found = checkpoint_fingerprint(Path(model.model), _tokenizer(config))
-    serving = ServingConfig(dtype=str(model.dtype).removeprefix("torch."), quantization=model.quantization, adapters=())
-    guard.check_model(found, serving, settings.allow_uncertified)
+    guard.check_model(found, _serving(model), settings.allow_uncertified)
+
+
+def _serving(model: Any) -> ServingConfig:
+    dtype = str(model.dtype).removeprefix("torch.")
+    return ServingConfig(dtype=dtype, quantization=model.quantization, adapters=())
 
 
 def _tokenizer(config: Any) -> Any:
@@ -180,7 +164,7 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
     guard = Guard.from_pretrained(settings.guard)
     judge = Judge(
         guard,
-        _policy(settings),
+        policy_of(settings),
         _audit(settings, config.parallel_config.data_parallel_rank),
         worker.device,
         dtype=config.model_config.dtype,
@@ -190,12 +174,6 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
     decode = _tokenizer(config).decode if settings.audit is not None and settings.audit_text else None
     setattr(worker.model_runner, _GUARD, EngineGuard(judge, decode))
     return result
-
-
-def _policy(settings: ServingSettings) -> Policy:
-    from spider_sense.config import load_yaml
-
-    return Policy.default() if settings.policy is None else load_yaml(settings.policy, Policy)
 
 
 def _audit(settings: ServingSettings, rank: int) -> AuditLog | None:
@@ -212,6 +190,17 @@ def _sized(original: Callable[..., Any], worker: Any, kv_cache_config: Any) -> A
     if guard is not None and cache.enable_prefix_caching:
         guard.keep_blocks(cache.block_size, kv_cache_config.num_blocks)
     return result
+
+
+def _exchanged(worker: Any, told: dict[str, Any]) -> str | None:
+    guard: EngineGuard | None = getattr(worker.model_runner, _GUARD, None)
+    return None if guard is None else exchange(guard, told, _serving(worker.vllm_config.model_config))
+
+
+def _restored(worker: Any) -> None:
+    guard: EngineGuard | None = getattr(worker.model_runner, _GUARD, None)
+    if guard is not None:
+        guard.restore()
 
 
 def _executed(rows: Rows, original: Callable[..., Any], runner: Any, step: Any, *args: Any, **options: Any) -> Any:
@@ -271,9 +260,13 @@ def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: An
     actor = getattr(scheduler, ACTOR, None)
     if actor is None:
         settings = find_settings(scheduler.vllm_config.additional_config)
-        actor = None if settings is None else Actor(settings, _refusal(scheduler, settings), _end)
+        actor = None if settings is None else _new_actor(scheduler, settings)
         setattr(scheduler, ACTOR, actor or False)
     return original(step, output) if not actor else actor.update(original, scheduler, step, output)
+
+
+def _new_actor(scheduler: Any, settings: ServingSettings) -> Actor:
+    return Actor(settings, _refusal(scheduler, settings), _end)
 
 
 def _end(scheduler: Any, outputs: dict[int, Any], name: str, tokens: list[int], reason: str) -> None:
@@ -315,7 +308,7 @@ def _refusal(scheduler: Any, settings: ServingSettings) -> Any:
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end token, so a request cannot be stopped; give it one")
     text, line_break = (
-        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (_policy(settings).refusal, "\n\n")
+        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (policy_of(settings).refusal, "\n\n")
     )
     # Of an answer that was stopped vLLM takes the last token for the end token, and does not show it.
     return [*text, tokenizer.eos_token_id], line_break
