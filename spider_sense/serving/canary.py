@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spider_sense.canary import Canaries, Drift
+from spider_sense.canary import Canaries, Canary, Drift
 from spider_sense.errors import MismatchError
 from spider_sense.guard import Manifest
 
@@ -19,28 +19,38 @@ REQUEST = "spider_sense canary"
 
 
 class CanaryWatch:
-    """Takes the scores of canaries; ends no request and answers nobody.
+    """Takes the scores of canaries at the end of their prompts; ends no request and answers nobody.
 
     Args:
-        canaries: what the engine is given, under the names of :attr:`names`.
+        canaries: what the engine is given, under the names of :attr:`requests`.
     """
 
     def __init__(self, canaries: Canaries) -> None:
         self._canaries = canaries
-        self.names = tuple(f"{REQUEST} {place}" for place in range(len(canaries.prompts)))
+        self.requests: Mapping[str, Canary] = {
+            f"{REQUEST} {place}": canary for place, canary in enumerate(canaries.prompts)
+        }
         self._peaks: dict[str, np.ndarray] = {}
 
     def update(self, original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:
         """Take what a step says; the arguments are those of :meth:`spider_sense.serving.actor.Actor.update`."""
         findings = getattr(output, "spider_sense", None)
         if findings is not None:
-            self._peaks |= dict(zip(findings.ids, findings.peak_BH, strict=True))
+            for name, peak_H, coverage in zip(findings.ids, findings.peak_BH, findings.coverage_B3, strict=True):
+                self._take(name, peak_H, coverage.tolist())
         return original(step, output)
+
+    def _take(self, name: str, peak_H: np.ndarray, coverage: list[int]) -> None:
+        if coverage == [len(self.requests[name].tokens), 0, 0]:
+            self._peaks[name] = peak_H
+        elif name in self._peaks:
+            # What it generates is no part of the comparison, but a tap that is dead while it does is found.
+            self._peaks[name] = np.where(np.isnan(peak_H), np.nan, self._peaks[name])
 
     def drift(self, detectors: tuple[str, ...]) -> Drift:
         """Compare what was found with what the guard says."""
         silent_H = np.full(len(detectors), np.nan)
-        found_NH = np.array([self._peaks.get(name, silent_H) for name in self.names], dtype=np.float64)
+        found_NH = np.array([self._peaks.get(name, silent_H) for name in self.requests], dtype=np.float64)
         return self._canaries.drift(found_NH, detectors)
 
 

@@ -15,6 +15,8 @@ from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 __all__ = ["begun", "canary_report", "made", "read_canaries", "reload_guard", "reloaded"]
 
 _DRIFT = "_spider_sense_drift"
+_NEW = 4
+"""Tokens that a canary generates: decoding may run another graph than prompts do."""
 
 
 def made(original: Callable[..., Any], core: Any, *args: Any, **options: Any) -> None:
@@ -145,18 +147,18 @@ def _try_canaries(core: Any, settings: ServingSettings) -> Drift | None:
             settings.guard,
         )
         return None
-    longest = max(len(canary.tokens) for canary in manifest.canaries.prompts)
-    if longest >= core.vllm_config.model_config.max_model_len:
-        raise ConfigError(f"the guard's canaries have up to {longest} tokens; serve with a --max-model-len above that")
+    longest = max(len(canary.tokens) for canary in manifest.canaries.prompts) + _NEW
+    if longest > core.vllm_config.model_config.max_model_len:
+        raise ConfigError(f"the guard's canaries need {longest} tokens; serve with a --max-model-len of at least that")
     watch = CanaryWatch(manifest.canaries)
-    _replay(core, watch, manifest.canaries.prompts)
+    _replay(core, watch)
     drift = watch.drift(tuple(detector.name for detector in manifest.detectors))
     check_drift(drift, manifest, settings.allow_uncertified)
     logger.info("the guard's canaries: %s", drift)
     return drift
 
 
-def _replay(core: Any, watch: CanaryWatch, canaries: tuple[Canary, ...]) -> None:
+def _replay(core: Any, watch: CanaryWatch) -> None:
     """Run canaries through an idle engine and leave no trace of them: neither outputs, nor statistics, nor KV blocks.
 
     The loop is that of the engine's own process, except that nobody is sent what comes out.
@@ -166,7 +168,7 @@ def _replay(core: Any, watch: CanaryWatch, canaries: tuple[Canary, ...]) -> None
     setattr(scheduler, ACTOR, watch)
     try:
         with _alone(scheduler):
-            for name, canary in zip(watch.names, canaries, strict=True):
+            for name, canary in watch.requests.items():
                 scheduler.add_request(_request(name, canary, core.request_block_hasher))
             while scheduler.has_requests() or core.batch_queue:
                 _, executed = core.step_fn()
@@ -197,5 +199,5 @@ def _request(name: str, canary: Canary, block_hasher: Any) -> Any:
     from vllm.v1.request import Request
 
     # A prompt in the cache is neither computed nor, since it was not looked up, counted.
-    sampling = SamplingParams(temperature=0.0, max_tokens=1, skip_reading_prefix_cache=True)
+    sampling = SamplingParams(temperature=0.0, max_tokens=_NEW, ignore_eos=True, skip_reading_prefix_cache=True)
     return Request(name, list(canary.tokens), sampling, None, block_hasher=block_hasher)

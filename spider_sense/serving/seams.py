@@ -126,6 +126,7 @@ def _check_engine(config: Any) -> None:
         "enable_dbo": parallel.enable_dbo,
         "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
         "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
+        "enable_elastic_ep": parallel.enable_elastic_ep,
         "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,
     }
     found = [name for name, is_set in unsupported.items() if is_set]

@@ -17,7 +17,8 @@ async def main(job: dict[str, Any]) -> dict[str, Any]:
 
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**job["engine"]))
     try:
-        result = {"started": await read_canaries(engine), "refused": []}
+        refused: list[str] = []
+        result: dict[str, Any] = {"started": await read_canaries(engine), "refused": refused}
         result["before"] = await _ask(engine, "before", job["prompts"])
         # One request runs when the reload is asked for, and others come while it waits for that one's end.
         running = asyncio.create_task(_ask(engine, "running", job["prompts"][:1], 40))
@@ -32,7 +33,7 @@ async def main(job: dict[str, Any]) -> dict[str, Any]:
             try:
                 await reload_guard(engine, Path(folder))
             except SpiderSenseError as error:
-                result["refused"].append(str(error))
+                refused.append(str(error))
         result["after"] = await _ask(engine, "after", job["prompts"])
         return result
     finally:

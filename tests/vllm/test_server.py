@@ -30,8 +30,9 @@ def server(guard: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [Path(sys.executable).with_name("spider-sense"), "serve", "smollm2", "--guard", guard, "--scores"]
-    options = ["--audit", folder / "audit.jsonl", "--port", str(port)]
+    program = Path(sys.executable).with_name("spider-sense")
+    command: list[str | Path] = [program, "serve", "smollm2", "--guard", guard, "--scores"]
+    options: list[str | Path] = ["--audit", folder / "audit.jsonl", "--port", str(port)]
     others = ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
     environment = {
         **os.environ,

@@ -6,16 +6,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spider_sense.canary import Canaries, Canary
+from spider_sense.canary import Canaries, Canary, Drift
 from spider_sense.errors import MismatchError
+from spider_sense.guard import Manifest
 from spider_sense.models import LoadedModel
 from spider_sense.serving.canary import CanaryWatch, check_drift, report
 
 
-def said(**peaks: float) -> Any:
-    """Return the output of a step with the findings of some requests."""
-    findings = SimpleNamespace(ids=tuple(peaks), peak_BH=np.array([[peak] for peak in peaks.values()], np.float32))
+def said(**found: tuple[float, int]) -> Any:
+    """Return the output of a step with the findings of some requests: score, tokens so far."""
+    findings = SimpleNamespace(
+        ids=tuple(found),
+        peak_BH=np.array([[peak] for peak, _ in found.values()], np.float32),
+        coverage_B3=np.array([[tokens, 0, 0] for _, tokens in found.values()]),
+    )
     return SimpleNamespace(spider_sense=findings)
+
+
+def watched(watch: CanaryWatch, *outputs: Any) -> Drift:
+    """Return the drift after some steps, each of which has gone on as ever."""
+    seen: list[Any] = []
+    for output in outputs:
+        watch.update(lambda *step: seen.append(step), None, "step", output)
+    assert seen == [("step", output) for output in outputs]
+    return watch.drift(("misuse",))
 
 
 @pytest.fixture
@@ -24,32 +38,43 @@ def watch() -> CanaryWatch:
     return CanaryWatch(Canaries(prompts=prompts, bands=(0.01,)))
 
 
-def test_the_last_score_of_each_canary_counts_and_the_step_goes_on_as_ever(watch: CanaryWatch) -> None:
-    first, second = watch.names
-    seen = []
-    for output in (said(**{first: -np.inf}), said(**{first: 0.5, second: -0.504}), SimpleNamespace()):
-        watch.update(lambda *step: seen.append(step), None, "step", output)
-    assert len(seen) == 3
-    drift = watch.drift(("misuse",))
+@pytest.fixture
+def manifest(guards: Any, tiny_loaded: LoadedModel) -> Manifest:
+    made: Manifest = guards.guard(tiny_loaded, (guards.probe("misuse", "mean", "resid.0"),)).manifest
+    return made
+
+
+def test_the_score_at_the_end_of_the_prompt_counts(watch: CanaryWatch) -> None:
+    first, second = watch.requests
+    drift = watched(
+        watch,
+        said(**{first: (-np.inf, 1)}),
+        said(**{first: (0.5, 2), second: (-0.504, 1)}),
+        said(**{first: (9.0, 3), second: (9.0, 2)}),
+        SimpleNamespace(),
+    )
     assert (drift.prompt, drift.accepted) == (1, True)
     assert drift.difference == pytest.approx(0.004, rel=1e-5)
 
 
-def test_a_canary_that_nothing_is_said_of_is_refused(watch: CanaryWatch, guards: Any, tiny_loaded: LoadedModel) -> None:
-    watch.update(lambda *step: None, None, "step", said(**{watch.names[0]: 0.5}))
-    manifest = guards.guard(tiny_loaded, (guards.probe("misuse", "mean", "resid.0"),)).manifest
-    drift = watch.drift(("misuse",))
+def test_a_tap_that_is_dead_while_tokens_are_generated_is_found(watch: CanaryWatch, manifest: Manifest) -> None:
+    first, second = watch.requests
+    ends = said(**{first: (0.5, 2), second: (-0.5, 1)})
+    drift = watched(watch, ends, said(**{first: (0.5, 3), second: (np.nan, 2)}), said(**{second: (np.nan, 3)}))
+    with pytest.raises(MismatchError, match="misuse scores canary 1 nan"):
+        check_drift(drift, manifest, allow_uncertified=True)
+
+
+def test_a_canary_that_nothing_is_said_of_is_refused(watch: CanaryWatch, manifest: Manifest) -> None:
+    drift = watched(watch, said(**{next(iter(watch.requests)): (0.5, 2)}))
     for allow_uncertified in (False, True):
         with pytest.raises(MismatchError, match=r"misuse scores canary 1 nan, the guard says -0\.5"):
             check_drift(drift, manifest, allow_uncertified)
 
 
-def test_bands_bind_in_the_configuration_that_they_were_measured_in(
-    watch: CanaryWatch, guards: Any, tiny_loaded: LoadedModel
-) -> None:
-    watch.update(lambda *step: None, None, "step", said(**dict(zip(watch.names, (0.5, -0.6), strict=True))))
-    manifest = guards.guard(tiny_loaded, (guards.probe("misuse", "mean", "resid.0"),)).manifest
-    drift = watch.drift(("misuse",))
+def test_bands_bind_in_the_configuration_that_they_were_measured_in(watch: CanaryWatch, manifest: Manifest) -> None:
+    first, second = watch.requests
+    drift = watched(watch, said(**{first: (0.5, 2), second: (-0.6, 1)}))
     with pytest.raises(MismatchError, match=r"a difference of 0\.1, where 0\.01 is accepted.*float32.*calibrate"):
         check_drift(drift, manifest, allow_uncertified=False)
     check_drift(drift, manifest, allow_uncertified=True)
