@@ -1,7 +1,7 @@
 """Only seams of vLLM's engine core: what a guard does while no request runs, at the start and on a reload."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,11 @@ def reloaded(core: Any, new_actor: Callable[[Any, ServingSettings], Any], guard:
     settings = find_settings(core.vllm_config.additional_config)
     try:
         told = _told(core, settings, guard, policy)
-        drift = _exchange(core, told)
+        drift, actor = _exchange(core, told, new_actor)
     except SpiderSenseError as error:
         return {"refused": str(error)}
     core.vllm_config.additional_config[KEY] = told.model_dump(mode="json")
-    setattr(core.scheduler, ACTOR, new_actor(core.scheduler, told))
+    setattr(core.scheduler, ACTOR, actor)
     setattr(core, _DRIFT, drift)
     return {"canaries": report(drift)}
 
@@ -99,8 +99,8 @@ async def reload_guard(engine: Any, guard: Path, policy: Path | None = None) -> 
     """
     if await engine.is_paused():
         raise SpiderSenseError("the engine is paused; resume it, and reload the guard then")
-    await engine.pause_generation(mode="wait", clear_cache=True)
     try:
+        await engine.pause_generation(mode="wait", clear_cache=True)
         paths = [None if path is None else str(path.resolve()) for path in (guard, policy)]
         result = await engine.engine_core.call_utility_async("spider_sense_reload", *paths)
     finally:
@@ -122,17 +122,19 @@ def _told(core: Any, settings: ServingSettings | None, guard: str, policy: str |
     return settings.model_copy(update=changes)
 
 
-def _exchange(core: Any, told: ServingSettings) -> Drift | None:
+def _exchange(
+    core: Any, told: ServingSettings, new_actor: Callable[[Any, ServingSettings], Any]
+) -> tuple[Drift | None, Any]:
     """Exchange the guard in the workers, and let it stand only if its canaries do."""
     refusals = core.collective_rpc("spider_sense_exchange", args=(told.model_dump(mode="json"),))
     refused = next(filter(None, refusals), None)
     if refused is not None:
         raise MismatchError(refused)
-    try:
-        return _try_canaries(core, told)
-    except SpiderSenseError:
-        core.collective_rpc("spider_sense_restore")
-        raise
+    with ExitStack() as undo:
+        undo.callback(core.collective_rpc, "spider_sense_restore")
+        result = _try_canaries(core, told), new_actor(core.scheduler, told)
+        undo.pop_all()
+    return result
 
 
 def _try_canaries(core: Any, settings: ServingSettings) -> Drift | None:
