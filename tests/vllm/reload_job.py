@@ -21,10 +21,11 @@ async def main(job: dict[str, Any]) -> dict[str, Any]:
         result: dict[str, Any] = {"started": await read_canaries(engine), "refused": refused}
         result["before"] = await _ask(engine, "before", job["prompts"])
         # One request runs when the reload is asked for, and others come while it waits for that one's end.
-        running = asyncio.create_task(_ask(engine, "running", job["prompts"][:1], 40))
+        running = asyncio.create_task(_ask(engine, "running", job["prompts"][:1], 120))
         await asyncio.sleep(0.5)
         reload = asyncio.create_task(reload_guard(engine, Path(job["good"])))
-        await asyncio.sleep(0.1)
+        while not (reload.done() or await engine.is_paused()):
+            await asyncio.sleep(0.02)
         waiting = asyncio.create_task(_ask(engine, "waiting", job["prompts"]))
         result["reload_waited"] = not (running.done() or reload.done())
         result["running"], result["reloaded"] = await running, await reload

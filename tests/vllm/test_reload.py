@@ -28,10 +28,10 @@ def assert_scored_by(answers: list[dict[str, Any]], folder: Path, offline: Calla
 
 @pytest.fixture
 def other(guard: Path, loaded: LoadedModel, tmp_path: Path) -> Path:
-    """A guard of the same sites and columns with other weights."""
+    """A guard of the same sites and columns with weights half as large."""
     read = Guard.from_pretrained(guard)
     probes = tuple(
-        replace(probe, maps={site: replace(item, weight=item.weight.roll(1, 0)) for site, item in probe.maps.items()})
+        replace(probe, maps={site: replace(item, weight=item.weight / 2) for site, item in probe.maps.items()})
         for probe in read.probes
     )
     canaries = make_canaries(loaded, probes)
