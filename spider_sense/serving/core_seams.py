@@ -12,8 +12,10 @@ from spider_sense.serving.actor import ACTOR
 from spider_sense.serving.canary import CanaryWatch, check_drift, report
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 
-__all__ = ["begun", "canary_report", "made", "read_canaries", "reload_guard", "reloaded"]
+__all__ = ["RUN", "begun", "canary_report", "made", "read_canaries", "reload_guard", "reloaded", "run_core"]
 
+RUN = "_spider_sense_run_engine_core"
+"""Attribute of an engine core's class that holds vLLM's own function in the place of :func:`run_core`."""
 _DRIFT = "_spider_sense_drift"
 _NEW = 4
 """Tokens that a canary generates: decoding may run another graph than prompts do."""
@@ -21,8 +23,6 @@ _NEW = 4
 
 def made(original: Callable[..., Any], core: Any, *args: Any, **options: Any) -> None:
     """Make an engine that shows that it scores as the guard was calibrated.
-
-    An engine in a process of its own loads plugins while it is being made; it gets as far as :func:`begun`.
 
     Raises:
         MismatchError: if it does not score so.
@@ -32,9 +32,18 @@ def made(original: Callable[..., Any], core: Any, *args: Any, **options: Any) ->
 
 
 def begun(original: Callable[..., Any], core: Any) -> None:
-    """Do the same before an engine takes the first request from its queue; whoever waits for it to start waits on."""
+    """Do the same before the first request, for an engine that was made without :func:`run_core`, as Ray makes it."""
     _start(core)
     original()
+
+
+def run_core(*args: Any, **options: Any) -> None:
+    """Be the process of an engine core, with the plugin loaded; vLLM loads it while the core is made: after `made`."""
+    from vllm.plugins import load_general_plugins
+    from vllm.v1.engine.core import EngineCoreProc
+
+    load_general_plugins()
+    getattr(EngineCoreProc, RUN, EngineCoreProc.run_engine_core)(*args, **options)
 
 
 def _start(core: Any) -> None:

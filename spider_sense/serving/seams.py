@@ -19,7 +19,7 @@ from spider_sense.judge import Judge
 from spider_sense.serving.actor import ACTOR, Actor
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
 from spider_sense.serving.checks import check_settings, exchange, graph_of, policy_of
-from spider_sense.serving.core_seams import begun, canary_report, made, reloaded
+from spider_sense.serving.core_seams import RUN, begun, canary_report, made, reloaded, run_core
 from spider_sense.serving.engine_guard import EngineGuard, Step
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 from spider_sense.serving.streams import streamed
@@ -70,6 +70,9 @@ def install() -> None:
     _wrap(EngineCore, "__init__", made)
     for process in (EngineCoreProc, DPEngineCoreProc):
         _wrap(process, "run_busy_loop", begun)
+    if not hasattr(EngineCoreProc, RUN):
+        setattr(EngineCoreProc, RUN, EngineCoreProc.run_engine_core)
+        EngineCoreProc.run_engine_core = run_core
     EngineCore.spider_sense_canaries = canary_report
     EngineCore.spider_sense_reload = functools.partialmethod(reloaded, _new_actor)
     Worker.spider_sense_exchange, Worker.spider_sense_restore = _exchanged, _restored

@@ -100,7 +100,7 @@ def run_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str,
             timeout=900,
         )
         if done.returncode:
-            raise RuntimeError(done.stderr[-6000:])
+            raise RuntimeError(done.stderr[-12000:])
         result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return result
 

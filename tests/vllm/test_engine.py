@@ -148,8 +148,10 @@ def test_an_engine_that_scores_otherwise_does_not_start(
     drifted = Guard(read.manifest.model_copy(update={"canaries": other}), read.probes)
     drifted.save_pretrained(tmp_path / "drifted")
     said = r"does not score as the guard was calibrated: head7 scores canary 2 .* difference of 0\.01, where 0\.0001 is"
-    with pytest.raises(RuntimeError, match=said):
-        run_engine([prompts[:1]], {"guard": str(tmp_path / "drifted")})
+    # The front end is told, although the engine is a process of its own.
+    process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with pytest.raises(RuntimeError, match=rf"(?s){said}.*Engine core initialization failed"):
+        run_engine([prompts[:1]], {"guard": str(tmp_path / "drifted")}, environment=process)
 
 
 def test_canaries_leave_nothing_behind(guard: Path, run_engine: Callable[..., Any], tmp_path: Path) -> None:
