@@ -19,13 +19,14 @@ CONSOLE = Console(stderr=True)
 
 
 @contextmanager
-def server(model: str, options: list[str], work: Path) -> Iterator[str]:
+def server(model: str, options: list[str], work: Path, guard: Path | None = None) -> Iterator[str]:
     """Serve a model for the length of a block.
 
     Args:
         model: local folder.
-        options: of `vllm serve`.
+        options: of `vllm serve`, and with a guard of `spider-sense serve`.
         work: folder for the log and the compile cache; made.
+        guard: folder of the guard, None for a bare server.
 
     Yields:
         The address that OpenAI clients take.
@@ -37,11 +38,16 @@ def server(model: str, options: list[str], work: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     work.mkdir()
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--port", str(port)]
+    command: list[str | Path] = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+    if guard is not None:
+        command = [Path(sys.executable).with_name("spider-sense"), "serve", model, "--guard", guard]
     environment = {**os.environ, "VLLM_CACHE_ROOT": str(work / "cache"), "VLLM_NO_USAGE_STATS": "1"}
     with (work / "log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 - the command is this file's own
-            [*command, "--served-model-name", "model", *options], env=environment, stdout=log, stderr=log
+            [*command, "--port", str(port), "--served-model-name", "model", *options],
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
     try:
         _wait(f"http://127.0.0.1:{port}/health", process, work / "log")

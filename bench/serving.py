@@ -59,19 +59,18 @@ def main(
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         loaded = load_model(model, dtype)
-        folder, settings = loaded.model.name_or_path, Path(guard)
+        folder, guard_folder = loaded.model.name_or_path, Path(guard)
         if guard == "random":
             layers = loaded.model.config.num_hidden_layers
             sites = tuple(Site(place * layers // 8, "resid") for place in range(8))
-            settings = work / "guard"
-            random_guard(loaded, 64, sites).save_pretrained(settings)
+            guard_folder = work / "guard"
+            random_guard(loaded, 64, sites).save_pretrained(guard_folder)
         del loaded
         options = ["--dtype", dtype, "--max-model-len", "1024", "--max-num-seqs", str(concurrent)]
         options += ["--enforce-eager"] if eager else []
-        guarded = ["--additional-config", json.dumps({"spider_sense": {"guard": str(settings)}})]
         addresses = {
             "bare": stack.enter_context(server(folder, options, work / "bare")),
-            "guarded": stack.enter_context(server(folder, [*options, *guarded], work / "guarded")),
+            "guarded": stack.enter_context(server(folder, options, work / "guarded", guard_folder)),
         }
         found: dict[str, list[Round]] = {name: [] for name in addresses}
         for index in range(-1, rounds):

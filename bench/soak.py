@@ -42,25 +42,9 @@ def main(
     guard = random_guard(loaded, 16, tuple(Site(place * layers // 4, "resid") for place in range(4)))
     with tempfile.TemporaryDirectory() as folder:
         guard.save_pretrained(Path(folder) / "guard")
-        settings = {"spider_sense": {"guard": f"{folder}/guard", "scores": True}}
-        options = [
-            "--dtype",
-            "float32",
-            "--enforce-eager",
-            "--max-model-len",
-            "1024",
-            "--max-num-seqs",
-            str(concurrent),
-        ]
-        options += [
-            "--max-num-batched-tokens",
-            "256",
-            "--block-size",
-            "32",
-            "--additional-config",
-            json.dumps(settings),
-        ]
-        with server(loaded.model.name_or_path, options, Path(folder) / "server") as address:
+        options = ["--scores", "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
+        options += ["--max-num-seqs", str(concurrent), "--max-num-batched-tokens", "256", "--block-size", "32"]
+        with server(loaded.model.name_or_path, options, Path(folder, "server"), Path(folder, "guard")) as address:
             answers = asyncio.run(_all(address, requests, concurrent, Random(seed)))  # noqa: S311 - load, not secrets
     finished = [one for one in answers if not one["left"]]
     errors = [_error(one, guard, loaded) for one in track(finished, "comparing", console=CONSOLE)]

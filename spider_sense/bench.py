@@ -26,6 +26,7 @@ from spider_sense.patch import KIND, NeuronPatch, PatchManifest, PatchTarget
 from spider_sense.policy import Patch, Policy, Rule
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.sites import available_places, layer_count, resolve
+from spider_sense.training.canaries import make_canaries
 from spider_sense.training.train import default_sites
 from spider_sense.types import Site
 
@@ -77,6 +78,7 @@ def random_guard(loaded: LoadedModel, heads: int, sites: tuple[Site, ...]) -> Gu
         certified=(serving_config(loaded.model),),
         training={},
         probes_digest="",
+        canaries=make_canaries(loaded, probes),
     )
     return Guard(manifest, tuple(probes))
 

@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
 
 from spider_sense.calibration import Calibration
+from spider_sense.canary import Canaries
 from spider_sense.errors import DataError, GuardError, MismatchError, nearest
 from spider_sense.fingerprint import Fingerprint, ServingConfig, check_match
 from spider_sense.folders import ArtifactKind, Record, sha256
@@ -96,6 +97,21 @@ class Manifest(Record):
     """SHA-256 of ``probes.safetensors``."""
     vectors_digest: str | None = None
     """SHA-256 of ``vectors.safetensors``; None if there are no steering vectors."""
+    canaries: Canaries | None = None
+    """None in guards of before there were any, and then not in the file: their digests stay what they were."""
+
+    @model_validator(mode="after")
+    def _canaries_fit(self) -> Self:
+        if self.canaries is not None and not self.canaries.fit(len(self.detectors)):
+            raise ValueError(f"canaries need a score and a band of each of the {len(self.detectors)} detectors")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = handler(self)
+        if self.canaries is None:
+            del record["canaries"]
+        return record
 
     def index(self, detector: str | None = None) -> int:
         """Return the place of a detector by its name, by default that of the first.

@@ -114,15 +114,28 @@ class Judge:
         dtype: torch.dtype = torch.float32,
         rows: int = 64,
     ) -> None:
-        self.guard, self.policy, self._audit = guard, policy, audit
-        blind = [probe.name for probe in guard.probes if probe.aggregator.span == "tail"]
-        if blind and not guard.manifest.template.tail:
-            raise GuardError(f"{', '.join(blind)} read the template's tail, and this template has none; train again")
+        _check_spans(guard)
+        self._audit, self._keep_history, self._on_decision = audit, keep_history, on_decision
         self.bank = Bank(guard.probes, device, rows, dtype)
-        self.scorer = Scorer(self.bank)
+        self._take(guard, policy)
+
+    def exchange(self, guard: Guard, policy: Policy) -> None:
+        """Judge by another guard of the same sites from now on, while no request is open.
+
+        Raises:
+            GuardError: if its probes do not fit the taps; nothing is changed then.
+        """
+        _check_spans(guard)
+        try:
+            self.bank.exchange(guard.probes)
+        except ValueError as error:
+            raise GuardError(f"{error}; start anew with this guard") from error
+        self._take(guard, policy)
+
+    def _take(self, guard: Guard, policy: Policy) -> None:
+        self.guard, self.policy, self._digest = guard, policy, guard.digest
         self._names = tuple(detector.name for detector in guard.manifest.detectors)
-        self._keep_history, self._on_decision = keep_history, on_decision
-        self._digest = guard.digest
+        self.scorer = Scorer(self.bank)
 
     def open(self, name: str, prompt: Sequence[int], principal: str | None = None, text: str | None = None) -> Case:
         """Start a request.
@@ -241,3 +254,9 @@ class Judge:
             fields = ("detector", "zone", "score", "threshold")
             about = about.model_copy(update={name: getattr(verdict, name) for name in fields})
         self._audit.write(about)
+
+
+def _check_spans(guard: Guard) -> None:
+    blind = [probe.name for probe in guard.probes if probe.aggregator.span == "tail"]
+    if blind and not guard.manifest.template.tail:
+        raise GuardError(f"{', '.join(blind)} read the template's tail, and this template has none; train again")

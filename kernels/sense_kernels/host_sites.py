@@ -33,12 +33,17 @@ class HostSites:
         sites, width, columns = len(weights), weights[0].shape[0], max(weight.shape[1] for weight in weights)
         self.rows = numpy_rows(width, columns) if rows is None else rows
         self._weight_GDC = np.zeros((sites, width, columns), np.float32)
-        for index, weight in enumerate(weights):
-            self._weight_GDC[index, :, : weight.shape[1]] = weight.numpy()
-        self._bias_C = np.concatenate([bias.numpy() for bias in biases])
+        self._bias_C = np.empty(sum(map(len, biases)), np.float32)
+        self.refresh()
         self._column_C = np.concatenate([columns * i + np.arange(len(bias)) for i, bias in enumerate(biases)])
         self._x_GTD = np.empty((sites, self.rows, width), np.float32)
         self._held: dict[int, int] = {}
+
+    def refresh(self) -> None:
+        """Take in weights and biases that were changed in place."""
+        for index, weight in enumerate(self._weights):
+            self._weight_GDC[index, :, : weight.shape[1]] = weight.numpy()
+        np.concatenate([bias.numpy() for bias in self._biases], out=self._bias_C)
 
     def put(self, site: int, hidden_TD: Tensor) -> None:
         """Copy the hidden states [..., D] of a site, ``rows`` at most."""

@@ -1,5 +1,5 @@
 """Imports every verb, which registers it."""
 
-from spider_sense.cli import bench, calibrate, demo, evade, evaluate, generate, inspect, report, sign, train
+from spider_sense.cli import bench, calibrate, demo, evade, evaluate, generate, inspect, report, serve, sign, train
 
-__all__ = ["bench", "calibrate", "demo", "evade", "evaluate", "generate", "inspect", "report", "sign", "train"]
+__all__ = ["bench", "calibrate", "demo", "evade", "evaluate", "generate", "inspect", "report", "serve", "sign", "train"]

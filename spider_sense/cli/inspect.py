@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from spider_sense.canary import Canaries
 from spider_sense.cli.app import app, console
 from spider_sense.cli.tables import evidence_table, plain, thresholds_table
 from spider_sense.guard import Detector, Guard
@@ -60,6 +61,7 @@ def _about(guard: Guard, folder: Path) -> Table:
         "weights": model.weight_digest,
         "certified for": "; ".join(map(_words, manifest.certified)),
         **{name: _words(manifest.training[key]) for name, key in _TRAINING.items() if key in manifest.training},
+        "canaries": _canaries(manifest.canaries),
         "steering vectors": _words(sorted(guard.vectors)) or "none",
         "signature": "present; check it with `spider-sense verify`" if is_signed(folder) else "none",
     }
@@ -68,6 +70,13 @@ def _about(guard: Guard, folder: Path) -> Table:
     for name, value in rows.items():
         table.add_row(name, plain(value))
     return table
+
+
+def _canaries(canaries: Canaries | None) -> str:
+    if canaries is None:
+        return "none; `spider-sense calibrate` makes some"
+    least, most = min(canaries.bands), max(canaries.bands)
+    return f"{len(canaries.prompts)} prompts, an engine may differ by {least:.2g} to {most:.2g}"
 
 
 def _detectors(guard: Guard) -> Table:

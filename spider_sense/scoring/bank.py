@@ -9,6 +9,7 @@ Shape letters: R rows of the buffer, T packed rows of a step, D width, C logit c
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,12 @@ class SitePack:
     weight_low: Tensor | None = None  # [D, CP], the low half where the weight is split
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All there are."""
+        every = (self.weight, self.bias, self.mlp_weight, self.mlp_bias, self.weight_low)
+        return [tensor for tensor in every if tensor is not None]
+
+    @property
     def columns(self) -> int:
         """Raw logit columns that the site writes, K + J."""
         return len(self.bias) - self.mlp_weight.shape[0] + self.mlp_weight.shape[1]
@@ -72,7 +79,7 @@ class Bank:
             # Columns go by name, and those of a second probe of the same name would stay 0.
             raise ValueError(f"probes need names of their own, got {', '.join(names)}")
         self.probes = tuple(probes)
-        self.device = torch.device(device)
+        self.device, self._dtype = torch.device(device), dtype
         self.sites = tuple(sorted({site for probe in probes for site in probe.maps}))
         members = {site: _members(probes, site) for site in self.sites}
         split = dtype if self.device.type == "cuda" else torch.float32
@@ -143,6 +150,30 @@ class Bank:
     def columns_of(self, probe: Probe) -> slice:
         """Return the logit columns of a probe."""
         return self._columns[probe.name]
+
+    @torch.inference_mode()
+    def exchange(self, probes: Sequence[Probe]) -> None:
+        """Take over other probes in place: taps that were traced or captured go on with their weights.
+
+        Raises:
+            ValueError: if their weights are not laid out as the bank's own; nothing is changed then.
+        """
+        fresh = Bank(probes, self.device, 1, self._dtype)
+        if fresh._layout() != self._layout():
+            raise ValueError("the probes write other columns than those they are to replace, or have other MLPs")
+        for site, pack in self.packs.items():
+            for mine, other in zip(pack.tensors, fresh.packs[site].tensors, strict=True):
+                mine.copy_(other)
+        if self._host is not None:
+            self._host.refresh()
+        self.probes, self.table = fresh.probes, fresh.table
+        self._columns, self.columns, self._sums = fresh._columns, fresh.columns, fresh._sums
+
+    def _layout(self) -> dict[Site, Any]:
+        """Return what a compiled graph holds of each site: where it writes, and shapes of what it multiplies with."""
+        return {
+            site: (self._slices[site], [tensor.shape for tensor in pack.tensors]) for site, pack in self.packs.items()
+        }
 
     def begin(self, rows: int) -> None:
         """Make room for a step of ``rows`` packed rows and mark every logit as not yet written."""

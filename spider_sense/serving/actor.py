@@ -8,8 +8,10 @@ from spider_sense.guard import Guard
 from spider_sense.serving.findings import Findings, Note
 from spider_sense.serving.settings import KEY, ServingSettings
 
-__all__ = ["Actor", "End", "Tell"]
+__all__ = ["ACTOR", "Actor", "End", "Tell"]
 
+ACTOR = "_spider_sense_actor"
+"""Attribute of a scheduler that holds its actor."""
 End = Callable[[Any, dict[int, Any], str, list[int], str], None]
 """Takes the scheduler, the outputs of the step by client, a request's id, its last tokens and the stop reason."""
 Tell = Callable[[dict[int, Any], Note], None]

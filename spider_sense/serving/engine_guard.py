@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from spider_sense.errors import SpiderSenseError
+from spider_sense.errors import MismatchError, SpiderSenseError
+from spider_sense.guard import Guard
 from spider_sense.judge import Case, Judge, Reading
+from spider_sense.policy import Policy
 from spider_sense.scoring import BlockStates, Request, RequestRows, TokenChain
 from spider_sense.serving.findings import Findings, findings_of
 
@@ -71,6 +73,8 @@ class EngineGuard:
     def __init__(self, judge: Judge, decode: Callable[[Sequence[int]], str] | None = None) -> None:
         self.judge, self._decode = judge, decode
         self._served: dict[str, _Served] = {}
+        self._blocks: tuple[int, int] | None = None
+        self._before: tuple[Guard, Policy] | None = None
         self._step = Step()
         # Where an engine looks ahead, tokens of one step arrive on another thread while the next step begins.
         self._lock = threading.Lock()
@@ -83,7 +87,35 @@ class EngineGuard:
             blocks: their number.
         """
         bank = self.judge.bank
+        self._blocks = size, blocks
         self.judge.scorer.blocks = BlockStates(bank.table, blocks, size, bank.device)
+
+    def exchange(self, guard: Guard, policy: Policy) -> None:
+        """Go on with another guard of the same model, sites and columns; of the KV blocks nothing is known then.
+
+        Raises:
+            SpiderSenseError: if it is not, or requests still run; nothing is changed then.
+        """
+        with self._lock:
+            if self._served:
+                raise SpiderSenseError(
+                    f"{len(self._served)} requests still run; exchange the guard once they have ended"
+                )
+            if guard.manifest.template != self.judge.guard.manifest.template:
+                raise MismatchError(
+                    f"the guard was made for the template {guard.manifest.template}, not for "
+                    f"{self.judge.guard.manifest.template}; train or calibrate a guard for this model"
+                )
+            before = self.judge.guard, self.judge.policy
+            self.judge.exchange(guard, policy)
+            self._before = before
+            if self._blocks is not None:
+                self.keep_blocks(*self._blocks)
+
+    def restore(self) -> None:
+        """Undo the last exchange."""
+        if self._before is not None:
+            self.exchange(*self._before)
 
     @property
     def waiting(self) -> bool:

@@ -17,27 +17,23 @@ from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
 from spider_sense.serving import front_seams
-from spider_sense.serving.actor import Actor
+from spider_sense.serving.actor import ACTOR, Actor
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
+from spider_sense.serving.checks import check_settings, exchange, graph_of
 from spider_sense.serving.choices import collected, gathered
+from spider_sense.serving.core_seams import RUN, begun, canary_report, made, reloaded, run_core
 from spider_sense.serving.engine_guard import EngineGuard, Step
 from spider_sense.serving.prefix import keep_tail, tail_of
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 from spider_sense.serving.streams import streamed_chat, streamed_completion
 from spider_sense.serving.taps import attach_taps
-from spider_sense.types import Action
 
 __all__ = ["TESTED", "install"]
 
 TESTED = ("0.32.",)
 """Versions of vLLM that the seams were tested with, by how they begin."""
-CAN: tuple[Action, ...] = ("observe", "flag", "escalate", "stop")
-"""Actions that can be carried out; flag and escalate stand in the answer and in the audit log."""
-OP_VERSION = 1
-"""Raised whenever what is compiled into the model's graph changes."""
 _GUARD = "_spider_sense_guard"
 _STEP = "_spider_sense_step"
-_ACTOR = "_spider_sense_actor"
 _DONE = "_spider_sense_seam"
 Rows = Callable[[Any], tuple[Any, Any, Any]]
 
@@ -57,6 +53,7 @@ def install() -> None:
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import DPEngineCoreProc, EngineCore, EngineCoreProc
     from vllm.v1.engine.output_processor import RequestState
     from vllm.v1.worker.gpu.async_utils import AsyncOutput
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner2
@@ -79,6 +76,15 @@ def install() -> None:
     _wrap(OpenAIServingChat, "chat_completion_stream_generator", streamed_chat)
     _wrap(OpenAIServingCompletion, "completion_stream_generator", streamed_completion)
     _wrap(OpenAIServingCompletion, "request_output_to_completion_response", gathered)
+    _wrap(EngineCore, "__init__", made)
+    for process in (EngineCoreProc, DPEngineCoreProc):
+        _wrap(process, "run_busy_loop", begun)
+    if not hasattr(EngineCoreProc, RUN):
+        setattr(EngineCoreProc, RUN, EngineCoreProc.run_engine_core)
+        EngineCoreProc.run_engine_core = run_core
+    EngineCore.spider_sense_canaries = canary_report
+    EngineCore.spider_sense_reload = functools.partialmethod(reloaded, _new_actor)
+    Worker.spider_sense_exchange, Worker.spider_sense_restore = _exchanged, _restored
     front_seams.install(_wrap)
 
 
@@ -103,10 +109,8 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
     settings = find_settings(args.additional_config)
     if settings is None:
         return original(*rest, **options)
-    guard = Guard.from_pretrained(settings.guard)
-    names = [detector.name for detector in guard.manifest.detectors]
-    settings.load_policy().check_engine("the vLLM engine", CAN, names)
-    told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": _graph(guard)})
+    guard = check_settings(settings)
+    told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": graph_of(guard)})
     args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
     config = original(*rest, **options)
     _check_engine(config)
@@ -123,11 +127,6 @@ def _untested(version: str, original: Callable[..., Any], args: Any, *rest: Any,
     return original(*rest, **options)
 
 
-def _graph(guard: Guard) -> str:
-    columns = [f"{probe.name}:{'+'.join(map(str, probe.maps))}" for probe in guard.probes]
-    return f"{OP_VERSION}/{'/'.join(columns)}"
-
-
 def _check_engine(config: Any) -> None:
     parallel = config.parallel_config
     unsupported = {
@@ -142,6 +141,7 @@ def _check_engine(config: Any) -> None:
         "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
         "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
         "enable_expert_parallel with tensor and data parallelism": parallel.use_sequence_parallel_moe,
+        "enable_elastic_ep": parallel.enable_elastic_ep,
         "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,
     }
     found = [name for name, is_set in unsupported.items() if is_set]
@@ -152,8 +152,12 @@ def _check_engine(config: Any) -> None:
 def _check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
     model = config.model_config
     found = checkpoint_fingerprint(Path(model.model), _tokenizer(config))
-    serving = ServingConfig(dtype=str(model.dtype).removeprefix("torch."), quantization=model.quantization, adapters=())
-    guard.check_model(found, serving, settings.allow_uncertified)
+    guard.check_model(found, _serving(model), settings.allow_uncertified)
+
+
+def _serving(model: Any) -> ServingConfig:
+    dtype = str(model.dtype).removeprefix("torch.")
+    return ServingConfig(dtype=dtype, quantization=model.quantization, adapters=())
 
 
 def _tokenizer(config: Any) -> Any:
@@ -203,6 +207,17 @@ def _sized(original: Callable[..., Any], worker: Any, kv_cache_config: Any) -> A
     if guard is not None and cache.enable_prefix_caching:
         guard.keep_blocks(cache.block_size, kv_cache_config.num_blocks)
     return result
+
+
+def _exchanged(worker: Any, told: dict[str, Any]) -> str | None:
+    guard: EngineGuard | None = getattr(worker.model_runner, _GUARD, None)
+    return None if guard is None else exchange(guard, told, _serving(worker.vllm_config.model_config))
+
+
+def _restored(worker: Any) -> None:
+    guard: EngineGuard | None = getattr(worker.model_runner, _GUARD, None)
+    if guard is not None:
+        guard.restore()
 
 
 def _executed(rows: Rows, original: Callable[..., Any], runner: Any, step: Any, *args: Any, **options: Any) -> Any:
@@ -267,12 +282,16 @@ def _scheduling(original: Callable[..., Any], scheduler: Any, *args: Any, **opti
 
 
 def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:
-    actor = getattr(scheduler, _ACTOR, None)
+    actor = getattr(scheduler, ACTOR, None)
     if actor is None:
         settings = find_settings(scheduler.vllm_config.additional_config)
-        actor = None if settings is None else Actor(settings, _refusal(scheduler, settings), _end, front_seams.send)
-        setattr(scheduler, _ACTOR, actor or False)
+        actor = None if settings is None else _new_actor(scheduler, settings)
+        setattr(scheduler, ACTOR, actor or False)
     return original(step, output) if not actor else actor.update(original, scheduler, step, output)
+
+
+def _new_actor(scheduler: Any, settings: ServingSettings) -> Actor:
+    return Actor(settings, _refusal(scheduler, settings), _end)
 
 
 def _end(scheduler: Any, outputs: dict[int, Any], name: str, tokens: list[int], reason: str) -> None:

@@ -21,6 +21,7 @@ from spider_sense.evaluation import detector_labels
 from spider_sense.fingerprint import Fingerprint, ServingConfig, check_match, fingerprint, serving_config
 from spider_sense.guard import BASELINES, KIND, Detector, Guard
 from spider_sense.models import LoadedModel
+from spider_sense.training.canaries import make_canaries
 from spider_sense.training.collect import collect
 from spider_sense.training.train import calibrate_probe
 
@@ -81,7 +82,8 @@ def recalibrate(
 ) -> Recalibrated:
     """Set the thresholds of every detector and write the guard.
 
-    Thresholds belong to the configuration that they were set in, so afterwards no other one is certified.
+    Thresholds belong to the configuration that they were set in, so afterwards no other one is certified. The canaries
+    are scored anew in it too.
 
     Args:
         folder: the guard.
@@ -118,6 +120,7 @@ def recalibrate(
         "certified": (serving,),
         "fingerprint": found,
         "training": guard.manifest.training | about,
+        "canaries": make_canaries(loaded, guard.probes),
     }
     _write(replace(guard, manifest=guard.manifest.model_copy(update=update)), folder, out or folder)
     before = {record.name: record.calibration for record in guard.manifest.detectors}

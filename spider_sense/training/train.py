@@ -31,6 +31,7 @@ from spider_sense.models import LoadedModel, load_model
 from spider_sense.offline import score_activations
 from spider_sense.scoring import Probe
 from spider_sense.sites import layer_count
+from spider_sense.training.canaries import make_canaries
 from spider_sense.training.collect import collect
 from spider_sense.training.config import DetectorConfig, TrainConfig
 from spider_sense.training.controls import Controls
@@ -92,6 +93,7 @@ def train(config: TrainConfig, progress: Progress | None = None, loaded: LoadedM
         certified=(serving_config(loaded.model),),
         training=_provenance(config, parts) | {"sweep": {item.record.name: _swept(item.sweep) for item in made}},
         probes_digest="",
+        canaries=make_canaries(loaded, [item.probe for item in made]),
     )
     guard = Guard(
         manifest,

@@ -72,9 +72,8 @@ def one_head(guard: Path, guards: Any, tmp_path_factory: pytest.TempPathFactory)
         thresholds = guards.calibration(suspect, breach)
         detector = whole.manifest.detectors[place].model_copy(update={"calibration": thresholds})
         folder = tmp_path_factory.mktemp("one_head")
-        Guard(whole.manifest.model_copy(update={"detectors": (detector,)}), (whole.probes[place],)).save_pretrained(
-            folder
-        )
+        manifest = whole.manifest.model_copy(update={"detectors": (detector,), "canaries": None})
+        Guard(manifest, (whole.probes[place],)).save_pretrained(folder)
         return folder
 
     return make
@@ -89,7 +88,44 @@ def prompts(loaded: LoadedModel) -> list[list[int]]:
 
 
 @pytest.fixture(scope="session")
-def run_engine(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
+def run_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """Return a function that runs a script of this folder in a new process: its name, its job, the environment."""
+
+    def run(script: str, job: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("job")
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name(script)), "job.json", "result.json"],
+            cwd=folder,
+            env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "cache"), **environment},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr[-12000:])
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def options(loaded: LoadedModel) -> dict[str, Any]:
+    """What every engine is made with."""
+    return {
+        "model": loaded.model.name_or_path,
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 1024,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
+        "seed": 0,
+    }
+
+
+@pytest.fixture(scope="session")
+def run_engine(options: dict[str, Any], run_job: Callable[..., dict[str, Any]]) -> Callable[..., Result]:
     """Return a function that runs rounds of prompts through an engine in a new process."""
 
     def run(
@@ -101,43 +137,15 @@ def run_engine(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) ->
         dummy_batches: bool = False,
         **engine: Any,
     ) -> Result:
-        folder = tmp_path_factory.mktemp("job")
-        options = {
-            "model": loaded.model.name_or_path,
-            "dtype": "float32",
-            "enforce_eager": True,
-            "max_model_len": 1024,
-            "max_num_seqs": 8,
-            "max_num_batched_tokens": 64,
-            "seed": 0,
-            **engine,
-        }
-        if settings is not None:
-            options["additional_config"] = {"spider_sense": settings}
+        guarded = {} if settings is None else {"additional_config": {"spider_sense": settings}}
         job = {
-            "engine": options,
+            "engine": {**options, **engine, **guarded},
             "sampling": {"temperature": 0.0, "max_tokens": 12, **(sampling or {})},
             "dummy_batches": dummy_batches,
             "rounds": [list(map(list, one)) for one in rounds],
         }
-        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("engine_job.py")), "job.json", "result.json"],
-            cwd=folder,
-            env={
-                **os.environ,
-                **ENVIRONMENT,
-                "VLLM_CACHE_ROOT": str(folder / "cache"),
-                **(INTERPRETER if second_runner else {}),
-                **(environment or {}),
-            },
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr[-6000:])
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        interpreted = INTERPRETER if second_runner else {}
+        result = run_job("engine_job.py", job, {**interpreted, **(environment or {})})
         assert result["runner"] == ("vllm.v1.worker.cpu.model_runner" if second_runner else FIRST_RUNNER)
         done_rounds: Result = result["rounds"]
         return done_rounds

@@ -1,8 +1,11 @@
 """The guard inside a real vLLM engine finds what transformers finds, whatever the engine does to the rows."""
 
 import dataclasses
+import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from spider_sense.bench import random_guard
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
 from spider_sense.scoring import Aggregator
+from spider_sense.serving import core_seams
 from spider_sense.types import Site
 
 pytestmark = pytest.mark.vllm
@@ -139,6 +143,54 @@ def test_a_guard_for_another_model_does_not_start(
         run_engine([prompts[:1]], {"guard": str(guard)}, dtype="bfloat16")
     with pytest.raises(RuntimeError, match="gaurd"):
         run_engine([prompts[:1]], {"gaurd": str(guard)})
+
+
+def test_an_engine_that_scores_otherwise_does_not_start(
+    guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    read = Guard.from_pretrained(guard)
+    canaries = read.manifest.canaries
+    assert canaries is not None
+    scores = canaries.prompts[2].scores
+    moved = canaries.prompts[2].model_copy(update={"scores": (*scores[:7], (scores[7] or 0.0) + 0.01, *scores[8:])})
+    other = canaries.model_copy(update={"prompts": (*canaries.prompts[:2], moved, *canaries.prompts[3:])})
+    drifted = Guard(read.manifest.model_copy(update={"canaries": other}), read.probes)
+    drifted.save_pretrained(tmp_path / "drifted")
+    said = r"does not score as the guard was calibrated: head7 scores canary 2 .* difference of 0\.01, where 0\.0001 is"
+    # The front end is told, although the engine is a process of its own.
+    process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with pytest.raises(RuntimeError, match=rf"(?s){said}.*Engine core initialization failed"):
+        run_engine([prompts[:1]], {"guard": str(tmp_path / "drifted")}, environment=process)
+
+
+def test_canaries_leave_nothing_behind(guard: Path, run_engine: Callable[..., Any], tmp_path: Path) -> None:
+    canaries = Guard.from_pretrained(guard).manifest.canaries
+    assert canaries is not None
+    longest = max((list(canary.tokens) for canary in canaries.prompts), key=len)
+    settings = {"guard": str(guard), "audit": str(tmp_path / "audit.jsonl")}
+    ((found,),) = run_engine([[longest]], settings, {"ignore_eos": True}, block_size=32)
+    assert len(longest) > 32
+    assert found["said"]["coverage"] == {"scored": len(longest) + 11, "cached": 0, "missing": 0}
+    events = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    marked = [event["event"] for event in events if event["request"].startswith("spider_sense canary ")]
+    assert marked.count("open") == marked.count("close") == len(canaries.prompts)
+    assert len({event["request"] for event in events}) == len(canaries.prompts) + 1
+
+
+def test_a_guard_without_canaries_says_so_once(
+    one_head: Callable[[str, float, float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(logging.getLogger("vllm.spider_sense"), "warning", lambda text, *_: lines.append(text))
+    settings = {"spider_sense": {"guard": str(one_head("head0", 1.0, 2.0))}}
+    core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config=settings))
+    begun: list[bool] = []
+    for _ in range(2):
+        core_seams.begun(lambda: begun.append(True), core)
+    assert len(begun) == 2
+    (line,) = lines
+    assert "has no canaries" in line
+    assert core_seams.canary_report(core) is None
 
 
 @pytest.mark.parametrize("second_runner", [False, True], ids=["first", "second"])

@@ -1,4 +1,4 @@
-"""`vllm serve` with a guard, as clients see it: many streams at once, whole answers, clients that hang up.
+"""`spider-sense serve`, as clients see it: many streams at once, whole answers, clients that hang up.
 
 And as an operator sees it: metrics, spans, which guard is in force.
 """
@@ -26,7 +26,6 @@ import torch
 
 from spider_sense.corpus import load_corpus
 from spider_sense.guard import Guard
-from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
 
 pytestmark = pytest.mark.vllm
@@ -58,28 +57,25 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
 
 @pytest.fixture(scope="module")
 def server(
-    guard: Path,
-    loaded: LoadedModel,
-    collector: tuple[str, list[bytes]],
-    tmp_path_factory: pytest.TempPathFactory,
+    guard: Path, collector: tuple[str, list[bytes]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Path]]:
     """Its address, and the audit log."""
     folder = tmp_path_factory.mktemp("server")
     settings = {"guard": str(guard), "scores": True, "audit": str(folder / "audit.jsonl")}
-    with _serving(loaded, folder, settings, "--otlp-traces-endpoint", collector[0]) as address:
+    with _serving(folder, settings, "--otlp-traces-endpoint", collector[0]) as address:
         yield address, folder / "audit.jsonl"
 
 
 @contextmanager
-def _serving(loaded: LoadedModel, folder: Path, settings: dict[str, Any], *more: str) -> Iterator[str]:
+def _serving(folder: Path, settings: dict[str, Any], *more: str) -> Iterator[str]:
     """Run a server and give its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = json.dumps({"spider_sense": settings})
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", loaded.model.name_or_path, *more]
-    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
-    name = ["--served-model-name", "smollm2", "--port", str(port), "--additional-config", config]
+    program = Path(sys.executable).with_name("spider-sense")
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in settings.items()]
+    command: list[str | Path] = [program, "serve", "smollm2", *flags, *more]
+    options = ["--port", str(port), "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
     environment = {
         **os.environ,
         "PYTHONPATH": str(STAND_IN),
@@ -91,7 +87,7 @@ def _serving(loaded: LoadedModel, folder: Path, settings: dict[str, Any], *more:
         "OTEL_BSP_SCHEDULE_DELAY": "500",
     }
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, *options, *name], cwd=folder, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen([*command, *options], cwd=folder, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         _wait(address, process, folder / "log")
@@ -310,9 +306,9 @@ def test_spans_carry_the_verdict(server: tuple[str, Path], collector: tuple[str,
     assert said["coverage"]["scored"] in [one["spider_sense.coverage.scored"].int_value for one in found]
 
 
-def test_two_front_ends_count_together_and_show_no_score(guard: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+def test_two_front_ends_count_together_and_show_no_score(guard: Path, tmp_path: Path) -> None:
     more = ["--api-server-count", "2", "--api-key", "secret"]
-    with _serving(loaded, tmp_path, {"guard": str(guard)}, *more) as address:
+    with _serving(tmp_path, {"guard": str(guard)}, *more) as address:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             _get(f"{address}/v1/guard")
         assert json.loads(_get(f"{address}/v1/guard", "secret"))["settings"]["scores"] is False

@@ -214,6 +214,25 @@ def test_rates_out_of_order(refuse: Refuse, guard: Path, benign: Path) -> None:
     assert "breach_fpr=0.2 is above suspect_fpr=0.05" in error
 
 
+def test_what_a_server_cannot_be_started_with(
+    refuse: Refuse, guard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    error = refuse("serve", guard, "--guard", guard)
+    assert "vLLM is not installed" in error
+    assert "pip install 'vllm==0.32.*'" in error
+    monkeypatch.undo()
+    monkeypatch.setattr("spider_sense.serving.launch.check_installed", lambda: None)
+    assert "nowhere/guard.json does not exist" in refuse("serve", guard, "--guard", tmp_path / "nowhere")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text('rules:\n  - {detector: "*", zone: breach, action: throttle}\n')
+    arguments = ("serve", guard, "--guard", guard, "--policy", policy)
+    assert "rules[0]: the vLLM engine cannot 'throttle'; it can: observe, flag, escalate, stop" in refuse(*arguments)
+    assert "no such folder: /none" in refuse("serve", "/none", "--guard", guard)
+    assert "name the model first" in refuse("serve", "--port", "80", guard, "--guard", guard)
+    assert "as one JSON object" in refuse("serve", guard, "--guard", guard, "--additional_config.a", "1")
+
+
 def test_sign_needs_one_key(refuse: Refuse, guard: Path) -> None:
     assert "one of them" in refuse("sign", guard)
     assert "one of them" in refuse("sign", guard, "--key", "a", "--generate-key", "b")

@@ -44,7 +44,7 @@ def run(*arguments: object) -> Result:
 
 def test_every_verb_has_help() -> None:
     listed = run("--help").output
-    for verb in ("train", "eval", "calibrate", "inspect", "sign", "verify"):
+    for verb in ("train", "eval", "calibrate", "inspect", "serve", "sign", "verify"):
         assert verb in listed
         assert "Usage" in run(verb, "--help").output
 
@@ -148,6 +148,20 @@ def test_calibrate(guard: Path, tiny_training: Any, tmp_path: Path) -> None:
     assert Guard.from_pretrained(guard).manifest.detectors[0].calibration.n == 55
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"guard", "new", "work", "one.jsonl", "two.jsonl"}
+
+
+def test_serve(guard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("os.execve", lambda *what: started.extend(what))
+    monkeypatch.setattr("spider_sense.serving.launch.check_installed", lambda: None)
+    monkeypatch.setenv("VLLM_PLUGINS", "mine")
+    given = ("--port", "80", "-tp", "2", "--additional-config", '{"other": 1}')
+    run("serve", tmp_path, "--guard", guard, *given, "--audit", "a.jsonl", "--scores")
+    program, command, environment = started
+    assert command[:9] == [program, "-m", "vllm.entrypoints.cli.main", "serve", str(tmp_path), *given[:4]]
+    told = json.loads(command[command.index("--additional-config") + 1])
+    assert told == {"other": 1, "spider_sense": {"guard": str(guard), "audit": "a.jsonl", "scores": True}}
+    assert environment["VLLM_PLUGINS"] == "mine,spider_sense"
 
 
 def test_sign_and_verify(guard: Path, tmp_path: Path) -> None:

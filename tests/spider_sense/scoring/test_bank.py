@@ -133,6 +133,39 @@ def test_the_lane_table_has_a_head_for_each_probe(probes: tuple[Probe, ...]) -> 
     assert bank.sites == tuple(sorted(bank.sites))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_taps_go_on_with_the_probes_that_replace_others(
+    probes: tuple[Probe, ...], hidden: dict[Site, Tensor], guards: Any, compiled: bool
+) -> None:
+    bank, others = Bank(probes), tuple(halved(probe) for probe in probes)
+    taps = {site: torch.compile(bank.tap(site), backend="eager") if compiled else bank.tap(site) for site in hidden}
+
+    def score() -> Tensor:
+        bank.begin(ROWS)
+        for site, hidden_TD in hidden.items():
+            taps[site](hidden_TD)
+        return bank.logits(ROWS).clone()
+
+    before = score()
+    bank.exchange(others)
+    torch.testing.assert_close(score(), run(Bank(others), hidden))
+    assert not torch.equal(score(), before)
+    with pytest.raises(ValueError, match="write other columns"):
+        bank.exchange(probes[:-1])
+    torch.testing.assert_close(score(), run(Bank(others), hidden))
+    bank.exchange(probes)
+    assert torch.equal(score(), before)
+
+
+def halved(probe: Probe) -> Probe:
+    """Return a probe of the same shapes that says half as much."""
+    maps = {
+        site: replace(item, weight=item.weight / 2, bias=item.bias + 1, mlp_bias=item.mlp_bias)
+        for site, item in probe.maps.items()
+    }
+    return replace(probe, maps=maps)
+
+
 def test_two_probes_of_one_name_are_refused(probes: tuple[Probe, ...]) -> None:
     with pytest.raises(ValueError, match="names of their own"):
         Bank([probes[0], replace(probes[3], name=probes[0].name)])

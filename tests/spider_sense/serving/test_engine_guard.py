@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spider_sense.errors import SpiderSenseError
+from spider_sense.fingerprint import serving_config
+from spider_sense.guard import Guard
 from spider_sense.judge import Judge
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
 from spider_sense.serving import engine_guard
+from spider_sense.serving.checks import exchange, graph_of
 from spider_sense.serving.engine_guard import EngineGuard
 from spider_sense.serving.findings import Findings
 
@@ -102,7 +107,8 @@ class Engine:
             )
         )
         self.finished = set()
-        self._run(counts, total)
+        if counts:
+            self._run(counts, total)
 
     def _run(self, counts: dict[str, tuple[int, int]], total: int) -> None:
         order = sorted(counts)[::-1]  # not the scheduler's
@@ -289,3 +295,91 @@ def test_what_the_metrics_hear_of_a_request(
     zones = np.array(ended["zones"])
     assert ((zones == "breach") == (np.array(ended["margins"]) >= 0)).all()
     assert ended["coverage"] == {"scored": 4, "cached": 0, "missing": 0}
+
+
+def test_another_guard_takes_over_between_requests(tiny_loaded: LoadedModel, guards: Any) -> None:
+    def probes(seed: int) -> Any:
+        return guards.probe("one", "mean", "resid.0", seed=seed), guards.probe("two", "max", "resid.1", seed=seed + 1)
+
+    first, second = (guards.guard(tiny_loaded, probes(seed)) for seed in (1, 3))
+    engine = Engine(tiny_loaded, first, guards)
+    prompt = [1, 5, *range(10, 20)]
+    for name, which in (("a", first), ("b", second), ("c", first)):
+        engine.which = which
+        engine.add(name, prompt, [20])
+        engine.step({name: 100})
+        engine.check(name, guards)
+        with pytest.raises(SpiderSenseError, match="1 requests still run"):
+            engine.guard.exchange(second, Policy.default())
+        engine.finished = {name}
+        engine.step({})
+        # The engine empties its prefix cache when it is paused.
+        engine.cache.clear()
+        if name == "a":
+            engine.guard.exchange(second, Policy.default())
+            assert engine.guard.judge.policy == Policy.default()
+        elif name == "b":
+            engine.guard.restore()
+            assert engine.guard.judge.policy == Policy.shadow()
+
+
+def test_of_the_blocks_that_another_guard_filled_nothing_is_known(tiny_loaded: LoadedModel, guards: Any) -> None:
+    first, second = (guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=seed),)) for seed in (1, 2))
+    engine = Engine(tiny_loaded, first, guards)
+    prompt = [1, 5, *range(10, 20)]
+    engine.add("a", prompt, [20])
+    engine.step({"a": 100})
+    engine.finished = {"a"}
+    engine.step({})
+    engine.guard.exchange(second, Policy.default())
+    engine.add("b", prompt, [20])
+    engine.step({"b": 100})
+    findings, row = engine.found["b"]
+    assert findings.coverage_B3[row].tolist() == [4, 0, 8]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"site": "resid.1"}, "the model was compiled with the probes 1/one:resid.0, the guard has 1/one:resid.1"),
+        ({"kind": "attention"}, "write other columns"),
+        ({"template": True}, "made for the template"),
+        ({"serving": True}, "uncertified serving configuration"),
+        ({"policy": True}, "the vLLM engine cannot 'throttle'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_guard_that_does_not_fit_is_refused_and_the_old_one_stays(
+    tiny_loaded: LoadedModel, guards: Any, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    first = guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=1),))
+    engine = Engine(tiny_loaded, first, guards)
+    probe = guards.probe("one", change.get("kind", "mean"), change.get("site", "resid.0"), seed=2)
+    other = guards.guard(tiny_loaded, (probe,))
+    if "template" in change:
+        template = other.manifest.template.model_copy(update={"tail": 3})
+        other = replace(other, manifest=other.manifest.model_copy(update={"template": template}))
+    other.save_pretrained(tmp_path / "other")
+    told = {"guard": str(tmp_path / "other"), "graph": graph_of(first)}
+    if "policy" in change:
+        (tmp_path / "policy.yaml").write_text("rules: []\non_missing: throttle\n")
+        told["policy"] = str(tmp_path / "policy.yaml")
+    serving = serving_config(tiny_loaded.model)
+    if "serving" in change:
+        serving = serving.model_copy(update={"dtype": "bfloat16"})
+    refused = exchange(engine.guard, told, serving)
+    assert refused is not None
+    assert message in refused
+    assert engine.guard.judge.guard is first
+    engine.add("a", [1, 5, *range(10, 20)], [20])
+    engine.step({"a": 100})
+    engine.check("a", guards)
+
+
+def test_a_guard_that_fits_is_taken_from_its_folder(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> None:
+    first, second = (guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=seed),)) for seed in (1, 2))
+    engine = Engine(tiny_loaded, first, guards)
+    second.save_pretrained(tmp_path / "second")
+    told = {"guard": str(tmp_path / "second"), "graph": graph_of(first)}
+    assert exchange(engine.guard, told, serving_config(tiny_loaded.model)) is None
+    assert engine.guard.judge.guard.digest == Guard.from_pretrained(tmp_path / "second").digest

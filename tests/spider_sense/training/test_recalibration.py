@@ -17,6 +17,7 @@ from spider_sense.models import LoadedModel
 from spider_sense.offline import score_examples
 from spider_sense.signing import SIGNATURE
 from spider_sense.training import collect as collecting
+from spider_sense.training.canaries import make_canaries
 from spider_sense.training.recalibration import benign_rows, recalibrate
 
 
@@ -100,6 +101,7 @@ def test_only_the_new_configuration_is_certified(
         old.check_model(fingerprint(half), serving_config(half.model))
     done = recalibrate(guard, half, benign_rows(guard, traffic), tmp_path / "w", respond=2)
     assert [config.dtype for config in done.guard.manifest.certified] == ["bfloat16"]
+    assert done.guard.manifest.canaries == make_canaries(half, done.guard.probes) != old.manifest.canaries
     done.guard.check_model(fingerprint(half), serving_config(half.model))
     with pytest.raises(MismatchError, match="uncertified"):
         done.guard.check_model(fingerprint(tiny_run.loaded), serving_config(tiny_run.loaded.model))

@@ -1,0 +1,70 @@
+"""What is asked of a guard before an engine starts with it, or exchanges it for that of before."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from spider_sense.config import parse
+from spider_sense.errors import MismatchError, SpiderSenseError
+from spider_sense.fingerprint import ServingConfig
+from spider_sense.guard import Guard
+from spider_sense.serving.engine_guard import EngineGuard
+from spider_sense.serving.prefix import tail_of
+from spider_sense.serving.settings import ServingSettings
+from spider_sense.types import Action
+
+__all__ = ["check_settings", "exchange", "graph_of"]
+
+CAN: tuple[Action, ...] = ("observe", "flag", "escalate", "stop")
+"""Actions that can be carried out; flag and escalate stand in the answer and in the audit log."""
+OP_VERSION = 1
+"""Raised whenever what is compiled into the model's graph changes."""
+
+
+def check_settings(settings: ServingSettings) -> Guard:
+    """Return the guard of some settings, once it and the policy have been read.
+
+    Raises:
+        SpiderSenseError: if one of them is damaged, or the policy asks for what cannot be done here.
+    """
+    guard = Guard.from_pretrained(settings.guard)
+    names = [detector.name for detector in guard.manifest.detectors]
+    settings.load_policy().check_engine("the vLLM engine", CAN, names)
+    return guard
+
+
+def graph_of(guard: Guard) -> str:
+    """Return what of a guard is compiled into the model's graph."""
+    columns = [f"{probe.name}:{'+'.join(map(str, probe.maps))}" for probe in guard.probes]
+    return f"{OP_VERSION}/{'/'.join(columns)}"
+
+
+def exchange(running: EngineGuard, told: Mapping[str, Any], serving: ServingConfig) -> str | None:
+    """Let an engine go on with the guard that settings name.
+
+    Args:
+        running: with the guard of before.
+        told: the settings.
+        serving: how the engine runs the model.
+
+    Returns:
+        Why it goes on with that of before, None if it does not. A worker in another process would lose the type of an
+        error.
+    """
+    try:
+        settings = parse(told, ServingSettings, origin="the settings to reload")
+        guard = check_settings(settings)
+        if graph_of(guard) != settings.graph:
+            raise MismatchError(
+                f"the model was compiled with the probes {settings.graph}, the guard has {graph_of(guard)}; "
+                "start anew with this guard"
+            )
+        if tail_of(guard) > tail_of(running.judge.guard):
+            raise MismatchError(
+                "the guard has probes that read the template's tail alone, and that of before has none, so that hits "
+                "of the prefix cache may lie in it; start anew with this guard"
+            )
+        guard.check_model(running.judge.guard.manifest.fingerprint, serving, settings.allow_uncertified)
+        running.exchange(guard, settings.load_policy())
+    except SpiderSenseError as error:
+        return str(error)
+    return None

@@ -1,0 +1,74 @@
+"""A guard that is exchanged in a running engine: who is scored by which, and what is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spider_sense.guard import Guard
+from spider_sense.models import LoadedModel
+from spider_sense.training.canaries import make_canaries
+
+pytestmark = pytest.mark.vllm
+
+
+def assert_scored_by(answers: list[dict[str, Any]], folder: Path, offline: Callable[..., Any]) -> None:
+    for one in answers:
+        said = one["said"]
+        assert said["guard"] == Guard.from_pretrained(folder).digest
+        tokens = said["coverage"]["scored"] + said["coverage"]["cached"]
+        assert (tokens, said["coverage"]["missing"]) == (len(one["prompt"]) + len(one["tokens"]) - 1, 0)
+        want_H, _ = offline(folder, (one["prompt"] + one["tokens"])[:tokens], len(one["prompt"]))
+        found_H = torch.tensor([float(detector["score"]) for detector in said["detectors"].values()])
+        assert ((found_H - want_H).abs() / want_H.abs().clamp(min=1.0)).max() <= 1e-4
+
+
+@pytest.fixture
+def other(guard: Path, loaded: LoadedModel, tmp_path: Path) -> Path:
+    """A guard of the same sites and columns with weights half as large."""
+    read = Guard.from_pretrained(guard)
+    probes = tuple(
+        replace(probe, maps={site: replace(item, weight=item.weight / 2) for site, item in probe.maps.items()})
+        for probe in read.probes
+    )
+    canaries = make_canaries(loaded, probes)
+    Guard(read.manifest.model_copy(update={"canaries": canaries}), probes).save_pretrained(tmp_path / "other")
+    return tmp_path / "other"
+
+
+def test_running_requests_end_under_the_old_guard_and_later_ones_under_the_new(
+    guard: Path,
+    other: Path,
+    one_head: Callable[[str, float, float], Path],
+    prompts: list[list[int]],
+    options: dict[str, Any],
+    run_job: Callable[..., dict[str, Any]],
+    offline: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    old, new = Guard.from_pretrained(guard), Guard.from_pretrained(other)
+    drifted = old.manifest.model_copy(update={"canaries": new.manifest.canaries})
+    Guard(drifted, old.probes).save_pretrained(tmp_path / "drifted")
+    settings = {"spider_sense": {"guard": str(guard), "scores": True}}
+    job = {
+        "engine": {**options, "enforce_eager": False, "additional_config": settings},
+        "prompts": [prompts[2], prompts[11]],
+        "good": str(other),
+        "bad": [str(tmp_path / "drifted"), str(one_head("head0", 1.0, 2.0)), str(tmp_path / "nowhere")],
+    }
+    # The engine core and its worker are processes of their own, and the model is traced with the taps of the old guard.
+    found = run_job("reload_job.py", job, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_CI_ENV": "1"})
+    assert found["reload_waited"]
+    for canaries in (found["started"], found["reloaded"]):
+        assert canaries["accepted"]
+        assert 0 < canaries["difference"] < 1e-4
+    for when, which in (("before", guard), ("running", guard), ("waiting", other), ("after", other)):
+        assert_scored_by(found[when], which, offline)
+    refused = found["refused"]
+    assert "does not score as the guard was calibrated" in refused[0]
+    assert "the model was compiled with the probes 1/head0:" in refused[1]
+    assert "nowhere/guard.json does not exist" in refused[2]
+    assert all(text.endswith("The engine goes on with the guard of before") for text in refused)
