@@ -291,7 +291,7 @@ def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: An
 
 
 def _new_actor(scheduler: Any, settings: ServingSettings) -> Actor:
-    return Actor(settings, _refusal(scheduler, settings), _end)
+    return Actor(settings, _refusal(scheduler, settings), _end, front_seams.send)
 
 
 def _end(scheduler: Any, outputs: dict[int, Any], name: str, tokens: list[int], reason: str) -> None:
