@@ -336,6 +336,12 @@ def test_of_the_blocks_that_another_guard_filled_nothing_is_known(tiny_loaded: L
     engine.step({"b": 100})
     findings, row = engine.found["b"]
     assert findings.coverage_B3[row].tolist() == [4, 0, 8]
+    engine.cache.clear()
+    for name in ("c", "d"):
+        engine.add(name, prompt, [20])
+        engine.step({name: 100})
+    findings, row = engine.found["d"]
+    assert findings.coverage_B3[row].tolist() == [4, 8, 0]
 
 
 @pytest.mark.parametrize(
