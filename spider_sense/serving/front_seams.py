@@ -61,7 +61,7 @@ def _began(original: Callable[..., Any], engine: Any, *args: Any, **options: Any
 async def _received(original: Callable[..., Any], client: Any) -> Any:
     received = await original()
     # Taken off here, before vLLM counts outputs for metrics of its own.
-    if received.outputs and received.outputs[-1].request_id == KEY:
+    if received.outputs and received.outputs[-1].request_id == KEY and received.outputs[-1].kv_transfer_params:
         letter, metrics = received.outputs.pop(), getattr(client, _METRICS, None)
         if metrics is not None:
             metrics.count(letter.kv_transfer_params)

@@ -22,6 +22,7 @@ PLUGINS = "VLLM_PLUGINS"
 GROUPS = ("vllm.general_plugins", "vllm.io_processor_plugins", "vllm.platform_plugins", "vllm.stat_logger_plugins")
 """Entry points that vLLM loads where nothing is named."""
 ADDITIONAL, CONFIG = "--additional-config", "--config"
+REVISIONS = ("--revision", "--code-revision", "--tokenizer-revision")
 
 
 def check_installed() -> None:
@@ -54,9 +55,15 @@ def serve_command(
         additional: the value of its option --additional-config, JSON.
 
     Raises:
-        ConfigError: if the options hold another additional configuration, or that one is not an object or guarded.
+        ConfigError: if the options hold another additional configuration, or that one is not an object or guarded, or
+            they name a revision, which a folder has not.
     """
     told = _names(given) | _names_in_file(given)
+    revisions = sorted(told.intersection(REVISIONS))
+    if revisions:
+        raise ConfigError(
+            f"{', '.join(revisions)} would have no effect, since vLLM is given a folder; serve the folder of that one"
+        )
     mine = {"--served-model-name": source}
     if guard.manifest.certified:
         mine["--dtype"] = guard.manifest.certified[0].dtype

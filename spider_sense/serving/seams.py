@@ -128,6 +128,8 @@ def _untested(version: str, original: Callable[..., Any], args: Any, *rest: Any,
 
 
 def _check_engine(config: Any) -> None:
+    from vllm import envs
+
     parallel = config.parallel_config
     unsupported = {
         "pipeline_parallel_size": parallel.pipeline_parallel_size > 1,
@@ -143,6 +145,7 @@ def _check_engine(config: Any) -> None:
         "enable_expert_parallel with tensor and data parallelism": parallel.use_sequence_parallel_moe,
         "enable_elastic_ep": parallel.enable_elastic_ep,
         "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,
+        "VLLM_USE_RUST_FRONTEND": envs.VLLM_USE_RUST_FRONTEND,
     }
     found = [name for name, is_set in unsupported.items() if is_set]
     if found:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spider_sense.canary import Canaries, Canary
 from spider_sense.chat import Chat
 from spider_sense.corpus import load_corpus
+from spider_sense.fingerprint import serving_config
 from spider_sense.models import LoadedModel
 from spider_sense.offline import score_examples
 from spider_sense.scoring import Probe
@@ -23,6 +24,8 @@ __all__ = ["make_canaries"]
 PROMPTS = 8
 TOKENS = 64
 """Longer prompts are cut in the middle."""
+UNMEASURED_BAND = 0.1
+"""For quantised weights, which cannot be widened: that of bfloat16 on SmolLM2 is below it."""
 FLOAT32_BAND = 1e-4
 """What two engines differ by in float32 at most."""
 ROUNDINGS = 10
@@ -33,7 +36,8 @@ heads on SmolLM2 in bfloat16 none differs by more than 3.4 times in vLLM on a CP
 def make_canaries(loaded: LoadedModel, probes: Sequence[Probe]) -> Canaries:
     """Score a few prompts in the dtype of the model.
 
-    In 16 bits the band of a detector is a multiple of what its scores change by if the same weights compute in float32.
+    In 16 bits the band of a detector is a multiple of what its scores change by if the same weights compute in float32;
+    of quantised weights it is a fixed one.
 
     Args:
         loaded: the model, as the thresholds were calibrated.
@@ -44,7 +48,9 @@ def make_canaries(loaded: LoadedModel, probes: Sequence[Probe]) -> Canaries:
     peak_NH = score_examples(loaded, probes, rows, max_tokens=TOKENS).peak_NH
     bands_H = np.full(len(probes), FLOAT32_BAND)
     read_H = ~np.isneginf(peak_NH[0])  # not those that read responses alone
-    if loaded.model.dtype != torch.float32:
+    if serving_config(loaded.model).quantization is not None:
+        bands_H[:] = UNMEASURED_BAND
+    elif loaded.model.dtype != torch.float32:
         with _computing_in_float32(loaded.model):
             exact_NH = score_examples(loaded, probes, rows, max_tokens=TOKENS, dtype=torch.float32).peak_NH
         score_NR, exact_NR = peak_NH[:, read_H], exact_NH[:, read_H]

@@ -3,16 +3,23 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from spider_sense.errors import MismatchError
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
+from spider_sense.serving import core_seams
 from spider_sense.training.canaries import make_canaries
 
-pytestmark = pytest.mark.vllm
+pytestmark = [
+    pytest.mark.vllm,
+    # vLLM's own, when it is imported.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 
 def assert_scored_by(answers: list[dict[str, Any]], folder: Path, offline: Callable[..., Any]) -> None:
@@ -72,3 +79,62 @@ def test_running_requests_end_under_the_old_guard_and_later_ones_under_the_new(
     assert "the model was compiled with the probes 1/head0:" in refused[1]
     assert "nowhere/guard.json does not exist" in refused[2]
     assert all(text.endswith("The engine goes on with the guard of before") for text in refused)
+
+
+def test_a_client_that_leaves_while_canaries_run_leaves_no_request_behind() -> None:
+    from vllm.v1.core.sched.interface import PauseState
+    from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
+
+    class Waiting:
+        def __init__(self, ended: bool) -> None:
+            self.is_finished = lambda: ended
+
+    stays, leaves = Waiting(ended=False), Waiting(ended=True)
+    queue = create_request_queue(SchedulingPolicy.FCFS)
+    queue.extend([leaves, stays])
+    states: list[Any] = []
+    scheduler = SimpleNamespace(
+        waiting=queue, policy=SchedulingPolicy.FCFS, pause_state=PauseState.PAUSED_NEW, set_pause_state=states.append
+    )
+    with core_seams._alone(scheduler):
+        assert not scheduler.waiting
+    assert list(scheduler.waiting) == [stays]
+    assert states == [PauseState.UNPAUSED, PauseState.PAUSED_NEW]
+
+
+@pytest.mark.parametrize("error", [MismatchError("drift"), RuntimeError("a step failed")], ids=["drift", "broken"])
+def test_canaries_that_drift_are_a_refusal_and_those_that_break_the_engine_its_end(
+    error: Exception, guard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.engine import EngineCoreRequestType
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    called: list[str] = []
+    queue: list[Any] = []
+
+    def collective_rpc(name: str, **_: Any) -> list[None]:
+        called.append(name)
+        return [None]
+
+    core = SimpleNamespace(
+        vllm_config=SimpleNamespace(
+            additional_config={"spider_sense": {"guard": str(guard)}},
+            parallel_config=SimpleNamespace(data_parallel_size=1),
+        ),
+        scheduler=SimpleNamespace(running=[]),
+        is_scheduler_paused=lambda: True,
+        collective_rpc=collective_rpc,
+        input_queue=SimpleNamespace(put_nowait=queue.append),
+    )
+    monkeypatch.setattr(core_seams, "_try_canaries", fail)
+    if isinstance(error, MismatchError):
+        assert core_seams.reloaded(core, lambda *_: None, str(guard), None) == {"refused": "drift"}
+        assert called == ["spider_sense_exchange", "spider_sense_restore"]
+        assert not queue
+    else:
+        with pytest.raises(RuntimeError, match="a step failed"):
+            core_seams.reloaded(core, lambda *_: None, str(guard), None)
+        assert called == ["spider_sense_exchange"]
+        assert queue == [(EngineCoreRequestType.EXECUTOR_FAILED, b"")]

