@@ -93,7 +93,7 @@ def run_engine(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) ->
     """Return a function that runs rounds of prompts through an engine in a new process."""
 
     def run(
-        rounds: Sequence[Sequence[Sequence[int]]],
+        rounds: Sequence[Sequence[Sequence[int] | int]],
         settings: dict[str, Any] | None,
         sampling: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
@@ -116,7 +116,7 @@ def run_engine(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) ->
         job = {
             "engine": options,
             "sampling": {"temperature": 0.0, "max_tokens": 12, **(sampling or {})},
-            "rounds": [list(map(list, one)) for one in rounds],
+            "rounds": rounds,
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         done = subprocess.run(

@@ -39,6 +39,7 @@ class Engine:
         self.requests: dict[str, SimpleNamespace] = {}
         self.finished: set[str] = set()
         self.found: dict[str, tuple[Findings, int]] = {}
+        self.patched: dict[str, int] = {}
 
     def add(self, name: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """Let a request wait: its prompt, and what it will generate."""
@@ -94,6 +95,7 @@ class Engine:
         total = sum(count for count, _ in counts.values())
         self.guard.begin(
             SimpleNamespace(
+                spider_sense_patched={name: self.patched[name] for name in plan if name in self.patched},
                 finished_req_ids=self.finished,
                 scheduled_new_reqs=new,
                 scheduled_cached_reqs=again,
@@ -288,3 +290,28 @@ def test_what_the_metrics_hear_of_a_request(
     zones = np.array(ended["zones"])
     assert ((zones == "breach") == (np.array(ended["margins"]) >= 0)).all()
     assert ended["coverage"] == {"scored": 4, "cached": 0, "missing": 0}
+
+
+def test_the_state_of_patched_tokens_is_lent_to_nobody_else(tiny_loaded: LoadedModel, guards: Any) -> None:
+    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards)
+    prompt, answer = [1, 5, *range(10, 16)], list(range(20, 32))
+    engine.add("patched", prompt, answer)
+    engine.step({"patched": 100})
+    findings, row = engine.found["patched"]
+    assert findings.patched_from[row] is None
+    engine.patched["patched"] = 10
+    while engine.requests["patched"].done < 18:
+        engine.step({"patched": 1})
+    findings, row = engine.found["patched"]
+    assert findings.patched_from[row] == 10
+    assert findings.answer(row, ("attention",), "digest", scores=False)["patched_from"] == 10
+    # Preempted, it takes up its own blocks again.
+    engine.preempt("patched")
+    engine.step({"patched": 100})
+    served = engine.guard._served["patched"]
+    assert served.again is None, "the state after its own blocks was known"
+    # An engine would have to mix up its blocks to let another request begin with them.
+    engine.add("later", [*prompt, *answer], [40])
+    engine.step({"later": 100})
+    findings, row = engine.found["later"]
+    assert findings.coverage_B3[row].tolist() == [4, 0, 16]
