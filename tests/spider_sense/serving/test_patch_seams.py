@@ -1,4 +1,4 @@
-"""What of the patch's seams runs without vLLM: from where on a request is patched, and what its KV blocks are called."""
+"""What of the patch's seams runs without vLLM: where a request's patch begins, and what its KV blocks are called."""
 
 import pickle
 from dataclasses import dataclass, field
