@@ -19,6 +19,7 @@ from spider_sense.errors import SpiderSenseError
 from spider_sense.judge import Case, Judge, Reading
 from spider_sense.scoring import BlockStates, Request, RequestRows, TokenChain
 from spider_sense.serving.findings import Findings, findings_of
+from spider_sense.serving.settings import PATCHED
 
 __all__ = ["EngineGuard", "Step"]
 
@@ -97,7 +98,7 @@ class EngineGuard:
             step: vLLM's ``SchedulerOutput``.
         """
         with self._lock:
-            for name, position in getattr(step, "spider_sense_patched", {}).items():
+            for name, position in getattr(step, PATCHED, {}).items():
                 self._patch(name, position)
             for name in step.finished_req_ids:
                 self._close(name)

@@ -14,12 +14,10 @@ from spider_sense.patch import NeuronPatch
 from spider_sense.patching import scaled
 from spider_sense.serving.packed_rows import rows_of_batch, rows_of_runner
 from spider_sense.serving.row_patch import RowPatch
-from spider_sense.serving.settings import ServingSettings
+from spider_sense.serving.settings import PATCHED, ServingSettings
 
-__all__ = ["PATCHED", "find_patch", "graph_of", "install", "loaded", "patching", "scheduling", "switch_on"]
+__all__ = ["find_patch", "graph_of", "install", "loaded", "patching", "scheduling", "switch_on"]
 
-PATCHED = "spider_sense_patched"
-"""Attribute of a step: the first patched position of each of its requests that is patched."""
 _PATCH = "_spider_sense_patch"
 _MARK = "_spider_sense_patched"
 Wrap = Callable[[Any, str, Callable[..., Any]], None]

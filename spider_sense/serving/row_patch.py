@@ -103,23 +103,24 @@ def _share(site: Site, target: PatchTarget, projection: Any, merged: bool) -> Sh
 
 
 def _neurons(site: Site, target: PatchTarget, projection: Any, merged: bool) -> int:
-    """Return how many neurons the projection has on all ranks together."""
+    """Return how many neurons a projection has on all ranks together."""
     if projection is None or site.place not in ("gate", "up"):
         raise SiteError(
-            f"{site} cannot be patched in vLLM: the block has no mlp.{_MERGED} and no mlp.{site.place}_proj; serve "
-            "without the patch"
+            f"{site} cannot be patched in vLLM: its block has neither mlp.{_MERGED} nor mlp.{site.place}_proj; use the "
+            "patch with transformers, or another action"
         )
-    sizes = getattr(projection, "output_sizes", [getattr(projection, "output_size", None)])
-    want, width = [sizes[0]] * (2 if merged else 1), getattr(projection, "input_size", None)
-    if sizes != want or width != target.vectors_KD.shape[1] or int(target.neuron_R[-1]) >= sizes[0]:
+    if getattr(projection, "gather_output", True):
         raise SiteError(
-            f"{site} is laid out as {width} inputs and {sizes} outputs; the patch needs "
-            f"{target.vectors_KD.shape[1]} inputs and {'twice ' * merged}the same number of outputs, more than "
-            f"{int(target.neuron_R[-1])}: serve without the patch"
+            f"{site} cannot be patched: a {type(projection).__name__} computes it, not every rank its own neurons; use "
+            "the patch with transformers, or another action"
         )
-    if getattr(projection, "gather_output", False):
+    sizes = list(getattr(projection, "output_sizes", [projection.output_size]))
+    width, last = target.vectors_KD.shape[1], int(target.neuron_R[-1])
+    if sizes != [sizes[0]] * (2 if merged else 1) or projection.input_size != width or last >= sizes[0]:
         raise SiteError(
-            f"{site}: every rank gathers the whole output, which a patch does not know of; serve without it"
+            f"{site} has {projection.input_size} inputs and outputs {sizes}; the patch needs {width} inputs and "
+            f"{'two equal halves of' if merged else 'one output of'} more than {last} neurons: use the patch with "
+            "transformers, or another action"
         )
     return int(sizes[0])
 

@@ -192,3 +192,16 @@ def test_each_of_two_ranks_patches_its_own_neurons(
         tiny.assert_equals(one)
         plain = tiny.logprobs({**one, "said": {}})
         assert (plain - tiny.logprobs(one))[1:].abs().max() > 1e-2
+
+
+def test_a_patch_for_another_model_does_not_start(
+    smol: Patched, guard: Path, eight: list[list[int]], run_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    manifest = smol.live.patch.manifest
+    base = manifest.base.model_copy(update={"weight_digest": "0" * 64})
+    wrong = dataclasses.replace(smol.live.patch, manifest=manifest.model_copy(update={"base": base}))
+    wrong.save_pretrained(tmp_path / "wrong")
+    policy = {"rules": [], "on_missing": "patch", "patch": {"folder": str(tmp_path / "wrong")}}
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
+    with pytest.raises(RuntimeError, match=r"weight_digest is .* expected '0000[^;]*; a patch fits the model"):
+        run_engine([eight[:1]], {"guard": str(guard), "policy": str(tmp_path / "policy.yaml")})

@@ -9,7 +9,8 @@ import pytest
 
 from spider_sense.errors import SpiderSenseError
 from spider_sense.serving import patch_seams
-from spider_sense.serving.patch_seams import PATCHED, patching, switch_on
+from spider_sense.serving.patch_seams import patching, switch_on
+from spider_sense.serving.settings import PATCHED
 
 SIZE = 4
 
@@ -25,7 +26,7 @@ class Request:
     """As much of vLLM's as is touched; a key is made of the one before, the tokens and extra keys."""
 
     def __init__(self, tokens: list[int], computed: int, salt: str | None = None) -> None:
-        self.tokens, self.num_computed_tokens, self.salt = tokens, computed, salt
+        self.tokens, self.num_computed_tokens, self.salt = list(tokens), computed, salt
         self.block_hashes: list[Any] = []
         self.update_block_hashes()
 

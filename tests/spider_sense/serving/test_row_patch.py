@@ -123,11 +123,11 @@ def test_rows_that_an_earlier_step_named_are_let_go(patch: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"input_size": 33}, r"layers?.*33 inputs|laid out as 33 inputs"),
-        ({"output_sizes": [48, 40]}, r"\[48, 40\] outputs"),
-        ({"output_sizes": [48, 48, 48]}, r"\[48, 48, 48\] outputs"),
+        ({"input_size": 33}, "33 inputs"),
+        ({"output_sizes": [48, 40]}, r"outputs \[48, 40\]"),
+        ({"output_sizes": [48, 48, 48]}, r"outputs \[48, 48, 48\]"),
         ({"output_sizes": [40, 40]}, "more than 47"),
-        ({"gather_output": True}, "gathers"),
+        ({"gather_output": True}, "a Projection computes it"),
     ],
 )
 def test_another_layout_is_refused(patch: Any, change: dict[str, Any], says: str) -> None:
@@ -141,7 +141,7 @@ def test_another_layout_is_refused(patch: Any, change: dict[str, Any], says: str
 def test_a_model_without_the_projection_is_refused(patch: Any, tiny_patches: Any) -> None:
     what = model()
     del what.layers[1].mlp.gate_up_proj
-    with pytest.raises(SiteError, match=r"up\.1 cannot be patched in vLLM: the block has no mlp\.gate_up_proj"):
+    with pytest.raises(SiteError, match=r"up\.1 cannot be patched in vLLM: its block has neither mlp\.gate_up_proj"):
         RowPatch(what, patch, ALPHA, ROWS)
     for site, says in {Site(2, "up"): "blocks 0 to 1", Site(0, "down"): "cannot be patched"}.items():
         other = SimpleNamespace(targets={site: tiny_patches.target([1])})
