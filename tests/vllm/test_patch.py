@@ -45,7 +45,7 @@ class Patched:
                 patchers=self.live.patchers(),
             ),
         ):
-            logits = self.loaded.model(input_ids=torch.tensor([ids])).logits[0]
+            logits: torch.Tensor = self.loaded.model(input_ids=torch.tensor([ids])).logits[0]
         return logits[len(one["prompt"]) - 1 : -1].float().log_softmax(-1)
 
     def assert_equals(self, one: dict[str, Any]) -> None:

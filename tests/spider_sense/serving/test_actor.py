@@ -12,6 +12,7 @@ from spider_sense.models import LoadedModel
 from spider_sense.serving.actor import Actor
 from spider_sense.serving.findings import Findings, Note
 from spider_sense.serving.settings import ServingSettings
+from spider_sense.types import Action
 
 REFUSAL, BREAK = [50, 51, 2], [40]
 
@@ -61,7 +62,7 @@ class Scheduler:
 
 def findings(*names: str, stops: tuple[str, ...] = (), patches: tuple[str, ...] = ()) -> Findings:
     count = len(names)
-    actions = dict.fromkeys(stops, "stop") | dict.fromkeys(patches, "patch")
+    actions: dict[str, Action] = {**dict.fromkeys(stops, "stop"), **dict.fromkeys(patches, "patch")}
     return Findings(
         ids=names,
         peak_BH=np.full((count, 1), np.nan, dtype=np.float32),

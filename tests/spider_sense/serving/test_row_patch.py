@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spider_sense.errors import SiteError
+from spider_sense.patch import PatchTarget
 from spider_sense.serving.row_patch import RowPatch
 from spider_sense.types import Site
 
@@ -33,7 +34,7 @@ class Projection(nn.Module):
 class TinyDecoderLayer(nn.Module):
     def __init__(self, gate: Tensor, up: Tensor, merged: bool, rank: int, ranks: int) -> None:
         super().__init__()
-        self.mlp = nn.Module()
+        self.mlp: Any = nn.Module()
         if merged:
             self.mlp.gate_up_proj = Projection([gate, up], rank, ranks)
         else:
@@ -69,6 +70,11 @@ def outputs(what: Any, hidden_TD: Tensor) -> list[Tensor]:
 def patch(tiny_patches: Any) -> Any:
     rows = {SITES[0]: [0, 5, 23, 24, 30, 47], SITES[1]: [3, 25, 26], SITES[2]: [1, 2]}
     targets = {site: tiny_patches.target(own, seed=place) for place, (site, own) in enumerate(rows.items())}
+    return patch_of(targets)
+
+
+def patch_of(targets: dict[Site, PatchTarget]) -> Any:
+    """Return as much of a patch as is read."""
     return SimpleNamespace(targets=targets)
 
 
@@ -143,7 +149,6 @@ def test_a_model_without_the_projection_is_refused(patch: Any, tiny_patches: Any
     del what.layers[1].mlp.gate_up_proj
     with pytest.raises(SiteError, match=r"up\.1 cannot be patched in vLLM: its block has neither mlp\.gate_up_proj"):
         RowPatch(what, patch, ALPHA, ROWS)
-    for site, says in {Site(2, "up"): "blocks 0 to 1", Site(0, "down"): "cannot be patched"}.items():
-        other = SimpleNamespace(targets={site: tiny_patches.target([1])})
+    for site, says in {Site(2, "up"): "blocks 0 to 1", Site(0, "resid"): "cannot be patched"}.items():
         with pytest.raises(SiteError, match=says):
-            RowPatch(model(), other, ALPHA, ROWS)
+            RowPatch(model(), patch_of({site: tiny_patches.target([1])}), ALPHA, ROWS)
