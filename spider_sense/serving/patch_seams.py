@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from spider_sense.errors import SpiderSenseError
+from spider_sense.errors import ConfigError
 from spider_sense.interventions import choose_patch
 from spider_sense.patch import NeuronPatch
 from spider_sense.patching import scaled
@@ -19,7 +19,11 @@ from spider_sense.serving.settings import PATCHED, ServingSettings
 __all__ = ["find_patch", "graph_of", "install", "loaded", "patching", "scheduling", "switch_on"]
 
 _PATCH = "_spider_sense_patch"
+"""Attribute of a runner: its :class:`RowPatch`."""
+_DIGEST = "_spider_sense_patch_digest"
+"""Attribute of a scheduler."""
 _MARK = "_spider_sense_patched"
+"""Attribute of a request: the first patched position, and the patch's digest."""
 Wrap = Callable[[Any, str, Callable[..., Any]], None]
 
 
@@ -69,30 +73,34 @@ def loaded(worker: Any, settings: ServingSettings) -> None:
 
 @contextmanager
 def patching(runner: Any, step: Any) -> Iterator[None]:
-    """Patch what a runner computes within, as the step says.
-
-    Raises:
-        SpiderSenseError: if there is a patch and the step says nothing of it.
-    """
+    """Patch what a runner computes within, as the step says."""
     patch: RowPatch | None = getattr(runner, _PATCH, None)
     if patch is None:
         yield
         return
-    patched_from = getattr(step, PATCHED, None)
-    if patched_from is None:
-        raise SpiderSenseError(
-            "a step does not say which requests are patched; serve with vLLM's own scheduler, or without a patch"
-        )
-    patch.begin(patched_from)
+    # Steps that a runner makes up to warm up say nothing, and patch nobody.
+    patch.begin(getattr(step, PATCHED, {}))
     yield
     patch.rest()
 
 
 def scheduling(scheduler: Any, settings: ServingSettings) -> None:
-    """Let a scheduler say with each step which requests are patched, if there is a patch."""
+    """Let a scheduler say with each step which requests are patched, if there is a patch.
+
+    Raises:
+        ConfigError: if it makes up its steps in another way than vLLM's own.
+    """
+    from vllm.v1.core.sched.scheduler import Scheduler
+
     found = find_patch(settings)
-    if found is not None:
-        setattr(scheduler, _PATCH, found[0].digest)
+    if found is None:
+        return
+    if type(scheduler).schedule is not Scheduler.schedule:
+        raise ConfigError(
+            f"{type(scheduler).__name__} makes up its steps by itself, so no rank would hear which requests are "
+            "patched; serve with vLLM's own scheduler, or with a policy that does not patch"
+        )
+    setattr(scheduler, _DIGEST, found[0].digest)
 
 
 def switch_on(scheduler: Any, name: str, computed: int) -> None:
@@ -107,7 +115,7 @@ def switch_on(scheduler: Any, name: str, computed: int) -> None:
     if hasattr(request, _MARK):
         return
     start = max(request.num_computed_tokens, computed)
-    setattr(request, _MARK, (start, getattr(scheduler, _PATCH)))
+    setattr(request, _MARK, (start, getattr(scheduler, _DIGEST)))
     # Blocks of a prompt have their keys from the beginning.
     del request.block_hashes[start // scheduler.hash_block_size :]
     request.update_block_hashes()
@@ -115,7 +123,7 @@ def switch_on(scheduler: Any, name: str, computed: int) -> None:
 
 def _scheduled(original: Callable[..., Any], scheduler: Any, *args: Any, **options: Any) -> Any:
     step = original(*args, **options)
-    if hasattr(scheduler, _PATCH):
+    if hasattr(scheduler, _DIGEST):
         marks = {name: getattr(scheduler.requests[name], _MARK, None) for name in step.num_scheduled_tokens}
         setattr(step, PATCHED, {name: mark[0] for name, mark in marks.items() if mark is not None})
     return step
