@@ -2,14 +2,17 @@
 
 import pickle
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from spider_sense.errors import ConfigError
+from spider_sense.models import LoadedModel
 from spider_sense.serving import patch_seams
-from spider_sense.serving.patch_seams import patching, switch_on
-from spider_sense.serving.settings import PATCHED
+from spider_sense.serving.patch_seams import find_patch, graph_of, patching, switch_on
+from spider_sense.serving.settings import PATCHED, ServingSettings
 
 SIZE = 4
 
@@ -116,3 +119,18 @@ def test_a_pass_is_patched_as_its_step_says_and_no_longer() -> None:
     assert seen[3:] == [{"a": 3}, (["a", "b"], [0, 1, 4], [5, 0]), (["b"], [0, 2], [8]), "rest"]
     with patching(SimpleNamespace(), Step()):
         assert patch_seams._packed_by_runner_1(lambda: "prepared", SimpleNamespace()) == "prepared"
+
+
+def test_the_policys_patch_and_its_strength_are_part_of_the_graph(
+    tiny_loaded: LoadedModel, tiny_patches: Any, tmp_path: Path
+) -> None:
+    def settings(patch: str) -> ServingSettings:
+        (tmp_path / "policy.yaml").write_text(f"rules: []\n{patch}", encoding="utf-8")
+        return ServingSettings(guard=tmp_path, policy=tmp_path / "policy.yaml")
+
+    assert (find_patch(settings("")), graph_of(settings(""))) == (None, "")
+    saved = tiny_patches.patch(tiny_loaded, alpha=0.75).save_pretrained(tmp_path / "patch")
+    assert graph_of(settings(f"patch: {{folder: {tmp_path / 'patch'}}}")) == f"/patch:{saved.digest}*0.75"
+    assert graph_of(settings(f"patch: {{folder: {tmp_path / 'patch'}, alpha: 2}}")) == f"/patch:{saved.digest}*2.0"
+    with pytest.raises(ConfigError, match=r"names no patch\.folder"):
+        find_patch(settings("patch: {alpha: 2}"))
