@@ -13,12 +13,9 @@ import yaml
 from spider_sense.attach import Attachment
 from spider_sense.audit import AuditEvent
 from spider_sense.bench import random_guard, random_patch
-from spider_sense.errors import ConfigError
 from spider_sense.guard import Guard
 from spider_sense.live_patch import LivePatch
 from spider_sense.models import LoadedModel
-from spider_sense.serving import patch_seams
-from spider_sense.serving.settings import ServingSettings
 from spider_sense.types import Site
 
 pytestmark = pytest.mark.vllm
@@ -208,18 +205,3 @@ def test_a_patch_for_another_model_does_not_start(
     (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
     with pytest.raises(RuntimeError, match=r"weight_digest is .* expected '0000[^;]*; a patch fits the model"):
         run_engine([eight[:1]], {"guard": str(guard), "policy": str(tmp_path / "policy.yaml")})
-
-
-def test_a_scheduler_that_could_not_say_who_is_patched_is_refused(smol: Patched, guard: Path) -> None:
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-
-    class Own(AsyncScheduler):
-        def schedule(self, *args: Any, **options: Any) -> Any:
-            return super().schedule(*args, **options)
-
-    settings = ServingSettings(guard=guard, policy=smol.policy)
-    engine = AsyncScheduler.__new__(AsyncScheduler)
-    patch_seams.scheduling(engine, settings)
-    assert getattr(engine, patch_seams._DIGEST) == smol.live.patch.digest
-    with pytest.raises(ConfigError, match="Own makes up its steps by itself"):
-        patch_seams.scheduling(Own.__new__(Own), settings)

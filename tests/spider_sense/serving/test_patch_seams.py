@@ -1,6 +1,8 @@
 """What of the patch's seams runs without vLLM: where a request's patch begins, and what its KV blocks are called."""
 
 import pickle
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 from spider_sense.errors import ConfigError
 from spider_sense.models import LoadedModel
 from spider_sense.serving import patch_seams
-from spider_sense.serving.patch_seams import find_patch, graph_of, patching, switch_on
+from spider_sense.serving.patch_seams import find_patch, graph_of, patching, scheduling, switch_on
 from spider_sense.serving.settings import PATCHED, ServingSettings
 
 SIZE = 4
@@ -121,16 +123,48 @@ def test_a_pass_is_patched_as_its_step_says_and_no_longer() -> None:
         assert patch_seams._packed_by_runner_1(lambda: "prepared", SimpleNamespace()) == "prepared"
 
 
-def test_the_policys_patch_and_its_strength_are_part_of_the_graph(
-    tiny_loaded: LoadedModel, tiny_patches: Any, tmp_path: Path
-) -> None:
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[[str], ServingSettings]:
+    """Return a function that makes settings with a line of the policy."""
+
     def settings(patch: str) -> ServingSettings:
         (tmp_path / "policy.yaml").write_text(f"rules: []\n{patch}", encoding="utf-8")
         return ServingSettings(guard=tmp_path, policy=tmp_path / "policy.yaml")
 
-    assert (find_patch(settings("")), graph_of(settings(""))) == (None, "")
+    return settings
+
+
+def test_the_policys_patch_and_its_strength_are_part_of_the_graph(
+    tiny_loaded: LoadedModel, tiny_patches: Any, tmp_path: Path, told: Callable[[str], ServingSettings]
+) -> None:
+    assert (find_patch(told("")), graph_of(told(""))) == (None, "")
     saved = tiny_patches.patch(tiny_loaded, alpha=0.75).save_pretrained(tmp_path / "patch")
-    assert graph_of(settings(f"patch: {{folder: {tmp_path / 'patch'}}}")) == f"/patch:{saved.digest}*0.75"
-    assert graph_of(settings(f"patch: {{folder: {tmp_path / 'patch'}, alpha: 2}}")) == f"/patch:{saved.digest}*2.0"
+    assert graph_of(told(f"patch: {{folder: {tmp_path / 'patch'}}}")) == f"/patch:{saved.digest}*0.75"
+    assert graph_of(told(f"patch: {{folder: {tmp_path / 'patch'}, alpha: 2}}")) == f"/patch:{saved.digest}*2.0"
     with pytest.raises(ConfigError, match=r"names no patch\.folder"):
-        find_patch(settings("patch: {alpha: 2}"))
+        find_patch(told("patch: {alpha: 2}"))
+
+
+def test_a_scheduler_that_could_not_say_who_is_patched_is_refused(
+    tiny_loaded: LoadedModel,
+    tiny_patches: Any,
+    tmp_path: Path,
+    told: Callable[[str], ServingSettings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Scheduler:
+        def schedule(self) -> None: ...
+
+    class Heir(Scheduler): ...
+
+    class Own(Scheduler):
+        def schedule(self) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "vllm.v1.core.sched.scheduler", SimpleNamespace(Scheduler=Scheduler))
+    saved = tiny_patches.patch(tiny_loaded).save_pretrained(tmp_path / "patch")
+    settings, heir = told(f"patch: {{folder: {tmp_path / 'patch'}}}"), Heir()
+    scheduling(heir, settings)
+    assert getattr(heir, patch_seams._DIGEST) == saved.digest
+    with pytest.raises(ConfigError, match="Own makes up its steps by itself"):
+        scheduling(Own(), settings)
+    scheduling(Own(), told(""))
