@@ -55,6 +55,8 @@ class AuditEvent(BaseModel):
     coverage: Coverage | None = None
     action: Action | None = None
     reason: str | None = None
+    patched_from: int | None = None
+    """Absolute position of the first token that passed through the model under the patch, once one has."""
     guard: str
     """Digest of the guard that scored the request."""
     text: str | None = None

@@ -246,6 +246,7 @@ class Judge:
             position=case.position,
             coverage=case.coverage,
             guard=self._digest,
+            patched_from=case.patched_from,
             text=text,
         )
         if decision is not None:

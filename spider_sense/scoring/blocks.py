@@ -29,11 +29,12 @@ class TokenChain:
         size: tokens of a block.
     """
 
-    __slots__ = ("_digests", "_seed", "_size", "late")
+    __slots__ = ("_altered", "_digests", "_seed", "_size", "late")
 
     def __init__(self, seed: str, size: int) -> None:
         self._seed, self._size = seed.encode(), size
         self._digests: list[bytes] = []
+        self._altered: int | None = None
         self.late: list[tuple[int, int, int]] = []
         """Blocks that were filled before their last tokens were known: place, block, how often it was filled."""
 
@@ -47,8 +48,15 @@ class TokenChain:
         for place in range(len(self._digests), block + 1):
             part = np.asarray(tokens[place * self._size : (place + 1) * self._size], dtype=np.int64)
             before = self._digests[-1] if self._digests else self._seed
-            self._digests.append(hashlib.blake2b(before + part.tobytes(), digest_size=16).digest())
+            altered = self._altered is not None and (place + 1) * self._size > self._altered
+            salt = str(self._altered).encode() if altered else b""
+            self._digests.append(hashlib.blake2b(before + part.tobytes(), digest_size=16, salt=salt).digest())
         return self._digests[block]
+
+    def alter(self, position: int) -> None:
+        """Tell blocks that reach past a position from those of the same tokens: from there on the model is patched."""
+        self._altered = position
+        del self._digests[position // self._size :]
 
 
 class BlockStates:

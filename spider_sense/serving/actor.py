@@ -8,7 +8,7 @@ from spider_sense.guard import Guard
 from spider_sense.serving.findings import Findings, Note
 from spider_sense.serving.settings import KEY, ServingSettings
 
-__all__ = ["ACTOR", "Actor", "End", "Tell"]
+__all__ = ["ACTOR", "Actor", "End", "SwitchOn", "Tell"]
 
 ACTOR = "_spider_sense_actor"
 """Attribute of a scheduler that holds its actor."""
@@ -16,6 +16,8 @@ End = Callable[[Any, dict[int, Any], str, list[int], str], None]
 """Takes the scheduler, the outputs of the step by client, a request's id, its last tokens and the stop reason."""
 Tell = Callable[[dict[int, Any], Note], None]
 """Takes the outputs of the step by client, and what the step adds to the metrics."""
+SwitchOn = Callable[[Any, str, int], None]
+"""Takes the scheduler, a request's id and how many of its tokens were computed; a second call changes nothing."""
 
 
 class Actor:
@@ -26,17 +28,26 @@ class Actor:
         refusal: token ids of the refusal, and of what sets it apart from an answer that has begun.
         end: finishes a running request with last tokens and a stop reason.
         tell: sends a note to the process that serves the metrics.
+        switch_on: patches a running request from its next step on.
     """
 
-    def __init__(self, settings: ServingSettings, refusal: tuple[list[int], list[int]], end: End, tell: Tell) -> None:
+    def __init__(
+        self,
+        settings: ServingSettings,
+        refusal: tuple[list[int], list[int]],
+        end: End,
+        tell: Tell,
+        switch_on: SwitchOn,
+    ) -> None:
         guard = Guard.from_pretrained(settings.guard)
         self._detectors = tuple(detector.name for detector in guard.manifest.detectors)
         self._digest, self._scores = guard.digest, settings.scores
         (self._refusal, self._break), self._end, self._tell = refusal, end, tell
+        self._switch_on = switch_on
         self._latest: dict[str, tuple[Findings, int]] = {}
 
     def update(self, original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:
-        """Run the scheduler's own update with the tokens of stopped requests taken away, and end those requests.
+        """Run the scheduler's own update with the tokens of stopped requests taken away, end those, and patch others.
 
         Raises:
             SpiderSenseError: if rows were computed and nothing is found of them: the guard does not run.
@@ -64,6 +75,10 @@ class Actor:
             begun = scheduler.requests[name].num_output_tokens > 0
             tokens = [*(self._break if begun else ()), *self._refusal]
             self._end(scheduler, outputs, name, tokens, f"{KEY}: {findings.stops[name]}")
+        # Only now does the scheduler know which drafts were rejected.
+        for name, computed in findings.patches.items():
+            if _runs(scheduler, name):
+                self._switch_on(scheduler, name, computed)
         for one in (one for group in outputs.values() for one in group.outputs):
             if one.finish_reason is not None or _has_stop_strings(scheduler, one.request_id):
                 one.kv_transfer_params = {**(one.kv_transfer_params or {}), KEY: self._answer(one.request_id)}

@@ -7,6 +7,7 @@ from spider_sense.config import parse
 from spider_sense.errors import MismatchError, SpiderSenseError
 from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
+from spider_sense.serving import patch_seams
 from spider_sense.serving.engine_guard import EngineGuard
 from spider_sense.serving.prefix import tail_of
 from spider_sense.serving.settings import ServingSettings
@@ -14,7 +15,7 @@ from spider_sense.types import Action
 
 __all__ = ["check_settings", "exchange", "graph_of"]
 
-CAN: tuple[Action, ...] = ("observe", "flag", "escalate", "stop")
+CAN: tuple[Action, ...] = ("observe", "flag", "escalate", "patch", "stop")
 """Actions that can be carried out; flag and escalate stand in the answer and in the audit log."""
 OP_VERSION = 1
 """Raised whenever what is compiled into the model's graph changes."""
@@ -32,10 +33,10 @@ def check_settings(settings: ServingSettings) -> Guard:
     return guard
 
 
-def graph_of(guard: Guard) -> str:
-    """Return what of a guard is compiled into the model's graph."""
+def graph_of(guard: Guard, settings: ServingSettings) -> str:
+    """Return what of a guard, and of the patch that a policy names, is compiled into the model's graph."""
     columns = [f"{probe.name}:{'+'.join(map(str, probe.maps))}" for probe in guard.probes]
-    return f"{OP_VERSION}/{'/'.join(columns)}"
+    return f"{OP_VERSION}/{'/'.join(columns)}{patch_seams.graph_of(settings)}"
 
 
 def exchange(running: EngineGuard, told: Mapping[str, Any], serving: ServingConfig) -> str | None:
@@ -53,9 +54,10 @@ def exchange(running: EngineGuard, told: Mapping[str, Any], serving: ServingConf
     try:
         settings = parse(told, ServingSettings, origin="the settings to reload")
         guard = check_settings(settings)
-        if graph_of(guard) != settings.graph:
+        graph = graph_of(guard, settings)
+        if graph != settings.graph:
             raise MismatchError(
-                f"the model was compiled with the probes {settings.graph}, the guard has {graph_of(guard)}; "
+                f"the model was compiled with the probes {settings.graph}, the guard has {graph}; "
                 "start anew with this guard"
             )
         if tail_of(guard) > tail_of(running.judge.guard):

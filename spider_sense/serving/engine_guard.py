@@ -21,6 +21,7 @@ from spider_sense.judge import Case, Judge, Reading
 from spider_sense.policy import Policy
 from spider_sense.scoring import BlockStates, Request, RequestRows, TokenChain
 from spider_sense.serving.findings import Findings, findings_of
+from spider_sense.serving.settings import PATCHED
 
 __all__ = ["EngineGuard", "Step"]
 
@@ -129,6 +130,8 @@ class EngineGuard:
             step: vLLM's ``SchedulerOutput``.
         """
         with self._lock:
+            for name, position in getattr(step, PATCHED, {}).items():
+                self._patch(name, position)
             for name in step.finished_req_ids:
                 self._close(name)
             for new in step.scheduled_new_reqs:
@@ -248,6 +251,14 @@ class EngineGuard:
                 self._compute_again(served, int(cached.num_computed_tokens[place]))
             elif blocks:
                 served.blocks += blocks[0]
+
+    def _patch(self, name: str, position: int) -> None:
+        """Note where a request's patch begins, before its blocks are told from others'."""
+        served = self._served[name]
+        if served.case.patched_from is None:
+            served.case.patched_from = position
+            if served.chain is not None:
+                served.chain.alter(position)
 
     def _open(self, new: Any) -> None:
         prompt, name = list(new.prompt_token_ids or ()), new.req_id

@@ -51,6 +51,8 @@ class Findings:
     """Tokens scored, cached, missing."""
     actions: tuple[Action, ...]
     reasons: tuple[str, ...]
+    patched_from: tuple[int | None, ...]
+    """First position that was computed under the patch, None of a request that is not patched, or not yet."""
     seconds: float = 0.0
     """That the guard took on the host for this step."""
 
@@ -59,6 +61,12 @@ class Findings:
         """Requests that are to end with this step, and why; a reason names the detector and the rule, not the score."""
         rows = zip(self.ids, self.actions, self.reasons, strict=True)
         return {name: reason for name, action, reason in rows if action == "stop"}
+
+    @property
+    def patches(self) -> dict[str, int]:
+        """Requests that are to be patched from now on, and the number of their tokens that were computed."""
+        rows = zip(self.ids, self.actions, self.coverage_B3.sum(1).tolist(), strict=True)
+        return {name: computed for name, action, computed in rows if action == "patch"}
 
     def answer(self, row: int, detectors: Sequence[str], guard: str, scores: bool) -> dict[str, Any]:
         """Return what a client may read of one request, JSON-ready.
@@ -85,7 +93,7 @@ class Findings:
             "reason": self.reasons[row],
             "detectors": said,
             "coverage": self._coverage(row),
-        }
+        } | ({} if self.patched_from[row] is None else {"patched_from": self.patched_from[row]})
 
     def ended(self, row: int) -> Ended:
         """Return what the metrics hear of one request, by its place among ``ids``."""
@@ -117,5 +125,6 @@ def findings_of(cases: Sequence[Case], seconds: float = 0.0) -> Findings:
         coverage_B3=np.array(coverage, dtype=np.int64).reshape(-1, 3),
         actions=tuple(case.decision.action for case in cases),
         reasons=tuple(case.decision.reason for case in cases),
+        patched_from=tuple(case.patched_from for case in cases),
         seconds=seconds,
     )

@@ -1,4 +1,5 @@
-"""Every place where vLLM's engine is taken hold of. Nothing else in this package imports vLLM but ``front_seams``.
+"""Every place where vLLM's engine is taken hold of. Nothing else in this package imports vLLM but ``front_seams`` and
+``patch_seams``.
 
 Tested with vLLM 0.32; another minor is refused, since a seam that moved would leave requests unscored.
 """
@@ -16,13 +17,14 @@ from spider_sense.errors import ConfigError, SpiderSenseError
 from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
-from spider_sense.serving import front_seams
+from spider_sense.serving import front_seams, patch_seams
 from spider_sense.serving.actor import ACTOR, Actor
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
 from spider_sense.serving.checks import check_settings, exchange, graph_of
 from spider_sense.serving.choices import collected, gathered
 from spider_sense.serving.core_seams import RUN, begun, canary_report, made, reloaded, run_core
 from spider_sense.serving.engine_guard import EngineGuard, Step
+from spider_sense.serving.packed_rows import rows_of_batch, rows_of_runner
 from spider_sense.serving.prefix import keep_tail, tail_of
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 from spider_sense.serving.streams import streamed_chat, streamed_completion
@@ -64,7 +66,7 @@ def install() -> None:
     _wrap(EngineArgs, "create_engine_config", _configured)
     _wrap(Worker, "load_model", _loaded)
     _wrap(Worker, "initialize_from_config", _sized)
-    _wrap(Runner1, "execute_model", functools.partial(_executed, _rows_of_runner_1))
+    _wrap(Runner1, "execute_model", functools.partial(_executed, rows_of_runner))
     _wrap(Runner1, "sample_tokens", _sampled)
     _wrap(Runner2, "execute_model", functools.partial(_executed, _rows_of_runner_2))
     _wrap(Runner2, "sample_tokens", _sampled)
@@ -86,6 +88,7 @@ def install() -> None:
     EngineCore.spider_sense_reload = functools.partialmethod(reloaded, _new_actor)
     Worker.spider_sense_exchange, Worker.spider_sense_restore = _exchanged, _restored
     front_seams.install(_wrap)
+    patch_seams.install(_wrap)
 
 
 def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
@@ -110,7 +113,7 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
     if settings is None:
         return original(*rest, **options)
     guard = check_settings(settings)
-    told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": graph_of(guard)})
+    told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": graph_of(guard, settings)})
     args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
     config = original(*rest, **options)
     _check_engine(config)
@@ -156,6 +159,9 @@ def _check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
     model = config.model_config
     found = checkpoint_fingerprint(Path(model.model), _tokenizer(config))
     guard.check_model(found, _serving(model), settings.allow_uncertified)
+    patched = patch_seams.find_patch(settings)
+    if patched is not None:
+        patched[0].check_model(found)
 
 
 def _serving(model: Any) -> ServingConfig:
@@ -173,13 +179,16 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
     result = original(*args, **options)
     config = worker.vllm_config
     settings = find_settings(config.additional_config)
-    if settings is None or worker.rank % config.parallel_config.tensor_parallel_size:
+    if settings is None:
         return result
     if settings.graph is None:
         raise SpiderSenseError(
             "a guard is named, but this engine's configuration was made without the plugin, so that a graph compiled "
             "without the guard could be loaded; let VLLM_PLUGINS hold spider_sense in every process"
         )
+    patch_seams.loaded(worker, settings)
+    if worker.rank % config.parallel_config.tensor_parallel_size:
+        return result
     guard = Guard.from_pretrained(settings.guard)
     judge = Judge(
         guard,
@@ -224,26 +233,20 @@ def _restored(worker: Any) -> None:
 
 
 def _executed(rows: Rows, original: Callable[..., Any], runner: Any, step: Any, *args: Any, **options: Any) -> Any:
-    guard: EngineGuard | None = getattr(runner, _GUARD, None)
-    if guard is None or options.get("dummy_run"):
+    if options.get("dummy_run"):
         return original(step, *args, **options)
-    guard.begin(step)
-    output = original(step, *args, **options)
-    if output is None and step.total_num_scheduled_tokens:
+    guard: EngineGuard | None = getattr(runner, _GUARD, None)
+    if guard is not None:
+        guard.begin(step)
+    with patch_seams.patching(runner, step):
+        output = original(step, *args, **options)
+    if guard is not None and output is None and step.total_num_scheduled_tokens:
         guard.rows(*rows(runner))
     return output
 
 
-def _rows_of_runner_1(runner: Any) -> tuple[Any, Any, Any]:
-    """Return the requests in the order of their rows, where each one's rows begin, and the position of its first."""
-    batch, count = runner.input_batch, runner.input_batch.num_reqs
-    return batch.req_ids[:count], runner.query_start_loc.np[: count + 1], batch.num_computed_tokens_cpu[:count]
-
-
 def _rows_of_runner_2(runner: Any) -> tuple[Any, Any, Any]:
-    """Return the same of the runner that sorts requests that decode to the front."""
-    batch = runner.execute_model_state.input_batch
-    return batch.req_ids, batch.query_start_loc_np, batch.num_computed_tokens_np
+    return rows_of_batch(runner.execute_model_state.input_batch)
 
 
 def _sampled(original: Callable[..., Any], runner: Any, *args: Any, **options: Any) -> Any:
@@ -279,7 +282,10 @@ def _settled(guard: EngineGuard, step: Step, output: Any) -> Any:
 def _scheduling(original: Callable[..., Any], scheduler: Any, *args: Any, **options: Any) -> None:
     original(*args, **options)
     settings = find_settings(scheduler.vllm_config.additional_config)
-    tail = 0 if settings is None else tail_of(Guard.from_pretrained(settings.guard))
+    if settings is None:
+        return
+    patch_seams.scheduling(scheduler, settings)
+    tail = tail_of(Guard.from_pretrained(settings.guard))
     if tail:
         keep_tail(scheduler.kv_cache_manager, tail)
 
@@ -294,7 +300,7 @@ def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: An
 
 
 def _new_actor(scheduler: Any, settings: ServingSettings) -> Actor:
-    return Actor(settings, _refusal(scheduler, settings), _end, front_seams.send)
+    return Actor(settings, _refusal(scheduler, settings), _end, front_seams.send, patch_seams.switch_on)
 
 
 def _end(scheduler: Any, outputs: dict[int, Any], name: str, tokens: list[int], reason: str) -> None:

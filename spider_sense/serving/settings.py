@@ -10,10 +10,12 @@ from pydantic import Field
 from spider_sense.config import Settings, load_yaml, parse
 from spider_sense.policy import Policy
 
-__all__ = ["ENABLED", "GUARD", "KEY", "ServingSettings", "find_settings"]
+__all__ = ["ENABLED", "GUARD", "KEY", "PATCHED", "ServingSettings", "find_settings"]
 
 KEY = "spider_sense"
 """Key of the settings in vLLM's additional configuration, and of the verdict in an answer's ``kv_transfer_params``."""
+PATCHED = "spider_sense_patched"
+"""Attribute of vLLM's steps: the first patched position of each of its requests that is patched."""
 GUARD = "SPIDER_SENSE_GUARD"
 """Environment variable that names a guard where the configuration does not."""
 ENABLED = "SPIDER_SENSE_ENABLED"

@@ -58,6 +58,7 @@ def test_an_event_is_one_line_with_every_field(tmp_path: Path) -> None:
             "coverage": {"scored": 13, "cached": 0, "missing": 0},
             "action": "stop",
             "reason": "a\nb",
+            "patched_from": None,
             "guard": "abc",
         }
     ]

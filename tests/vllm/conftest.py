@@ -129,7 +129,7 @@ def run_engine(options: dict[str, Any], run_job: Callable[..., dict[str, Any]]) 
     """Return a function that runs rounds of prompts through an engine in a new process."""
 
     def run(
-        rounds: Sequence[Sequence[Sequence[int]]],
+        rounds: Sequence[Sequence[Sequence[int] | int]],
         settings: dict[str, Any] | None,
         sampling: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
@@ -142,7 +142,7 @@ def run_engine(options: dict[str, Any], run_job: Callable[..., dict[str, Any]]) 
             "engine": {**options, **engine, **guarded},
             "sampling": {"temperature": 0.0, "max_tokens": 12, **(sampling or {})},
             "dummy_batches": dummy_batches,
-            "rounds": [list(map(list, one)) for one in rounds],
+            "rounds": rounds,
         }
         interpreted = INTERPRETER if second_runner else {}
         result = run_job("engine_job.py", job, {**interpreted, **(environment or {})})

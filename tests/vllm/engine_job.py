@@ -11,31 +11,25 @@ from typing import Any
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Return which runner the engine has and, for each round of prompts, what came of each."""
+    """Return which runner the engine has and, for each round of prompts, what came of each.
+
+    In the place of a prompt a number stands for the whole conversation of that request in the round before.
+    """
     from vllm import LLM, SamplingParams
 
     engine = LLM(**job["engine"])
     if job["dummy_batches"]:
         engine.llm_engine.step = _after_a_dummy_batch(engine, engine.llm_engine.step)
     runners = engine.collective_rpc(lambda worker: type(worker.model_runner).__module__)
-    rounds = [
-        [
-            {
-                "prompt": list(one.prompt_token_ids),
-                "tokens": list(completion.token_ids),
-                "text": completion.text,
-                "finish_reason": completion.finish_reason,
-                "stop_reason": completion.stop_reason,
-                "said": said.get("choices", [said])[completion.index] if said else None,
-            }
-            for one in engine.generate(
-                [{"prompt_token_ids": ids} for ids in prompts], SamplingParams(**job["sampling"]), use_tqdm=False
-            )
-            for said in [(one.kv_transfer_params or {}).get("spider_sense")]
-            for completion in one.outputs
+    rounds: list[list[dict[str, Any]]] = []
+    for wanted in job["rounds"]:
+        prompts = [
+            rounds[-1][one]["prompt"] + rounds[-1][one]["tokens"] if isinstance(one, int) else one for one in wanted
         ]
-        for prompts in job["rounds"]
-    ]
+        answers = engine.generate(
+            [{"prompt_token_ids": ids} for ids in prompts], SamplingParams(**job["sampling"]), use_tqdm=False
+        )
+        rounds.append([_told(one, completion) for one in answers for completion in one.outputs])
     return {"runner": runners[0], "rounds": rounds}
 
 
@@ -47,6 +41,21 @@ def _after_a_dummy_batch(engine: Any, step: Callable[[], Any]) -> Callable[[], A
         return step()
 
     return run
+
+
+def _told(one: Any, completion: Any) -> dict[str, Any]:
+    said = (one.kv_transfer_params or {}).get("spider_sense")
+    tokens = list(completion.token_ids)
+    logprobs = zip(completion.logprobs or (), tokens, strict=False)
+    return {
+        "prompt": list(one.prompt_token_ids),
+        "tokens": tokens,
+        "logprobs": [by_token[token].logprob for by_token, token in logprobs],
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+        "said": said.get("choices", [said])[completion.index] if said else None,
+    }
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from spider_sense.models import LoadedModel
 from spider_sense.serving.actor import Actor
 from spider_sense.serving.findings import Findings, Note
 from spider_sense.serving.settings import ServingSettings
+from spider_sense.types import Action
 
 REFUSAL, BREAK = [50, 51, 2], [40]
 
@@ -23,6 +24,7 @@ class Scheduler:
         self.requests: dict[str, Any] = {}
         self.ended: list[tuple[str, list[int], str]] = []
         self.told: list[Note] = []
+        self.patched: list[tuple[str, int]] = []
 
     def add(self, name: str, output: int = 0, stop: tuple[str, ...] = ()) -> None:
         tokens = [7] * output
@@ -50,20 +52,26 @@ class Scheduler:
         last = SimpleNamespace(request_id=name, finish_reason="stop", kv_transfer_params=None)
         outputs[0].outputs.append(last)
 
+    def switch_on(self, scheduler: Any, name: str, computed: int) -> None:
+        assert scheduler is self
+        self.patched.append((name, computed))
+
     def tell(self, _: dict[int, Any], note: Note) -> None:
         self.told.append(note)
 
 
-def findings(*names: str, stops: tuple[str, ...] = ()) -> Findings:
+def findings(*names: str, stops: tuple[str, ...] = (), patches: tuple[str, ...] = ()) -> Findings:
     count = len(names)
+    actions: dict[str, Action] = {**dict.fromkeys(stops, "stop"), **dict.fromkeys(patches, "patch")}
     return Findings(
         ids=names,
         peak_BH=np.full((count, 1), np.nan, dtype=np.float32),
         threshold_BH=np.ones((count, 1), dtype=np.float32),
         zone_BH=np.array([[2 if name in stops else 0] for name in names], dtype=np.int8),
         coverage_B3=np.tile(np.array([[5, 4, 0]]), (count, 1)),
-        actions=tuple("stop" if name in stops else "observe" for name in names),
+        actions=tuple(actions.get(name, "observe") for name in names),
         reasons=tuple("misuse breach" if name in stops else "nothing" for name in names),
+        patched_from=tuple(7 if name in patches else None for name in names),
         seconds=0.25,
     )
 
@@ -73,7 +81,7 @@ def actor(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> tuple[Actor,
     guards.guard(tiny_loaded, guards.many_probes()[:1]).save_pretrained(tmp_path / "guard")
     scheduler = Scheduler()
     settings = ServingSettings(guard=tmp_path / "guard", scores=True)
-    return Actor(settings, (REFUSAL, BREAK), scheduler.end, scheduler.tell), scheduler
+    return Actor(settings, (REFUSAL, BREAK), scheduler.end, scheduler.tell, scheduler.switch_on), scheduler
 
 
 def update(actor: Actor, scheduler: Scheduler, found: Findings | None, **tokens: list[int]) -> dict[int, Any]:
@@ -171,3 +179,16 @@ def test_a_request_that_is_left_in_its_first_step_is_counted(actor: tuple[Actor,
     step = SimpleNamespace(total_num_scheduled_tokens=1, scheduled_new_reqs=[SimpleNamespace(req_id="a")])
     one.update(scheduler.update, scheduler, step, output)
     assert [len(note["ended"]) for note in scheduler.told] == [1]
+
+
+def test_a_request_is_patched_once_its_step_is_accounted_for(actor: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = actor
+    for name in ("suspect", "ends", "other"):
+        scheduler.add(name)
+    found = findings("suspect", "ends", "other", patches=("suspect", "ends"))
+    outputs = update(one, scheduler, found, suspect=[9], ends=[2], other=[9])
+    assert scheduler.patched == [("suspect", 9)]
+    assert not scheduler.ended
+    said = {result.request_id: result.kv_transfer_params for result in outputs[0].outputs}
+    assert (said["ends"]["spider_sense"]["action"], said["ends"]["spider_sense"]["patched_from"]) == ("patch", 7)
+    assert "patched_from" not in found.answer(2, ("attention",), "digest", scores=False)

@@ -23,6 +23,7 @@ from spider_sense.serving import engine_guard
 from spider_sense.serving.checks import exchange, graph_of
 from spider_sense.serving.engine_guard import EngineGuard
 from spider_sense.serving.findings import Findings
+from spider_sense.serving.settings import ServingSettings
 
 SIZE, BLOCKS = 4, 64
 
@@ -44,6 +45,7 @@ class Engine:
         self.requests: dict[str, SimpleNamespace] = {}
         self.finished: set[str] = set()
         self.found: dict[str, tuple[Findings, int]] = {}
+        self.patched: dict[str, int] = {}
 
     def add(self, name: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """Let a request wait: its prompt, and what it will generate."""
@@ -99,6 +101,7 @@ class Engine:
         total = sum(count for count, _ in counts.values())
         self.guard.begin(
             SimpleNamespace(
+                spider_sense_patched={name: self.patched[name] for name in plan if name in self.patched},
                 finished_req_ids=self.finished,
                 scheduled_new_reqs=new,
                 scheduled_cached_reqs=again,
@@ -366,7 +369,7 @@ def test_a_guard_that_does_not_fit_is_refused_and_the_old_one_stays(
         template = other.manifest.template.model_copy(update={"tail": 3})
         other = replace(other, manifest=other.manifest.model_copy(update={"template": template}))
     other.save_pretrained(tmp_path / "other")
-    told = {"guard": str(tmp_path / "other"), "graph": graph_of(first)}
+    told = {"guard": str(tmp_path / "other"), "graph": graph_of(first, ServingSettings(guard=tmp_path))}
     if "policy" in change:
         (tmp_path / "policy.yaml").write_text("rules: []\non_missing: throttle\n")
         told["policy"] = str(tmp_path / "policy.yaml")
@@ -386,6 +389,31 @@ def test_a_guard_that_fits_is_taken_from_its_folder(tiny_loaded: LoadedModel, gu
     first, second = (guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=seed),)) for seed in (1, 2))
     engine = Engine(tiny_loaded, first, guards)
     second.save_pretrained(tmp_path / "second")
-    told = {"guard": str(tmp_path / "second"), "graph": graph_of(first)}
+    told = {"guard": str(tmp_path / "second"), "graph": graph_of(first, ServingSettings(guard=tmp_path))}
     assert exchange(engine.guard, told, serving_config(tiny_loaded.model)) is None
     assert engine.guard.judge.guard.digest == Guard.from_pretrained(tmp_path / "second").digest
+
+
+def test_the_state_of_patched_tokens_is_lent_to_nobody_else(tiny_loaded: LoadedModel, guards: Any) -> None:
+    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards)
+    prompt, answer = [1, 5, *range(10, 16)], list(range(20, 32))
+    engine.add("patched", prompt, answer)
+    engine.step({"patched": 100})
+    findings, row = engine.found["patched"]
+    assert findings.patched_from[row] is None
+    engine.patched["patched"] = 10
+    while engine.requests["patched"].done < 18:
+        engine.step({"patched": 1})
+    findings, row = engine.found["patched"]
+    assert findings.patched_from[row] == 10
+    assert findings.answer(row, ("attention",), "digest", scores=False)["patched_from"] == 10
+    # Preempted, it takes up its own blocks again.
+    engine.preempt("patched")
+    engine.step({"patched": 100})
+    served = engine.guard._served["patched"]
+    assert served.again is None, "the state after its own blocks was known"
+    # An engine would have to mix up its blocks to let another request begin with them.
+    engine.add("later", [*prompt, *answer], [40])
+    engine.step({"later": 100})
+    findings, row = engine.found["later"]
+    assert findings.coverage_B3[row].tolist() == [4, 0, 16]

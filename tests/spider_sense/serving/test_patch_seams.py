@@ -1,0 +1,170 @@
+"""What of the patch's seams runs without vLLM: where a request's patch begins, and what its KV blocks are called."""
+
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from spider_sense.errors import ConfigError
+from spider_sense.models import LoadedModel
+from spider_sense.serving import patch_seams
+from spider_sense.serving.patch_seams import find_patch, graph_of, patching, scheduling, switch_on
+from spider_sense.serving.settings import PATCHED, ServingSettings
+
+SIZE = 4
+
+
+@dataclass
+class Step:
+    """As vLLM's step, it is pickled to every rank."""
+
+    num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
+
+
+class Request:
+    """As much of vLLM's as is touched; a key is made of the one before, the tokens and extra keys."""
+
+    def __init__(self, tokens: list[int], computed: int, salt: str | None = None) -> None:
+        self.tokens, self.num_computed_tokens, self.salt = list(tokens), computed, salt
+        self.block_hashes: list[Any] = []
+        self.update_block_hashes()
+
+    def update_block_hashes(self) -> None:
+        for start in range(len(self.block_hashes) * SIZE, len(self.tokens) - SIZE + 1, SIZE):
+            keys, _ = patch_seams._keyed(_own_keys, self, start, start + SIZE, 0)
+            before = self.block_hashes[-1] if self.block_hashes else None
+            self.block_hashes.append(hash((before, tuple(self.tokens[start : start + SIZE]), keys)))
+
+
+def _own_keys(request: Any, start: int, end: int, place: int) -> tuple[tuple[Any, ...] | None, int]:
+    return ((("cache_salt", request.salt),) if request.salt and not start else None), place
+
+
+def scheduler(**requests: Request) -> Any:
+    what = SimpleNamespace(requests=requests, hash_block_size=SIZE)
+    setattr(what, patch_seams._DIGEST, "digest")
+    return what
+
+
+@pytest.mark.parametrize(("computed", "shared"), [(9, 2), (8, 2), (12, 3), (3, 0), (20, 5)])
+def test_blocks_that_reach_past_the_first_patched_token_are_called_otherwise(computed: int, shared: int) -> None:
+    tokens = list(range(20))
+    plain, patched, again, elsewhere = (Request(tokens, computed) for _ in range(4))
+    elsewhere.num_computed_tokens -= 1
+    engine = scheduler(patched=patched, again=again, elsewhere=elsewhere)
+    for name in engine.requests:
+        switch_on(engine, name, 0)
+    # Its answer goes on.
+    for one in (plain, patched, again, elsewhere):
+        one.tokens += [7, 8, 9, 10]
+        one.update_block_hashes()
+        assert len(one.block_hashes) == 6
+    assert patched.block_hashes[:shared] == plain.block_hashes[:shared]
+    assert not set(patched.block_hashes[shared:]) & set(plain.block_hashes)
+    assert patched.block_hashes == again.block_hashes, "what is alike may be shared"
+    assert not set(patched.block_hashes[shared:]) & set(elsewhere.block_hashes)
+
+
+def test_keys_of_vllms_own_are_kept() -> None:
+    request = Request(list(range(8)), 0, salt="s")
+    switch_on(scheduler(a=request), "a", 2)
+    assert patch_seams._keyed(_own_keys, request, 0, 4, 5) == (
+        (("cache_salt", "s"), ("spider_sense_patch", "digest@2")),
+        5,
+    )
+    assert patch_seams._keyed(_own_keys, Request([], 0), 4, 8, 5) == (None, 5)
+
+
+def test_a_patch_begins_once_and_stays_where_it_began() -> None:
+    running, preempted = Request(list(range(20)), 9), Request(list(range(20)), 0)
+    engine = scheduler(running=running, preempted=preempted, plain=Request([], 0), waiting=Request([], 0))
+    # Where the scheduler looks ahead, it has counted a step of which nothing is known yet.
+    switch_on(engine, "running", 8)
+    # A preempted request begins anew, and its first eight tokens are to be what they were.
+    switch_on(engine, "preempted", 8)
+    running.num_computed_tokens, preempted.num_computed_tokens = 0, 15
+    switch_on(engine, "running", 12)
+    switch_on(engine, "preempted", 12)
+    step = patch_seams._scheduled(lambda: Step({"running": 3, "preempted": 1, "plain": 4}), engine)
+    assert getattr(step, PATCHED) == {"running": 9, "preempted": 8}
+    assert getattr(pickle.loads(pickle.dumps(step)), PATCHED) == {"running": 9, "preempted": 8}
+    assert getattr(patch_seams._scheduled(lambda: Step({"plain": 1}), engine), PATCHED) == {}
+
+
+def test_an_engine_without_a_patch_says_nothing_of_one() -> None:
+    engine = SimpleNamespace(requests={"a": Request([], 0)})
+    assert not hasattr(patch_seams._scheduled(lambda: Step({"a": 1}), engine), PATCHED)
+
+
+def test_a_pass_is_patched_as_its_step_says_and_no_longer() -> None:
+    seen: list[Any] = []
+    patch = SimpleNamespace(begin=seen.append, rest=lambda: seen.append("rest"), rows=lambda *rows: seen.append(rows))
+    runner = SimpleNamespace(
+        **{patch_seams._PATCH: patch},
+        input_batch=SimpleNamespace(req_ids=["a", "b", None], num_reqs=2, num_computed_tokens_cpu=[5, 0, 0]),
+        query_start_loc=SimpleNamespace(np=[0, 1, 4, 9]),
+    )
+    step = Step()
+    with patching(runner, step):
+        seen.append("a step that nobody scheduled")
+    setattr(step, PATCHED, {"a": 3})
+    with patching(runner, step):
+        assert patch_seams._packed_by_runner_1(lambda: "prepared", runner) == "prepared"
+        batch = SimpleNamespace(req_ids=["b"], query_start_loc_np=[0, 2], num_computed_tokens_np=[8])
+        assert patch_seams._packed_by_runner_2(lambda: batch, runner) is batch
+    assert seen[:3] == [{}, "a step that nobody scheduled", "rest"]
+    assert seen[3:] == [{"a": 3}, (["a", "b"], [0, 1, 4], [5, 0]), (["b"], [0, 2], [8]), "rest"]
+    with patching(SimpleNamespace(), Step()):
+        assert patch_seams._packed_by_runner_1(lambda: "prepared", SimpleNamespace()) == "prepared"
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[[str], ServingSettings]:
+    """Return a function that makes settings with a line of the policy."""
+
+    def settings(patch: str) -> ServingSettings:
+        (tmp_path / "policy.yaml").write_text(f"rules: []\n{patch}", encoding="utf-8")
+        return ServingSettings(guard=tmp_path, policy=tmp_path / "policy.yaml")
+
+    return settings
+
+
+def test_the_policys_patch_and_its_strength_are_part_of_the_graph(
+    tiny_loaded: LoadedModel, tiny_patches: Any, tmp_path: Path, told: Callable[[str], ServingSettings]
+) -> None:
+    assert (find_patch(told("")), graph_of(told(""))) == (None, "")
+    saved = tiny_patches.patch(tiny_loaded, alpha=0.75).save_pretrained(tmp_path / "patch")
+    assert graph_of(told(f"patch: {{folder: {tmp_path / 'patch'}}}")) == f"/patch:{saved.digest}*0.75"
+    assert graph_of(told(f"patch: {{folder: {tmp_path / 'patch'}, alpha: 2}}")) == f"/patch:{saved.digest}*2.0"
+    with pytest.raises(ConfigError, match=r"names no patch\.folder"):
+        find_patch(told("patch: {alpha: 2}"))
+
+
+def test_a_scheduler_that_could_not_say_who_is_patched_is_refused(
+    tiny_loaded: LoadedModel,
+    tiny_patches: Any,
+    tmp_path: Path,
+    told: Callable[[str], ServingSettings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Scheduler:
+        def schedule(self) -> None: ...
+
+    class Heir(Scheduler): ...
+
+    class Own(Scheduler):
+        def schedule(self) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "vllm.v1.core.sched.scheduler", SimpleNamespace(Scheduler=Scheduler))
+    saved = tiny_patches.patch(tiny_loaded).save_pretrained(tmp_path / "patch")
+    settings, heir = told(f"patch: {{folder: {tmp_path / 'patch'}}}"), Heir()
+    scheduling(heir, settings)
+    assert getattr(heir, patch_seams._DIGEST) == saved.digest
+    with pytest.raises(ConfigError, match="Own makes up its steps by itself"):
+        scheduling(Own(), settings)
+    scheduling(Own(), told(""))

@@ -1,0 +1,207 @@
+"""The action ``patch`` in a real vLLM engine: what a request answers under it, and that nobody else is touched."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from spider_sense.attach import Attachment
+from spider_sense.audit import AuditEvent
+from spider_sense.bench import random_guard, random_patch
+from spider_sense.guard import Guard
+from spider_sense.live_patch import LivePatch
+from spider_sense.models import LoadedModel
+from spider_sense.types import Site
+
+pytestmark = pytest.mark.vllm
+Offline = Callable[[Path, list[int], int], tuple[torch.Tensor, torch.Tensor]]
+ALPHA = 0.5
+
+
+@dataclasses.dataclass
+class Patched:
+    """A model, the patch of a policy in a file, and what transformers makes of both."""
+
+    loaded: LoadedModel
+    live: LivePatch
+    policy: Path
+
+    def logprobs(self, one: dict[str, Any]) -> torch.Tensor:
+        """Return [N, V] log-probabilities at each token of an answer, with the patch on from where it says."""
+        ids = [*one["prompt"], *one["tokens"]]
+        rows = np.arange(one["said"].get("patched_from", len(ids)), len(ids))
+        with (
+            torch.no_grad(),
+            Attachment(
+                self.loaded.model,
+                {},
+                lambda forward: self.live.set(forward.total, rows),
+                self.live.rest,
+                patchers=self.live.patchers(),
+            ),
+        ):
+            logits: torch.Tensor = self.loaded.model(input_ids=torch.tensor([ids])).logits[0]
+        return logits[len(one["prompt"]) - 1 : -1].float().log_softmax(-1)
+
+    def assert_equals(self, one: dict[str, Any]) -> None:
+        """Compare an answer that vLLM sampled greedily."""
+        want = self.logprobs(one)
+        found = torch.tensor(one["logprobs"])
+        chosen = want.gather(1, torch.tensor(one["tokens"])[:, None])[:, 0]
+        torch.testing.assert_close(found, chosen, rtol=0, atol=1e-4)
+        assert (chosen >= want.max(1).values - 1e-4).all()
+
+
+def patched(loaded: LoadedModel, folder: Path, scale: float) -> Patched:
+    patch = random_patch(loaded, rows=32, scale=scale).save_pretrained(folder / "patch")
+    rules = [{"detector": "*", "zone": "breach", "action": "patch"}]
+    policy = {"rules": rules, "patch": {"folder": str(folder / "patch"), "alpha": ALPHA}}
+    (folder / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
+    return Patched(loaded, LivePatch(loaded, patch, ALPHA), folder / "policy.yaml")
+
+
+@pytest.fixture(scope="module")
+def smol(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Patched:
+    return patched(loaded, tmp_path_factory.mktemp("smol"), 0.3)
+
+
+@pytest.fixture(scope="session")
+def eight(prompts: list[list[int]]) -> list[list[int]]:
+    """Eight prompts of 100 tokens."""
+    tokens = [token for prompt in prompts for token in prompt]
+    return [tokens[place : place + 100] for place in range(0, 800, 100)]
+
+
+def test_two_of_eight_are_patched_and_nobody_else_is_touched(
+    smol: Patched,
+    eight: list[list[int]],
+    run_engine: Callable[..., Any],
+    offline: Offline,
+    one_head: Callable[[str, float, float], Path],
+    tmp_path: Path,
+) -> None:
+    sampling = {"max_tokens": 40, "ignore_eos": True, "logprobs": 0}
+    # All of them in every step, so that both engines compute the same shapes.
+    engine = {"max_num_batched_tokens": 2048}
+    (bare,) = run_engine([eight], {"guard": str(one_head("head0", 1e9, 1e9))}, sampling, **engine)
+    # After each token, from the last one of the prompt on; the last token passes through no model.
+    strict = one_head("head0", 1e9, 1e9)
+    traces = [
+        offline(strict, one["prompt"] + one["tokens"][:-1], len(one["prompt"]))[1][len(one["prompt"]) - 1 :, 0]
+        for one in bare
+    ]
+    peaks = torch.stack([trace.max() for trace in traces])
+    highest = peaks.sort().values
+    threshold = float((highest[5] + highest[6]) / 2)
+    chosen = peaks.topk(2).indices.tolist()
+    found, later = run_engine(
+        [eight, chosen],
+        {
+            "guard": str(one_head("head0", threshold, threshold)),
+            "policy": str(smol.policy),
+            "audit": str(tmp_path / "a"),
+        },
+        sampling,
+        **engine,
+    )
+    for place, (one, before, trace) in enumerate(zip(found, bare, traces, strict=True)):
+        if place not in chosen:
+            assert one["said"]["action"] == "observe"
+            assert "patched_from" not in one["said"]
+            assert (one["tokens"], one["logprobs"]) == (before["tokens"], before["logprobs"])
+            continue
+        # The row after the one that was judged passes through the model under the patch.
+        first = int((trace >= threshold).nonzero()[0])
+        assert (one["said"]["action"], one["said"]["patched_from"]) == ("patch", 100 + first)
+        smol.assert_equals(one)
+        assert one["tokens"][: first + 1] == before["tokens"][: first + 1]
+        assert one["logprobs"] != before["logprobs"]
+    assert [found[place]["tokens"] for place in chosen] != [bare[place]["tokens"] for place in chosen]
+    # The first block of each ends within what was computed under the patch.
+    for one in later:
+        assert one["said"]["coverage"]["cached"] == 0
+        smol.assert_equals(one)
+    events = [AuditEvent.model_validate_json(line) for line in (tmp_path / "a").read_text().splitlines()]
+    closed = {event.request: event.patched_from for event in events if event.event == "close"}
+    said = sorted(found[place]["said"]["patched_from"] for place in chosen)
+    assert sorted(start for start in closed.values() if start is not None)[:2] == said
+
+
+@pytest.mark.parametrize(
+    ("engine", "environment"),
+    [
+        pytest.param({"enforce_eager": False}, {"VLLM_CPU_CI_ENV": "1"}, id="traced"),
+        pytest.param({"second_runner": True}, {}, id="second_runner"),
+    ],
+)
+def test_a_patch_outlasts_preemption(
+    engine: dict[str, Any],
+    environment: dict[str, str],
+    smol: Patched,
+    eight: list[list[int]],
+    run_engine: Callable[..., Any],
+    offline: Offline,
+    one_head: Callable[[str, float, float], Path],
+) -> None:
+    folder = one_head("head0", 1e9, 1e9)
+    peaks = sorted(float(offline(folder, ids, len(ids))[0][0]) for ids in eight)
+    threshold = (peaks[3] + peaks[4]) / 2
+    # Eight requests that want two blocks each in the end, in nine blocks.
+    (found,) = run_engine(
+        [eight],
+        {"guard": str(one_head("head0", threshold, threshold)), "policy": str(smol.policy)},
+        {"max_tokens": 40, "ignore_eos": True, "logprobs": 0},
+        environment,
+        num_gpu_blocks_override=10,
+        max_num_batched_tokens=256,
+        **engine,
+    )
+    assert 4 <= sum(one["said"]["action"] == "patch" for one in found) < 8
+    for one in found:
+        smol.assert_equals(one)
+
+
+def test_each_of_two_ranks_patches_its_own_neurons(
+    even: LoadedModel,
+    prompts: list[list[int]],
+    run_engine: Callable[..., Any],
+    guards: Any,
+    tmp_path: Path,
+) -> None:
+    tiny = patched(even, tmp_path, 1.0)
+    guard = random_guard(even, 2, (Site(1, "resid"),))
+    always = guard.manifest.detectors[0].model_copy(update={"calibration": guards.calibration(-1e9, -1e9)})
+    manifest = guard.manifest.model_copy(update={"detectors": (always, *guard.manifest.detectors[1:])})
+    Guard(manifest, guard.probes).save_pretrained(tmp_path / "guard")
+    (found,) = run_engine(
+        [prompts[:6]],
+        {"guard": str(tmp_path / "guard"), "policy": str(tiny.policy)},
+        {"ignore_eos": True, "logprobs": 0},
+        {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_CI_ENV": "1"},
+        enforce_eager=False,
+        model=even.model.name_or_path,
+        tensor_parallel_size=2,
+    )
+    for one in found:
+        assert one["said"]["patched_from"] == len(one["prompt"])
+        tiny.assert_equals(one)
+        plain = tiny.logprobs({**one, "said": {}})
+        assert (plain - tiny.logprobs(one))[1:].abs().max() > 1e-2
+
+
+def test_a_patch_for_another_model_does_not_start(
+    smol: Patched, guard: Path, eight: list[list[int]], run_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    manifest = smol.live.patch.manifest
+    base = manifest.base.model_copy(update={"weight_digest": "0" * 64})
+    wrong = dataclasses.replace(smol.live.patch, manifest=manifest.model_copy(update={"base": base}))
+    wrong.save_pretrained(tmp_path / "wrong")
+    policy = {"rules": [], "on_missing": "patch", "patch": {"folder": str(tmp_path / "wrong")}}
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
+    with pytest.raises(RuntimeError, match=r"weight_digest is .* expected '0000[^;]*; a patch fits the model"):
+        run_engine([eight[:1]], {"guard": str(guard), "policy": str(tmp_path / "policy.yaml")})
