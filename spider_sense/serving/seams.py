@@ -31,8 +31,8 @@ __all__ = ["TESTED", "install"]
 
 TESTED = ("0.32.",)
 """Versions of vLLM that the seams were tested with, by how they begin."""
-CAN: tuple[Action, ...] = ("observe", "flag", "escalate", "stop")
-"""Actions that can be carried out; flag and escalate stand in the answer and in the audit log."""
+CAN: tuple[Action, ...] = ("observe", "flag", "throttle", "escalate", "stop")
+"""Actions that can be carried out; flag, throttle and escalate stand in the answer and in the audit log."""
 OP_VERSION = 1
 """Raised whenever what is compiled into the model's graph changes."""
 _GUARD = "_spider_sense_guard"
@@ -105,7 +105,9 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
         return original(*rest, **options)
     guard = Guard.from_pretrained(settings.guard)
     names = [detector.name for detector in guard.manifest.detectors]
-    settings.load_policy().check_engine("the vLLM engine", CAN, names)
+    policy = settings.load_policy()
+    policy.check_engine("the vLLM engine", CAN, names)
+    front_seams.check(policy, *rest, **options)
     told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": _graph(guard)})
     args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
     config = original(*rest, **options)
@@ -182,6 +184,7 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
         worker.device,
         dtype=config.model_config.dtype,
         rows=config.scheduler_config.max_num_batched_tokens,
+        exempt=settings.exempt_principals,
     )
     attach_taps(worker.model_runner.get_model(), judge.bank)
     decode = _tokenizer(config).decode if settings.audit is not None and settings.audit_text else None
@@ -270,7 +273,8 @@ def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: An
     actor = getattr(scheduler, _ACTOR, None)
     if actor is None:
         settings = find_settings(scheduler.vllm_config.additional_config)
-        actor = None if settings is None else Actor(settings, _refusal(scheduler, settings), _end, front_seams.send)
+        tell = functools.partial(front_seams.send, scheduler.vllm_config.parallel_config._api_process_count)
+        actor = None if settings is None else Actor(settings, _refusal(scheduler, settings), _end, tell)
         setattr(scheduler, _ACTOR, actor or False)
     return original(step, output) if not actor else actor.update(original, scheduler, step, output)
 

@@ -54,7 +54,7 @@ class Scheduler:
         self.told.append(note)
 
 
-def findings(*names: str, stops: tuple[str, ...] = ()) -> Findings:
+def findings(*names: str, stops: tuple[str, ...] = (), throttled: tuple[str, ...] = ()) -> Findings:
     count = len(names)
     return Findings(
         ids=names,
@@ -65,6 +65,7 @@ def findings(*names: str, stops: tuple[str, ...] = ()) -> Findings:
         actions=tuple("stop" if name in stops else "observe" for name in names),
         reasons=tuple("misuse breach" if name in stops else "nothing" for name in names),
         seconds=0.25,
+        throttled=throttled,
     )
 
 
@@ -171,3 +172,13 @@ def test_a_request_that_is_left_in_its_first_step_is_counted(actor: tuple[Actor,
     step = SimpleNamespace(total_num_scheduled_tokens=1, scheduled_new_reqs=[SimpleNamespace(req_id="a")])
     one.update(scheduler.update, scheduler, step, output)
     assert [len(note["ended"]) for note in scheduler.told] == [1]
+
+
+def test_who_is_to_be_slowed_is_told_with_the_step_even_if_the_request_is_left(actor: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = actor
+    scheduler.add("a")
+    outputs = update(one, scheduler, findings("a", "left", throttled=("team-a", "team-b")), a=[9])
+    assert scheduler.told[-1]["throttled"] == ["team-a", "team-b"]
+    assert [result.finish_reason for result in outputs[0].outputs] == [None]
+    update(one, scheduler, findings("a"), a=[9])
+    assert scheduler.told[-1]["throttled"] == []

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from spider_sense.errors import SpiderSenseError
 from spider_sense.judge import Judge
 from spider_sense.models import LoadedModel
-from spider_sense.policy import Policy
+from spider_sense.policy import Policy, Rule
 from spider_sense.serving import engine_guard
 from spider_sense.serving.engine_guard import EngineGuard
 from spider_sense.serving.findings import Findings
+from spider_sense.serving.principals import name_principal
 
 SIZE, BLOCKS = 4, 64
 
@@ -40,13 +41,15 @@ class Engine:
         self.finished: set[str] = set()
         self.found: dict[str, tuple[Findings, int]] = {}
 
-    def add(self, name: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
-        """Let a request wait: its prompt, and what it will generate."""
+    def add(self, name: str, prompt: Sequence[int], answer: Sequence[int], principal: str | None = None) -> None:
+        """Let a request wait: its prompt, what it will generate, and who sends it."""
         ids = [*prompt, *answer]
         hidden = self.helpers.hidden_states(self.what.model, ids, self.sites)
         self.requests[name] = SimpleNamespace(
             ids=ids, prompt=len(prompt), known=len(prompt), done=0, furthest=0, blocks=[], state="new", hidden=hidden
         )
+        self.requests[name].params = SimpleNamespace(extra_args=None)
+        name_principal(self.requests[name].params, principal)
 
     def preempt(self, name: str) -> None:
         request = self.requests[name]
@@ -79,6 +82,7 @@ class Engine:
                         block_ids=(request.blocks,),
                         num_computed_tokens=request.done,
                         lora_request=None,
+                        sampling_params=request.params,
                     )
                 )
             else:
@@ -235,7 +239,12 @@ def test_rows_that_are_not_the_steps_are_refused(tiny_loaded: LoadedModel, guard
         finished_req_ids=set(),
         scheduled_new_reqs=[
             SimpleNamespace(
-                req_id="a", prompt_token_ids=[1, 5, 6], block_ids=([0],), num_computed_tokens=0, lora_request=None
+                req_id="a",
+                prompt_token_ids=[1, 5, 6],
+                block_ids=([0],),
+                num_computed_tokens=0,
+                lora_request=None,
+                sampling_params=None,
             )
         ],
         scheduled_cached_reqs=SimpleNamespace(req_ids=[]),
@@ -288,3 +297,37 @@ def test_what_the_metrics_hear_of_a_request(
     zones = np.array(ended["zones"])
     assert ((zones == "breach") == (np.array(ended["margins"]) >= 0)).all()
     assert ended["coverage"] == {"scored": 4, "cached": 0, "missing": 0}
+
+
+def throttling(tiny_loaded: LoadedModel, guards: Any, *exempt: str) -> Engine:
+    """Return an engine that breaches with every token, and throttles for that."""
+    which = guards.guard(tiny_loaded, guards.many_probes()[:1], guards.calibration(-1e9, -1e9))
+    engine = Engine(tiny_loaded, which, guards, cached=False)
+    rules = (Rule(detector="*", zone="breach", action="throttle"),)
+    engine.guard = EngineGuard(Judge(which, Policy(rules=rules), exempt=exempt))
+    return engine
+
+
+def test_the_principal_of_a_throttled_request_is_told_once(tiny_loaded: LoadedModel, guards: Any) -> None:
+    engine = throttling(tiny_loaded, guards)
+    for name, principal in {"a": "team-a", "b": None, "c": "team-c"}.items():
+        engine.add(name, [1, 5, 10, 11], [12, 13], principal)
+    engine.step({"a": 4, "b": 4, "c": 2})
+    assert [engine.found[name][0].actions[engine.found[name][1]] for name in "abc"] == ["throttle"] * 2 + ["observe"]
+    assert sorted(engine.found["a"][0].throttled) == ["team-a", "unknown"]
+    engine.step({"a": 1, "b": 1, "c": 2})
+    assert engine.found["a"][0].throttled == ("team-c",)
+    assert not engine.found["a"][0].stops, "the request itself goes on"
+
+
+def test_an_exempt_principal_is_scored_and_never_acted_on(tiny_loaded: LoadedModel, guards: Any) -> None:
+    engine = throttling(tiny_loaded, guards, "red-team")
+    for name, principal in {"a": "red-team", "b": "Red-Team", "c": None}.items():
+        engine.add(name, [1, 5, 10, 11], [12, 13], principal)
+    engine.step({"a": 4, "b": 4, "c": 4})
+    said = {name: engine.found[name][0].answer(engine.found[name][1], ("h",), "g", scores=False) for name in "abc"}
+    assert (said["a"]["zone"], said["a"]["action"]) == ("breach", "observe")
+    assert said["a"]["reason"] == "its principal is exempt: nothing is done about it"
+    assert said["a"]["detectors"] == said["b"]["detectors"]
+    assert [said[name]["action"] for name in "bc"] == ["throttle", "throttle"]
+    assert sorted(engine.found["a"][0].throttled) == ["Red-Team", "unknown"]
