@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from spider_sense.errors import ConfigError, SpiderSenseError
+from spider_sense.errors import ConfigError, MissingExtraError, SpiderSenseError
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
@@ -158,6 +158,25 @@ def test_a_request_is_sent_under_the_name_that_came_in_at_the_door(throttle: str
     asyncio.run(front_seams._named(original, client, SimpleNamespace(sampling_params=None)))
     assert asyncio.run(send(SimpleNamespace(), "team-a")) == {"spider_sense_principal": "forged"}
     assert len(sent) == 3 + (throttle is None)
+
+
+def test_a_front_end_that_cannot_throttle_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = SimpleNamespace(VLLM_USE_RUST_FRONTEND=False)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(envs=envs))
+    throttles = Policy(rules=(), on_missing="throttle")
+    front_seams.check(throttles, SimpleNamespace(name="OPENAI_API_SERVER"), headless=True)
+    front_seams.check(throttles, usage_context=SimpleNamespace(name="OPENAI_API_SERVER"))
+    front_seams.check(Policy.default(), SimpleNamespace(name="LLM_CLASS"))
+    for usage in (None, SimpleNamespace(name="LLM_CLASS")):
+        with pytest.raises(ConfigError, match="start it with `vllm serve`"):
+            front_seams.check(throttles, usage)
+    envs.VLLM_USE_RUST_FRONTEND = True
+    with pytest.raises(ConfigError, match="VLLM_USE_RUST_FRONTEND"):
+        front_seams.check(Policy.default(), SimpleNamespace(name="OPENAI_API_SERVER"))
+    envs.VLLM_USE_RUST_FRONTEND = False
+    monkeypatch.setitem(sys.modules, "limits", None)
+    with pytest.raises(MissingExtraError, match="limits"):
+        front_seams.check(throttles, SimpleNamespace(name="OPENAI_API_SERVER"))
 
 
 def test_every_process_hears_who_is_slowed_and_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
