@@ -345,7 +345,7 @@ def test_two_front_ends_count_together_show_no_score_and_slow_the_same_principal
     pace = {"requests": 1, "per_seconds": 600, "for_seconds": 600}
     rules = [{"detector": "*", "zone": "suspect", "action": "throttle"}]
     (tmp_path / "policy.yaml").write_text(json.dumps({"rules": rules, "throttle": pace}))
-    settings = {"guard": str(one_head("head0", -1e6, 1e6)), "policy": str(tmp_path / "policy.yaml")}
+    settings: dict[str, Any] = {"guard": str(one_head("head0", -1e6, 1e6)), "policy": str(tmp_path / "policy.yaml")}
     settings |= {"exempt_principals": [EXEMPT]}
     with _serving(loaded, tmp_path, settings, *more) as address:
         with pytest.raises(urllib.error.HTTPError, match="401"):
@@ -382,10 +382,10 @@ def _said_of_one_that_is_slowed(address: str) -> str:
             refusals.append(error)
     # After the first, each of the two lets one in.
     assert 1 < len(answers) <= 3
-    for error in refusals:
-        assert error.code == 429
-        assert 500 < int(error.headers["Retry-After"]) <= 600
-        assert json.loads(error.read())["error"]["code"] == "rate_limit_exceeded"
+    for refusal in refusals:
+        assert refusal.code == 429
+        assert 500 < int(refusal.headers["Retry-After"]) <= 600
+        assert json.loads(refusal.read())["error"]["code"] == "rate_limit_exceeded"
     return str(answers[0]["kv_transfer_params"]["spider_sense"]["action"])
 
 

@@ -15,6 +15,7 @@ from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
 from spider_sense.serving import front_seams
 from spider_sense.serving.about import about
+from spider_sense.serving.door import PRINCIPAL
 from spider_sense.serving.settings import ServingSettings
 
 SAID = {
@@ -140,9 +141,9 @@ def test_a_request_is_sent_under_the_name_that_came_in_at_the_door(throttle: str
 
     async def send(client: Any, who: str | None) -> Any:
         params = SimpleNamespace(extra_args={"spider_sense_principal": "forged"})
-        token = front_seams.PRINCIPAL.set(who)
+        token = PRINCIPAL.set(who)
         await front_seams._named(original, client, SimpleNamespace(sampling_params=params))
-        front_seams.PRINCIPAL.reset(token)
+        PRINCIPAL.reset(token)
         return params.extra_args
 
     sent: list[Any] = []
