@@ -43,9 +43,7 @@ class Door:
             return
         principal = self._principals.principal(scope["headers"])
         throttle: Throttle | None = getattr(scope["app"].state, THROTTLE)
-        counts = throttle is not None and scope.get("method") not in _READING
-        wait = await throttle.wait(principal) if throttle is not None and counts else 0
-        if wait:
+        if throttle is not None and scope.get("method") not in _READING and (wait := await throttle.wait(principal)):
             await _refuse(scope, send, wait)
             return
         token = PRINCIPAL.set(principal)
