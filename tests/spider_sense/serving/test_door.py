@@ -53,6 +53,7 @@ def test_a_request_goes_on_under_its_principals_name_and_that_of_no_other() -> N
         server = Server(None)
         await asyncio.gather(server.ask("a"), server.ask("b"), server.ask(), server.ask("a", "b"))
         assert sorted(map(str, server.seen)) == ["a", "b", UNKNOWN, UNKNOWN]
+        await server.ask("a")
         assert PRINCIPAL.get() is None
         await server.ask(kind="lifespan")
         assert server.seen[-1] is None

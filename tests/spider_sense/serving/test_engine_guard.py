@@ -230,6 +230,7 @@ def test_cached_tokens_that_nothing_is_known_of_are_missing(tiny_loaded: LoadedM
     engine.step({"again": 100})
     findings, row = engine.found["again"]
     assert "again" in findings.stops
+    assert not findings.throttled
     assert findings.answer(row, ("attention",), "digest", scores=False)["action"] == "stop"
 
 
