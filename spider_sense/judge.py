@@ -5,9 +5,9 @@ It knows nothing of the engine: one feeds it logits and asks what is to be done.
 Shape letters: B requests, H heads, T packed rows, C logit columns.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = ["Case", "Judge", "Reading"]
 Event = Literal["open", "verdict", "action", "close"]
 
 _BREACH = 2
+_NOTHING, _EXEMPT = "nothing asks for an action", "its principal is exempt: nothing is done about it"
 _ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
 
 
@@ -101,6 +102,7 @@ class Judge:
         on_decision: called when a request's decision becomes stricter.
         dtype: of the hidden states.
         rows: most rows of a step; where a step may have more, the buffer grows.
+        exempt: principals whose requests are scored and recorded, and never acted on.
     """
 
     def __init__(
@@ -113,9 +115,11 @@ class Judge:
         on_decision: Callable[[Case], None] | None = None,
         dtype: torch.dtype = torch.float32,
         rows: int = 64,
+        exempt: Collection[str] = (),
     ) -> None:
         _check_spans(guard)
         self._audit, self._keep_history, self._on_decision = audit, keep_history, on_decision
+        self._exempt = frozenset(exempt)
         self.bank = Bank(guard.probes, device, rows, dtype)
         self._take(guard, policy)
 
@@ -154,7 +158,9 @@ class Judge:
             thresholds=self._thresholds(len(prompt)),
             peak=np.full(heads, -np.inf, dtype=np.float32),
             zone=np.zeros(heads, dtype=np.int8),
-            decision=Decision(action="observe", verdict=None, reason="nothing asks for an action"),
+            decision=Decision(
+                action="observe", verdict=None, reason=_EXEMPT if principal in self._exempt else _NOTHING
+            ),
             detectors=self._names,
         )
         with ExitStack() as undo:
@@ -221,6 +227,8 @@ class Judge:
 
     def _decide(self, case: Case) -> bool:
         decision = self.policy.decide(case.verdicts)
+        if case.request.principal in self._exempt:
+            decision = replace(decision, action="observe", reason=f"{decision.reason}, but {_EXEMPT}")
         self._record(case, "verdict", decision)
         if SEVERITY.index(decision.action) <= SEVERITY.index(case.decision.action):
             return False

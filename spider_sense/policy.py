@@ -9,6 +9,7 @@ A policy is a list of rules, (detector, zone) -> action, read from YAML::
     refusal: "I can't help with that."
     steer: {vector: refusal, strength: 4.0}   # only where a rule says steer
     patch: {folder: patch/, alpha: 1.0}       # only where a rule says patch
+    throttle: {requests: 6, per_seconds: 60, for_seconds: 600}
 
 It fails closed: a breach that no rule names is stopped, and so is a request that was not seen in full.
 """
@@ -19,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 
 from spider_sense.config import Settings
 from spider_sense.errors import ConfigError, nearest
 from spider_sense.types import Action, Verdict
 
-__all__ = ["SEVERITY", "Decision", "Patch", "Policy", "Rule", "Steer"]
+__all__ = ["SEVERITY", "Decision", "Patch", "Policy", "Rule", "Steer", "Throttle"]
 
 SEVERITY: tuple[Action, ...] = ("observe", "flag", "throttle", "escalate", "patch", "steer", "stop")
 """All actions, from mildest to strictest: where several are asked for, the strictest is taken."""
@@ -64,6 +65,17 @@ class Patch(Settings):
     """Strength; None: the one that the patch is meant for."""
 
 
+class Throttle(Settings):
+    """What the action ``throttle`` does to whoever sent the request: the next ones are slowed, this one goes on."""
+
+    requests: PositiveInt = 6
+    """How many are let in."""
+    per_seconds: PositiveInt = 60
+    """In any so many seconds."""
+    for_seconds: PositiveInt = 600
+    """How long this lasts; it begins anew with every request that is throttled."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What is to be done about one request."""
@@ -86,6 +98,7 @@ class Policy(Settings):
     """The text that a stopped request ends with."""
     steer: Steer | None = None
     patch: Patch | None = None
+    throttle: Throttle = Throttle()
     same_step: bool = False
     """Whether the verdict is awaited in the step that scores it, so that not one token follows a breach. Otherwise it
     is read at the next step boundary, one token later, and no step waits for it."""

@@ -23,11 +23,18 @@ def serve(
     allow_uncertified: Annotated[
         bool, typer.Option("--allow-uncertified", help="Accept a dtype or quantisation not calibrated for.")
     ] = False,
+    principal_header: Annotated[
+        str | None, typer.Option(help="Header, set by your proxy, that names who sends a request.")
+    ] = None,
+    exempt_principals: Annotated[
+        list[str] | None, typer.Option(help="Never act on the requests of this principal; repeat for others.")
+    ] = None,
     additional_config: Annotated[
         str | None, typer.Option("--additional-config", "--additional_config", help="vLLM's, a JSON object.")
     ] = None,
 ) -> None:
     """Serve a model with vLLM under a guard; after the model come any options of `vllm serve`."""
+    from spider_sense.config import parse
     from spider_sense.errors import ConfigError
     from spider_sense.models import model_folder
     from spider_sense.serving.checks import check_settings
@@ -37,14 +44,17 @@ def serve(
     if model.startswith("-"):
         raise ConfigError(f"{model} stands where the model is expected; name the model first")
     check_installed()
-    settings = ServingSettings(
-        guard=guard,
-        policy=policy,
-        audit=audit,
-        audit_text=audit_text,
-        scores=scores,
-        allow_uncertified=allow_uncertified,
-    )
+    told = {
+        "guard": guard,
+        "policy": policy,
+        "audit": audit,
+        "audit_text": audit_text,
+        "scores": scores,
+        "allow_uncertified": allow_uncertified,
+        "principal_header": principal_header,
+        "exempt_principals": exempt_principals or (),
+    }
+    settings = parse(told, ServingSettings, origin="the options")
     read = check_settings(settings)
     environment = serve_environment(os.environ)
     command = serve_command(model, model_folder(model), read, settings, context.args, additional_config)

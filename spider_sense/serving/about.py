@@ -30,7 +30,7 @@ def about(guard: Guard, policy: Policy, settings: ServingSettings, versions: Map
             "detectors": [_detector(detector) for detector in manifest.detectors],
         },
         "policy": {"digest": policy.digest, **policy.model_dump(mode="json")},
-        "settings": settings.model_dump(mode="json", exclude={"graph"}),
+        "settings": settings.model_dump(mode="json", exclude={"graph", "exempt_principals"}),
         "versions": dict(versions),
     }
 

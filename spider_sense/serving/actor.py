@@ -1,6 +1,6 @@
 """The guard in vLLM's scheduler: ends requests that are to be stopped, and puts the verdict into the answers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spider_sense.errors import SpiderSenseError
@@ -15,7 +15,7 @@ ACTOR = "_spider_sense_actor"
 End = Callable[[Any, dict[int, Any], str, list[int], str], None]
 """Takes the scheduler, the outputs of the step by client, a request's id, its last tokens and the stop reason."""
 Tell = Callable[[dict[int, Any], Note], None]
-"""Takes the outputs of the step by client, and what the step adds to the metrics."""
+"""Takes the outputs of the step by client, and what the step tells the front end."""
 SwitchOn = Callable[[Any, str, int], None]
 """Takes the scheduler, a request's id and how many of its tokens were computed; a second call changes nothing."""
 
@@ -27,7 +27,7 @@ class Actor:
         settings: what the server was told.
         refusal: token ids of the refusal, and of what sets it apart from an answer that has begun.
         end: finishes a running request with last tokens and a stop reason.
-        tell: sends a note to the process that serves the metrics.
+        tell: sends a note to the processes that answer clients.
         switch_on: patches a running request from its next step on.
     """
 
@@ -59,7 +59,7 @@ class Actor:
                     "the worker computed a step and no guard says anything of it; see the worker's log for why"
                 )
             outputs = original(step, output)
-            self._forget(scheduler, outputs, 0.0)
+            self._tell_of(scheduler, outputs)
             return outputs
         # A step that was on its way when a request ended may still hold it, which must not count it twice.
         known = self._latest.keys() | {new.req_id for new in step.scheduled_new_reqs}
@@ -82,14 +82,17 @@ class Actor:
         for one in (one for group in outputs.values() for one in group.outputs):
             if one.finish_reason is not None or _has_stop_strings(scheduler, one.request_id):
                 one.kv_transfer_params = {**(one.kv_transfer_params or {}), KEY: self._answer(one.request_id)}
-        self._forget(scheduler, outputs, findings.seconds)
+        self._tell_of(scheduler, outputs, findings.seconds, findings.throttled)
         return outputs
 
-    def _forget(self, scheduler: Any, outputs: dict[int, Any], seconds: float) -> None:
-        """Forget the requests that have ended, with the step or since the last, and tell what there is to count."""
+    def _tell_of(
+        self, scheduler: Any, outputs: dict[int, Any], seconds: float = 0.0, throttled: Sequence[str] = ()
+    ) -> None:
+        """Tell what there is to count and who is to be slowed, and forget the requests that have ended."""
         gone = [self._latest.pop(name) for name in list(self._latest) if name not in scheduler.requests]
-        if gone or seconds:
-            self._tell(outputs, {"seconds": seconds, "ended": [found.ended(row) for found, row in gone]})
+        if gone or seconds or throttled:
+            ended = [found.ended(row) for found, row in gone]
+            self._tell(outputs, {"seconds": seconds, "ended": ended, "throttled": list(throttled)})
 
     def _answer(self, name: str) -> Mapping[str, Any] | None:
         found = self._latest.get(name)

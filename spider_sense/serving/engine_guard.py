@@ -21,6 +21,7 @@ from spider_sense.judge import Case, Judge, Reading
 from spider_sense.policy import Policy
 from spider_sense.scoring import BlockStates, Request, RequestRows, TokenChain
 from spider_sense.serving.findings import Findings, findings_of
+from spider_sense.serving.principals import principal_of
 from spider_sense.serving.settings import PATCHED
 
 __all__ = ["EngineGuard", "Step"]
@@ -208,9 +209,10 @@ class EngineGuard:
             if step.reading is None:
                 self.judge.step(self.judge.bank.logits(step.total), drafted)
                 step.reading = self.judge.read([served.case for served, _, _ in step.order])
-            self.judge.decide(step.reading)
+            stricter = self.judge.decide(step.reading)
+            throttled = [case for case in stricter if case.decision.action == "throttle"]
             cases = [served.case for served, _, _ in step.order]
-            return findings_of(cases, step.seconds + time.perf_counter() - started)
+            return findings_of(cases, step.seconds + time.perf_counter() - started, throttled)
 
     def close(self) -> None:
         """Close every request, each of them even if another cannot be recorded."""
@@ -269,7 +271,8 @@ class EngineGuard:
             self._compute_again(known, new.num_computed_tokens)
             return
         self._close(name)
-        case = self.judge.open(name, prompt, text=None if self._decode is None else self._decode(prompt))
+        text = None if self._decode is None else self._decode(prompt)
+        case = self.judge.open(name, prompt, principal_of(new.sampling_params), text)
         chain = None
         if self.judge.scorer.blocks is not None:
             chain = TokenChain(f"{self.judge.guard.digest}/{case.request.skip}", self.judge.scorer.blocks.size)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spider_sense.judge import Case
+from spider_sense.serving.principals import UNKNOWN
 from spider_sense.types import Action, Zone
 
 __all__ = ["Ended", "Findings", "Note", "findings_of"]
@@ -31,11 +32,13 @@ class Ended(TypedDict):
 
 
 class Note(TypedDict):
-    """What a step adds to the metrics, as it travels from the scheduler to the process that serves them."""
+    """What a step tells the front end, as it travels from the scheduler to the processes that answer clients."""
 
     seconds: float
     """That the guard took on the host."""
     ended: list[Ended]
+    throttled: list[str]
+    """Principals whose next requests are to be slowed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +58,8 @@ class Findings:
     """First position that was computed under the patch, None of a request that is not patched, or not yet."""
     seconds: float = 0.0
     """That the guard took on the host for this step."""
+    throttled: tuple[str, ...] = ()
+    """Principals whose next requests are to be slowed, from this step on."""
 
     @property
     def stops(self) -> dict[str, str]:
@@ -108,12 +113,13 @@ class Findings:
         return dict(zip(("scored", "cached", "missing"), self.coverage_B3[row].tolist(), strict=True))
 
 
-def findings_of(cases: Sequence[Case], seconds: float = 0.0) -> Findings:
+def findings_of(cases: Sequence[Case], seconds: float = 0.0, throttled: Sequence[Case] = ()) -> Findings:
     """Collect what is known of some requests, whose ids are the names that they were opened with.
 
     Args:
         cases: the requests.
         seconds: what it took to know.
+        throttled: those whose principals are to be slowed from now on.
     """
     heads = len(cases[0].peak) if cases else 0
     coverage = [[one.scored, one.cached, one.missing] for one in (case.coverage for case in cases)]
@@ -127,4 +133,5 @@ def findings_of(cases: Sequence[Case], seconds: float = 0.0) -> Findings:
         reasons=tuple(case.decision.reason for case in cases),
         patched_from=tuple(case.patched_from for case in cases),
         seconds=seconds,
+        throttled=tuple(case.request.principal or UNKNOWN for case in throttled),
     )

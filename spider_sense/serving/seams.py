@@ -113,6 +113,7 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
     if settings is None:
         return original(*rest, **options)
     guard = check_settings(settings)
+    front_seams.check(settings.load_policy(), *rest, **options)
     told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": graph_of(guard, settings)})
     args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
     config = original(*rest, **options)
@@ -131,8 +132,6 @@ def _untested(version: str, original: Callable[..., Any], args: Any, *rest: Any,
 
 
 def _check_engine(config: Any) -> None:
-    from vllm import envs
-
     parallel = config.parallel_config
     unsupported = {
         "pipeline_parallel_size": parallel.pipeline_parallel_size > 1,
@@ -148,7 +147,6 @@ def _check_engine(config: Any) -> None:
         "enable_expert_parallel with tensor and data parallelism": parallel.use_sequence_parallel_moe,
         "enable_elastic_ep": parallel.enable_elastic_ep,
         "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,
-        "VLLM_USE_RUST_FRONTEND": envs.VLLM_USE_RUST_FRONTEND,
     }
     found = [name for name, is_set in unsupported.items() if is_set]
     if found:
@@ -198,6 +196,7 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
         worker.device,
         dtype=config.model_config.dtype,
         rows=config.scheduler_config.max_num_batched_tokens,
+        exempt=settings.exempt_principals,
     )
     attach_taps(worker.model_runner.get_model(), judge.bank)
     decode = _tokenizer(config).decode if settings.audit is not None and settings.audit_text else None
@@ -300,7 +299,8 @@ def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: An
 
 
 def _new_actor(scheduler: Any, settings: ServingSettings) -> Actor:
-    return Actor(settings, _refusal(scheduler, settings), _end, front_seams.send, patch_seams.switch_on)
+    tell = functools.partial(front_seams.send, scheduler.vllm_config.parallel_config._api_process_count)
+    return Actor(settings, _refusal(scheduler, settings), _end, tell, patch_seams.switch_on)
 
 
 def _end(scheduler: Any, outputs: dict[int, Any], name: str, tokens: list[int], reason: str) -> None:

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spider_sense.config import Settings, load_yaml, parse
 from spider_sense.policy import Policy
+from spider_sense.serving.principals import UNKNOWN
 
 __all__ = ["ENABLED", "GUARD", "KEY", "PATCHED", "ServingSettings", "find_settings"]
 
@@ -20,6 +21,9 @@ GUARD = "SPIDER_SENSE_GUARD"
 """Environment variable that names a guard where the configuration does not."""
 ENABLED = "SPIDER_SENSE_ENABLED"
 """Environment variable that switches everything off if it is 0."""
+
+SECRET = ("authorization", "cookie", "proxy-authorization", "x-api-key")
+"""Headers whose values are nobody's name."""
 
 
 class ServingSettings(Settings):
@@ -37,9 +41,27 @@ class ServingSettings(Settings):
     """Whether answers carry scores and thresholds, which show an attacker how near a prompt came."""
     allow_uncertified: bool = False
     """Whether a dtype or quantisation is accepted that the thresholds were not calibrated for."""
+    principal_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
+    """Header that names who sends a request. It is believed, so it has to be set by a proxy that clients cannot go
+    around; without it the API key tells, where the server has any."""
+    exempt_principals: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Those whose requests are scored and recorded, and never acted on."""
     graph: str | None = Field(default=None, repr=False)
     """Set by the plugin: what of the guard is compiled into the model's graph. vLLM hashes it with its configuration,
     so that a graph that was cached under another guard, or none, is not loaded."""
+
+    @model_validator(mode="after")
+    def _principals_are_told_apart(self) -> Self:
+        if (self.principal_header or "").lower() in SECRET:
+            raise ValueError(
+                f"principal_header: {self.principal_header} carries a secret, which would be written into the audit "
+                "log; name a header of its own, such as X-Principal, or leave it out and let the API key tell"
+            )
+        if UNKNOWN in self.exempt_principals:
+            raise ValueError(
+                f"exempt_principals: {UNKNOWN!r} is everybody who does not say who they are; name those who do"
+            )
+        return self
 
     def load_policy(self) -> Policy:
         """Read the policy in force.

@@ -219,3 +219,21 @@ def test_what_cannot_be_logged_leaves_no_slot_behind(guard: Guard, tmp_path: Pat
     with pytest.raises(ValueError, match="closed"):
         judge.close(case)
     assert len(judge.scorer.stream._free) == free + 1
+
+
+def test_an_exempt_principal_is_recorded_as_what_it_is_and_never_acted_on(guard: Guard, tmp_path: Path) -> None:
+    with AuditLog(tmp_path / "audit.jsonl") as log:
+        judge = Judge(guard, Policy.default(), log, exempt=("red-team",))
+        for principal, action in (("red-team", "observe"), ("red-teams", "stop"), (None, "stop")):
+            case = judge.open(str(principal), PROMPT, principal)
+            assert bool(feed(judge, case, [(3.0, 3.0)] * len(PROMPT))) == (action == "stop")
+            assert (case.decision.action, case.verdicts[0].zone) == (action, "breach")
+        hole = judge.open("hole", PROMPT, "red-team")
+        assert not feed(judge, hole, [(0.0, 0.0)] * 3, first=3)
+        assert (hole.decision.action, hole.coverage.missing) == ("observe", 3)
+    events = [AuditEvent.model_validate_json(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    first, *_ = [event for event in events if event.event == "verdict"]
+    assert (first.principal, first.zone, first.score, first.action) == ("red-team", "breach", 3.0, "observe")
+    assert first.reason is not None
+    assert first.reason.endswith("says stop, but its principal is exempt: nothing is done about it")
+    assert [event.principal for event in events if event.event == "action"] == ["red-teams", None]

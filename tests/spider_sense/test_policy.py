@@ -7,7 +7,7 @@ import pytest
 
 from spider_sense.config import load_yaml, parse
 from spider_sense.errors import ConfigError
-from spider_sense.policy import SEVERITY, Patch, Policy, Rule, Steer
+from spider_sense.policy import SEVERITY, Patch, Policy, Rule, Steer, Throttle
 from spider_sense.types import ACTIONS, Action, Coverage, Verdict, Zone
 
 TEXT = """
@@ -182,3 +182,14 @@ def test_a_wrong_policy_is_refused(mapping: dict[str, object], message: str) -> 
     with pytest.raises(ConfigError) as caught:
         parse(mapping, Policy, origin="policy.yaml")
     assert message in str(caught.value)
+
+
+def test_a_throttle_has_a_pace_of_its_own() -> None:
+    rule = {"detector": "*", "zone": "suspect", "action": "throttle"}
+    assert parse({"rules": [rule]}, Policy, "x").throttle == Throttle(requests=6, per_seconds=60, for_seconds=600)
+    slow = parse({"rules": [rule], "throttle": {"requests": 1, "for_seconds": 60}}, Policy, "x")
+    assert slow.throttle == Throttle(requests=1, per_seconds=60, for_seconds=60)
+    with pytest.raises(ConfigError, match=r"throttle\.requests: 0 is not allowed; input should be greater than 0"):
+        parse({"rules": [rule], "throttle": {"requests": 0}}, Policy, "x")
+    with pytest.raises(ConfigError, match=r"unknown key 'throttle\.seconds'"):
+        parse({"rules": [rule], "throttle": {"seconds": 5}}, Policy, "x")

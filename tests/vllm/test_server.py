@@ -4,6 +4,7 @@ And as an operator sees it: metrics, spans, which guard is in force.
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import socket
@@ -35,6 +36,8 @@ NEW = 16
 ENDLESS = 800
 """Tokens that nobody waits for: a request of so many ends early only if the engine hears that its client has left."""
 SECONDS = ("spider_sense_host_seconds_total",)
+EXEMPT = hashlib.sha256(b"secret").hexdigest()[:16]
+"""Who sends requests with the key "secret"."""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,7 @@ def server(
     """Its address, and the audit log."""
     folder = tmp_path_factory.mktemp("server")
     settings = {"guard": str(guard), "scores": True, "audit": str(folder / "audit.jsonl")}
+    settings |= {"principal_header": "X-Principal", "exempt_principals": ["red-team"]}
     with _serving(folder, settings, "--otlp-traces-endpoint", collector[0]) as address:
         yield address, folder / "audit.jsonl"
 
@@ -75,7 +79,11 @@ def _serving(folder: Path, settings: dict[str, Any], *more: str) -> Iterator[str
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program = Path(sys.executable).with_name("spider-sense")
-    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in settings.items()]
+    flags = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, values in settings.items()
+        for value in (values if isinstance(values, list) else [values])
+    ]
     command: list[str | Path] = [program, "serve", "smollm2", *flags, *more]
     options = ["--port", str(port), "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
     environment = {
@@ -209,9 +217,9 @@ def test_a_whole_answer_carries_the_verdict(server: tuple[str, Path]) -> None:
     assert said["coverage"]["missing"] == 0
 
 
-def _get(address: str, key: str | None = None, body: dict[str, Any] | None = None) -> str:
+def _get(address: str, key: str | None = None, body: dict[str, Any] | None = None, **more: str) -> str:
     """Return what an address answers; it is posted to if there is a body."""
-    headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
+    headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"}) | more
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request(address, data, headers), timeout=120) as answer:
         return str(answer.read().decode())
@@ -310,9 +318,40 @@ def test_spans_carry_the_verdict(server: tuple[str, Path], collector: tuple[str,
     assert said["coverage"]["scored"] in [one["spider_sense.coverage.scored"].int_value for one in found]
 
 
-def test_two_front_ends_count_together_and_show_no_score(guard: Path, tmp_path: Path) -> None:
-    more = ["--api-server-count", "2", "--api-key", "secret"]
-    with _serving(tmp_path, {"guard": str(guard)}, *more) as address:
+def test_the_audit_log_names_who_the_proxy_says_and_nobody_else(server: tuple[str, Path]) -> None:
+    body = {"model": "smollm2", "messages": _messages(1)[0], "max_tokens": 2}
+    forged = {"vllm_xargs": {"spider_sense_principal": "red-team"}, "user": "red-team"}
+    said = {
+        name: json.loads(_get(f"{server[0]}/v1/chat/completions", None, body | more, **headers))
+        for name, more, headers in (
+            ("team-a", forged, {"X-Principal": "team-a"}),
+            ("team-b", {**forged, "n": 2}, {"X-Principal": "team-b"}),
+            ("unknown", forged, {}),
+            ("red-team", {}, {"X-Principal": "red-team"}),
+        )
+    }
+    names = {one["id"]: name for name, one in said.items()}
+    events = [json.loads(line) for line in server[1].read_text().splitlines()]
+    for answer, name in names.items():
+        found = [one["principal"] for one in events if one["event"] == "open" and answer in one["request"]]
+        assert found == [name] * (2 if name == "team-b" else 1)
+    exempt = {
+        name: "its principal is exempt" in one["kv_transfer_params"]["spider_sense"]["reason"]
+        for name, one in said.items()
+    }
+    assert exempt == {"team-a": False, "team-b": False, "unknown": False, "red-team": True}
+
+
+def test_two_front_ends_count_together_show_no_score_and_slow_the_same_principals(
+    one_head: Callable[[str, float, float], Path], tmp_path: Path
+) -> None:
+    more = ["--api-server-count", "2", "--api-key", "secret", "other"]
+    pace = {"requests": 1, "per_seconds": 600, "for_seconds": 600}
+    rules = [{"detector": "*", "zone": "suspect", "action": "throttle"}]
+    (tmp_path / "policy.yaml").write_text(json.dumps({"rules": rules, "throttle": pace}))
+    settings: dict[str, Any] = {"guard": str(one_head("head0", -1e6, 1e6)), "policy": str(tmp_path / "policy.yaml")}
+    settings |= {"exempt_principals": [EXEMPT]}
+    with _serving(tmp_path, settings, *more) as address:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             _get(f"{address}/v1/guard")
         assert json.loads(_get(f"{address}/v1/guard", "secret"))["settings"]["scores"] is False
@@ -330,6 +369,28 @@ def test_two_front_ends_count_together_and_show_no_score(guard: Path, tmp_path: 
         found = _settle(address, 8)
         assert found["spider_sense_requests_total", "observe"] == 8
         assert found["spider_sense_tokens_total", "scored"] > 0
+        assert _said_of_one_that_is_slowed(address) == "throttle"
+        assert ask(1)
+
+
+def _said_of_one_that_is_slowed(address: str) -> str:
+    """Ask as one whose every request is to be throttled; return the action that the first answer tells of."""
+    forged = {"spider_sense_principal": EXEMPT}
+    body = {"model": "smollm2", "messages": _messages(1)[0], "max_tokens": 2, "vllm_xargs": forged}
+    answers: list[dict[str, Any]] = []
+    refusals: list[urllib.error.HTTPError] = []
+    for _ in range(16):
+        try:
+            answers.append(json.loads(_get(f"{address}/v1/chat/completions", "other", body)))
+        except urllib.error.HTTPError as error:
+            refusals.append(error)
+    # After the first, each of the two lets one in.
+    assert 1 < len(answers) <= 3
+    for refusal in refusals:
+        assert refusal.code == 429
+        assert 500 < int(refusal.headers["Retry-After"]) <= 600
+        assert json.loads(refusal.read())["error"]["code"] == "rate_limit_exceeded"
+    return str(answers[0]["kv_transfer_params"]["spider_sense"]["action"])
 
 
 def _add(found: dict[int, dict[str, Any]], part: Any) -> None:

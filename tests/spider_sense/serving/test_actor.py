@@ -60,7 +60,9 @@ class Scheduler:
         self.told.append(note)
 
 
-def findings(*names: str, stops: tuple[str, ...] = (), patches: tuple[str, ...] = ()) -> Findings:
+def findings(
+    *names: str, stops: tuple[str, ...] = (), patches: tuple[str, ...] = (), throttled: tuple[str, ...] = ()
+) -> Findings:
     count = len(names)
     actions: dict[str, Action] = {**dict.fromkeys(stops, "stop"), **dict.fromkeys(patches, "patch")}
     return Findings(
@@ -73,6 +75,7 @@ def findings(*names: str, stops: tuple[str, ...] = (), patches: tuple[str, ...] 
         reasons=tuple("misuse breach" if name in stops else "nothing" for name in names),
         patched_from=tuple(7 if name in patches else None for name in names),
         seconds=0.25,
+        throttled=throttled,
     )
 
 
@@ -192,3 +195,13 @@ def test_a_request_is_patched_once_its_step_is_accounted_for(actor: tuple[Actor,
     said = {result.request_id: result.kv_transfer_params for result in outputs[0].outputs}
     assert (said["ends"]["spider_sense"]["action"], said["ends"]["spider_sense"]["patched_from"]) == ("patch", 7)
     assert "patched_from" not in found.answer(2, ("attention",), "digest", scores=False)
+
+
+def test_who_is_to_be_slowed_is_told_with_the_step_even_if_the_request_is_left(actor: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = actor
+    scheduler.add("a")
+    outputs = update(one, scheduler, findings("a", "left", throttled=("team-a", "team-b")), a=[9])
+    assert scheduler.told[-1]["throttled"] == ["team-a", "team-b"]
+    assert [result.finish_reason for result in outputs[0].outputs] == [None]
+    update(one, scheduler, findings("a"), a=[9])
+    assert scheduler.told[-1]["throttled"] == []

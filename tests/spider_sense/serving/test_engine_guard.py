@@ -18,11 +18,12 @@ from spider_sense.fingerprint import serving_config
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
 from spider_sense.models import LoadedModel
-from spider_sense.policy import Policy
+from spider_sense.policy import Policy, Rule
 from spider_sense.serving import engine_guard
 from spider_sense.serving.checks import exchange, graph_of
 from spider_sense.serving.engine_guard import EngineGuard
 from spider_sense.serving.findings import Findings
+from spider_sense.serving.principals import name_principal
 from spider_sense.serving.settings import ServingSettings
 
 SIZE, BLOCKS = 4, 64
@@ -47,13 +48,15 @@ class Engine:
         self.found: dict[str, tuple[Findings, int]] = {}
         self.patched: dict[str, int] = {}
 
-    def add(self, name: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
-        """Let a request wait: its prompt, and what it will generate."""
+    def add(self, name: str, prompt: Sequence[int], answer: Sequence[int], principal: str | None = None) -> None:
+        """Let a request wait: its prompt, what it will generate, and who sends it."""
         ids = [*prompt, *answer]
         hidden = self.helpers.hidden_states(self.what.model, ids, self.sites)
         self.requests[name] = SimpleNamespace(
             ids=ids, prompt=len(prompt), known=len(prompt), done=0, furthest=0, blocks=[], state="new", hidden=hidden
         )
+        self.requests[name].params = SimpleNamespace(extra_args=None)
+        name_principal(self.requests[name].params, principal)
 
     def preempt(self, name: str) -> None:
         request = self.requests[name]
@@ -86,6 +89,7 @@ class Engine:
                         block_ids=(request.blocks,),
                         num_computed_tokens=request.done,
                         lora_request=None,
+                        sampling_params=request.params,
                     )
                 )
             else:
@@ -235,6 +239,7 @@ def test_cached_tokens_that_nothing_is_known_of_are_missing(tiny_loaded: LoadedM
     engine.step({"again": 100})
     findings, row = engine.found["again"]
     assert "again" in findings.stops
+    assert not findings.throttled
     assert findings.answer(row, ("attention",), "digest", scores=False)["action"] == "stop"
 
 
@@ -244,7 +249,12 @@ def test_rows_that_are_not_the_steps_are_refused(tiny_loaded: LoadedModel, guard
         finished_req_ids=set(),
         scheduled_new_reqs=[
             SimpleNamespace(
-                req_id="a", prompt_token_ids=[1, 5, 6], block_ids=([0],), num_computed_tokens=0, lora_request=None
+                req_id="a",
+                prompt_token_ids=[1, 5, 6],
+                block_ids=([0],),
+                num_computed_tokens=0,
+                lora_request=None,
+                sampling_params=None,
             )
         ],
         scheduled_cached_reqs=SimpleNamespace(req_ids=[]),
@@ -354,7 +364,7 @@ def test_of_the_blocks_that_another_guard_filled_nothing_is_known(tiny_loaded: L
         ({"kind": "attention"}, "write other columns"),
         ({"template": True}, "made for the template"),
         ({"serving": True}, "uncertified serving configuration"),
-        ({"policy": True}, "the vLLM engine cannot 'throttle'"),
+        ({"policy": True}, "the vLLM engine cannot 'steer'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -371,7 +381,7 @@ def test_a_guard_that_does_not_fit_is_refused_and_the_old_one_stays(
     other.save_pretrained(tmp_path / "other")
     told = {"guard": str(tmp_path / "other"), "graph": graph_of(first, ServingSettings(guard=tmp_path))}
     if "policy" in change:
-        (tmp_path / "policy.yaml").write_text("rules: []\non_missing: throttle\n")
+        (tmp_path / "policy.yaml").write_text("rules: []\non_missing: steer\nsteer: {vector: calm, strength: 1}\n")
         told["policy"] = str(tmp_path / "policy.yaml")
     serving = serving_config(tiny_loaded.model)
     if "serving" in change:
@@ -417,3 +427,37 @@ def test_the_state_of_patched_tokens_is_lent_to_nobody_else(tiny_loaded: LoadedM
     engine.step({"later": 100})
     findings, row = engine.found["later"]
     assert findings.coverage_B3[row].tolist() == [4, 0, 16]
+
+
+def throttling(tiny_loaded: LoadedModel, guards: Any, *exempt: str) -> Engine:
+    """Return an engine that breaches with every token, and throttles for that."""
+    which = guards.guard(tiny_loaded, guards.many_probes()[:1], guards.calibration(-1e9, -1e9))
+    engine = Engine(tiny_loaded, which, guards, cached=False)
+    rules = (Rule(detector="*", zone="breach", action="throttle"),)
+    engine.guard = EngineGuard(Judge(which, Policy(rules=rules), exempt=exempt))
+    return engine
+
+
+def test_the_principal_of_a_throttled_request_is_told_once(tiny_loaded: LoadedModel, guards: Any) -> None:
+    engine = throttling(tiny_loaded, guards)
+    for name, principal in {"a": "team-a", "b": None, "c": "team-c"}.items():
+        engine.add(name, [1, 5, 10, 11], [12, 13], principal)
+    engine.step({"a": 4, "b": 4, "c": 2})
+    assert [engine.found[name][0].actions[engine.found[name][1]] for name in "abc"] == ["throttle"] * 2 + ["observe"]
+    assert sorted(engine.found["a"][0].throttled) == ["team-a", "unknown"]
+    engine.step({"a": 1, "b": 1, "c": 2})
+    assert engine.found["a"][0].throttled == ("team-c",)
+    assert not engine.found["a"][0].stops, "the request itself goes on"
+
+
+def test_an_exempt_principal_is_scored_and_never_acted_on(tiny_loaded: LoadedModel, guards: Any) -> None:
+    engine = throttling(tiny_loaded, guards, "red-team")
+    for name, principal in {"a": "red-team", "b": "Red-Team", "c": None}.items():
+        engine.add(name, [1, 5, 10, 11], [12, 13], principal)
+    engine.step({"a": 4, "b": 4, "c": 4})
+    said = {name: engine.found[name][0].answer(engine.found[name][1], ("h",), "g", scores=False) for name in "abc"}
+    assert (said["a"]["zone"], said["a"]["action"]) == ("breach", "observe")
+    assert said["a"]["reason"] == "its principal is exempt: nothing is done about it"
+    assert said["a"]["detectors"] == said["b"]["detectors"]
+    assert [said[name]["action"] for name in "bc"] == ["throttle", "throttle"]
+    assert sorted(engine.found["a"][0].throttled) == ["Red-Team", "unknown"]

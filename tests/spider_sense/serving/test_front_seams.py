@@ -1,6 +1,7 @@
 """The front end: notes are taken off and counted, spans carry the verdict, the endpoint is there if a guard is."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from spider_sense.errors import ConfigError, MissingExtraError, SpiderSenseError
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
 from spider_sense.serving import front_seams
 from spider_sense.serving.about import about
+from spider_sense.serving.door import PRINCIPAL
 from spider_sense.serving.settings import ServingSettings
 
 SAID = {
@@ -33,19 +36,25 @@ def guard(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> Path:
 
 def receive(client: Any, *ids: str) -> list[str]:
     async def original() -> Any:
-        return SimpleNamespace(outputs=[SimpleNamespace(request_id=name, kv_transfer_params={"n": 1}) for name in ids])
+        note = {"throttled": ["team-a"]}
+        return SimpleNamespace(outputs=[SimpleNamespace(request_id=name, kv_transfer_params=note) for name in ids])
 
     return [one.request_id for one in asyncio.run(front_seams._received(original, client)).outputs]
 
 
 def test_a_note_is_counted_and_goes_no_further() -> None:
     counted: list[Any] = []
-    client = SimpleNamespace(_spider_sense_metrics=SimpleNamespace(count=counted.append))
+    slowed: list[Any] = []
+    client = SimpleNamespace(
+        _spider_sense_metrics=SimpleNamespace(count=counted.append),
+        _spider_sense_throttle=SimpleNamespace(slow=slowed.append),
+    )
     assert receive(client, "a", "b") == ["a", "b"]
     assert not counted
     assert receive(client, "a", "spider_sense") == ["a"]
     assert receive(client, "spider_sense") == []
-    assert counted == [{"n": 1}, {"n": 1}]
+    assert counted == [{"throttled": ["team-a"]}] * 2
+    assert slowed == [["team-a"]] * 2
     assert receive(client) == []
     assert receive(SimpleNamespace(), "a", "spider_sense") == ["a"]
 
@@ -82,28 +91,115 @@ def test_a_span_carries_the_verdict_and_no_score() -> None:
     assert traced({"other": 1}) == traced(None) == {"own": 1}
 
 
-def endpoint(settings: dict[str, Any] | None) -> dict[str, Callable[[], Any]]:
-    """Return the routes of a server with such settings, as vLLM has them attached."""
+def endpoint(settings: dict[str, Any] | None, *keys: str) -> tuple[list[str], list[Any]]:
+    """Return the routes and the doors of a server with such settings, as vLLM has them attached."""
     routes: dict[str, Callable[[], Any]] = {}
+    doors: list[Any] = []
     config = {} if settings is None else {"spider_sense": settings}
-    args = SimpleNamespace(additional_config=config)
-    app = SimpleNamespace(state=SimpleNamespace(args=args), get=lambda path: lambda run: routes.setdefault(path, run))
+    args = SimpleNamespace(additional_config=config, api_key=list(keys) or None)
+    app = SimpleNamespace(
+        state=SimpleNamespace(args=args),
+        get=lambda path: lambda run: routes.setdefault(path, run),
+        add_middleware=lambda door, principals: doors.append(door(None, principals)),
+    )
     own, ours = front_seams._endpoints(lambda tasks: ["own"], ("generate",))
     assert own == "own"
     ours.attach_router(app)
-    return routes
+    return list(routes), doors
 
 
 def test_the_endpoint_is_there_if_a_guard_is_named(guard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPIDER_SENSE_GUARD", raising=False)
-    assert not endpoint(None)
-    assert list(endpoint({"guard": str(guard)})) == ["/v1/guard"]
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert endpoint(None) == ([], [])
+    assert endpoint({"guard": str(guard)}) == (["/v1/guard"], [])
     assert front_seams._endpoints(lambda tasks: ["own"], ("embed",)) == ["own"]
+
+
+def test_a_door_is_there_if_there_is_something_that_tells_principals_apart(
+    guard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "from-the-environment")
+    bearer = [(b"authorization", b"Bearer from-the-environment")]
+    ((by_key,), (by_other_key,), (by_header,)) = (
+        endpoint({"guard": str(guard)})[1],
+        endpoint({"guard": str(guard)}, "secret")[1],
+        endpoint({"guard": str(guard), "principal_header": "X-Who"})[1],
+    )
+    assert by_key._principals.principal(bearer) not in ("unknown", "from-the-environment")
+    assert by_other_key._principals.principal(bearer) == "unknown", "vLLM does not take it either"
+    assert by_header._principals.principal([(b"x-who", b"a")]) == "a"
+    monkeypatch.delenv("VLLM_API_KEY")
+    with pytest.raises(ConfigError, match="exempt_principals need to know who"):
+        endpoint({"guard": str(guard), "exempt_principals": ["a"]})
+
+
+@pytest.mark.parametrize("throttle", [None, "some"])
+def test_a_request_is_sent_under_the_name_that_came_in_at_the_door(throttle: str | None) -> None:
+    async def original(request: Any) -> None:
+        sent.append(request.sampling_params)
+
+    async def send(client: Any, who: str | None) -> Any:
+        params = SimpleNamespace(extra_args={"spider_sense_principal": "forged"})
+        token = PRINCIPAL.set(who)
+        await front_seams._named(original, client, SimpleNamespace(sampling_params=params))
+        PRINCIPAL.reset(token)
+        return params.extra_args
+
+    sent: list[Any] = []
+    client = SimpleNamespace(_spider_sense_throttle=throttle)
+    assert asyncio.run(send(client, "team-a")) == {"spider_sense_principal": "team-a"}
+    if throttle is None:
+        assert asyncio.run(send(client, None)) is None
+    else:
+        with pytest.raises(SpiderSenseError, match="nobody can be slowed"):
+            asyncio.run(send(client, None))
+        del sent[1:]
+    # A pooling request has none, and an engine without a guard is left alone.
+    asyncio.run(front_seams._named(original, client, SimpleNamespace(sampling_params=None)))
+    assert asyncio.run(send(SimpleNamespace(), "team-a")) == {"spider_sense_principal": "forged"}
+    assert len(sent) == 3 + (throttle is None)
+
+
+def test_a_front_end_that_cannot_throttle_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = SimpleNamespace(VLLM_USE_RUST_FRONTEND=False)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(envs=envs))
+    throttles = Policy(rules=(), on_missing="throttle")
+    front_seams.check(throttles, SimpleNamespace(name="OPENAI_API_SERVER"), headless=True)
+    front_seams.check(throttles, usage_context=SimpleNamespace(name="OPENAI_API_SERVER"))
+    front_seams.check(Policy.default(), SimpleNamespace(name="LLM_CLASS"))
+    for usage in (None, SimpleNamespace(name="LLM_CLASS")):
+        with pytest.raises(ConfigError, match="start it with `vllm serve`"):
+            front_seams.check(throttles, usage)
+    envs.VLLM_USE_RUST_FRONTEND = True
+    with pytest.raises(ConfigError, match="VLLM_USE_RUST_FRONTEND"):
+        front_seams.check(Policy.default(), SimpleNamespace(name="OPENAI_API_SERVER"))
+    envs.VLLM_USE_RUST_FRONTEND = False
+    monkeypatch.setitem(sys.modules, "limits", None)
+    with pytest.raises(MissingExtraError, match="limits"):
+        front_seams.check(throttles, SimpleNamespace(name="OPENAI_API_SERVER"))
+
+
+def test_every_process_hears_who_is_slowed_and_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = SimpleNamespace(EngineCoreOutput=SimpleNamespace, EngineCoreOutputs=lambda: SimpleNamespace(outputs=[]))
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine", outputs)
+    for throttled, reached in ((["a"], [0, 1, 2]), ([], [1])):
+        sent: dict[int, Any] = {1: SimpleNamespace(outputs=[])}
+        front_seams.send(3, sent, {"seconds": 0.5, "ended": [], "throttled": throttled})
+        notes = {client: one.kv_transfer_params for client in sent for one in sent[client].outputs}
+        assert sorted(notes) == reached
+        assert all(note["throttled"] == throttled for note in notes.values())
+        assert [notes[client]["seconds"] for client in reached] == [0.5 * (client == 1) for client in reached]
 
 
 def test_what_is_said_of_a_guard_is_what_lies_on_disk(guard: Path) -> None:
     whole, policy = Guard.from_pretrained(guard), Policy.shadow()
-    said = about(whole, policy, ServingSettings(guard=guard, graph="x", scores=True), {"vllm": "0.32.0"})
+    said = about(
+        whole,
+        policy,
+        ServingSettings(guard=guard, graph="x", scores=True, exempt_principals=("red-team",)),
+        {"vllm": "0.32.0"},
+    )
     assert (said["guard"]["name"], said["guard"]["digest"]) == ("guard", whole.digest)
     assert said["guard"]["model"]["base_model"] == whole.manifest.fingerprint.base_model
     assert said["guard"]["sites"] == sorted({str(site) for probe in whole.probes for site in probe.maps})
@@ -118,5 +214,5 @@ def test_what_is_said_of_a_guard_is_what_lies_on_disk(guard: Path) -> None:
     assert said["policy"]["on_missing"] == "observe"
     assert said["policy"]["digest"] == policy.digest != Policy.default().digest
     assert said["settings"]["scores"] is True
-    assert "graph" not in said["settings"]
+    assert not {"graph", "exempt_principals"} & set(said["settings"])
     assert said["versions"] == {"vllm": "0.32.0"}

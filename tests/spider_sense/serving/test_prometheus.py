@@ -42,6 +42,7 @@ NOTE: Note = {
         ended("stop", "breach", math.nan),
         ended("observe", "clear", -math.inf),
     ],
+    "throttled": [],
 }
 WANT = {
     ("spider_sense_requests_total", "observe"): 2,

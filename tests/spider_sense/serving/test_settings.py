@@ -27,3 +27,20 @@ def test_a_wrong_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPIDER_SENSE_ENABLED", raising=False)
     with pytest.raises(ConfigError, match="polcy"):
         find_settings({"spider_sense": {"guard": "g", "polcy": "p.yaml"}})
+
+
+@pytest.mark.parametrize(
+    ("told", "fault"),
+    [
+        ({"principal_header": "Authorization"}, "Authorization carries a secret"),
+        ({"principal_header": "X Principal"}, "principal_header: 'X Principal' is not allowed"),
+        ({"exempt_principals": ["a", "unknown"]}, "'unknown' is everybody who does not say"),
+        ({"exempt_principals": [""]}, "exempt_principals.0: '' is not allowed"),
+    ],
+)
+def test_who_may_not_be_believed_or_exempt(told: dict[str, object], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        find_settings({"spider_sense": {"guard": "g", **told}})
+    found = find_settings({"spider_sense": {"guard": "g", "principal_header": "X-Who", "exempt_principals": ["a"]}})
+    assert found is not None
+    assert (found.principal_header, found.exempt_principals) == ("X-Who", ("a",))
