@@ -1,5 +1,6 @@
 # Every target makes the virtual environment it needs; Python >= 3.11 and pip are all a machine must have.
 PYTHON ?= python3
+DEVICE ?= cpu
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -60,10 +61,10 @@ soak-vllm: $(VLLM_STAMP)  ## thousands of requests at a guarded vLLM server, eac
 	$(VLLM_VENV)/bin/python bench/soak.py
 
 bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other, three seeds: hours, goes on where it stopped
-	$(BIN)/python bench/guarded_patch.py --config configs/nest-bench.yaml --guard runs/full/guard
+	$(BIN)/python bench/guarded_patch.py --config configs/nest-bench.yaml --guard runs/full/guard --device $(DEVICE)
 
 bench-nest-quick: $(STAMP)  ## the same, reduced to minutes
-	$(BIN)/nest bench --config configs/nest-bench-quick.yaml
+	$(BIN)/nest bench --config configs/nest-bench-quick.yaml --device $(DEVICE)
 
 runs/full/guard: | $(STAMP)
 	$(BIN)/spider-sense train --config configs/train-full.yaml
