@@ -62,10 +62,12 @@ def principals_of(settings: ServingSettings, policy: Policy, keys: list[str]) ->
         keys: its API keys.
 
     Raises:
-        ConfigError: if it does not, and has to.
+        ConfigError: if it does not, and has to, or nobody can be who is to be exempt.
     """
     if settings.principal_header or keys:
-        return Principals(settings.principal_header, keys)
+        principals = Principals(settings.principal_header, keys)
+        principals.check_known(settings.exempt_principals)
+        return principals
     needs = ["the policy's action 'throttle'"] if "throttle" in policy.actions else []
     needs += ["exempt_principals"] if settings.exempt_principals else []
     if needs:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from spider_sense.audit import AuditLog
-from spider_sense.errors import ConfigError, SpiderSenseError
+from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
 from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
@@ -184,10 +184,16 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
             "a guard is named, but this engine's configuration was made without the plugin, so that a graph compiled "
             "without the guard could be loaded; let VLLM_PLUGINS hold spider_sense in every process"
         )
+    guard = Guard.from_pretrained(settings.guard)
+    graph = graph_of(guard, settings)
+    if graph != settings.graph:
+        raise MismatchError(
+            f"this worker finds the probes and the patch {graph} where the server found {settings.graph}; let the "
+            "files of guard, policy and patch be the same on every node, and leave them alone while an engine starts"
+        )
     patch_seams.loaded(worker, settings)
     if worker.rank % config.parallel_config.tensor_parallel_size:
         return result
-    guard = Guard.from_pretrained(settings.guard)
     judge = Judge(
         guard,
         settings.load_policy(),

@@ -109,6 +109,9 @@ def test_a_server_that_tells_nobody_apart_cannot_throttle_or_exempt() -> None:
     by_header = principals_of(named, THROTTLES, ["secret"])
     assert by_header is not None
     assert by_header.principal([(b"x-principal", b"red-team")]) == "red-team"
-    by_key = principals_of(exempting, THROTTLES, ["secret"])
+    with pytest.raises(ConfigError, match="'red-team' is none of 2bb80d537b1da3e3, the digests of the server's"):
+        principals_of(exempting, THROTTLES, ["secret"])
+    by_digest = plain.model_copy(update={"exempt_principals": ("2bb80d537b1da3e3",)})
+    by_key = principals_of(by_digest, THROTTLES, ["secret"])
     assert by_key is not None
     assert by_key.principal([(b"x-principal", b"red-team")]) == UNKNOWN
