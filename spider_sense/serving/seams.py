@@ -17,12 +17,12 @@ from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
 from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
-from spider_sense.serving import front_seams, patch_seams
+from spider_sense.serving import front_seams, letters, patch_seams
 from spider_sense.serving.actor import ACTOR, Actor
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
 from spider_sense.serving.checks import check_settings, exchange, graph_of
 from spider_sense.serving.choices import collected, gathered
-from spider_sense.serving.core_seams import RUN, begun, canary_report, made, reloaded, run_core
+from spider_sense.serving.core_seams import RUN, begun, in_force, made, reloaded, run_core
 from spider_sense.serving.engine_guard import EngineGuard, Step
 from spider_sense.serving.packed_rows import rows_of_batch, rows_of_runner
 from spider_sense.serving.prefix import keep_tail, tail_of
@@ -84,7 +84,7 @@ def install() -> None:
     if not hasattr(EngineCoreProc, RUN):
         setattr(EngineCoreProc, RUN, EngineCoreProc.run_engine_core)
         EngineCoreProc.run_engine_core = run_core
-    EngineCore.spider_sense_canaries = canary_report
+    EngineCore.spider_sense_about = in_force
     EngineCore.spider_sense_reload = functools.partialmethod(reloaded, _new_actor)
     Worker.spider_sense_exchange, Worker.spider_sense_restore = _exchanged, _restored
     front_seams.install(_wrap)
@@ -305,7 +305,7 @@ def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: An
 
 
 def _new_actor(scheduler: Any, settings: ServingSettings) -> Actor:
-    tell = functools.partial(front_seams.send, scheduler.vllm_config.parallel_config._api_process_count)
+    tell = functools.partial(letters.send, scheduler.vllm_config.parallel_config._api_process_count)
     return Actor(settings, _refusal(scheduler, settings), _end, tell, patch_seams.switch_on)
 
 

@@ -190,7 +190,9 @@ def test_a_guard_without_canaries_says_so_once(
     assert len(begun) == 2
     (line,) = lines
     assert "has no canaries" in line
-    assert core_seams.canary_report(core) is None
+    said = core_seams.in_force(core)
+    assert said is not None
+    assert (said["guard"]["detectors"][0]["name"], said["canaries"]) == ("head0", None)
 
 
 @pytest.mark.parametrize("second_runner", [False, True], ids=["first", "second"])
