@@ -11,7 +11,7 @@ from spider_sense.judge import Judge
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
 from spider_sense.serving.engine_guard import EngineGuard
-from spider_sense.serving.seams import _executed, _loaded
+from spider_sense.serving.worker_seams import _executed, _loaded
 
 
 def test_a_dummy_step_is_none_of_the_guards(tiny_loaded: LoadedModel, guards: Any) -> None:
