@@ -1,6 +1,7 @@
 """Only seams: where vLLM's workers and their two runners are taken hold of, in which a guard scores."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,7 @@ def install(wrap: Wrap) -> None:
     Args:
         wrap: puts a function around one of an owner, by its name.
     """
+    from vllm.v1.worker.cpu_worker import CPUWorker
     from vllm.v1.worker.gpu.async_utils import AsyncOutput
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner2
     from vllm.v1.worker.gpu_model_runner import AsyncGPUModelRunnerOutput
@@ -41,6 +43,8 @@ def install(wrap: Wrap) -> None:
     from vllm.v1.worker.gpu_worker import Worker
 
     wrap(Worker, "load_model", _loaded)
+    for worker in (Worker, CPUWorker):
+        wrap(worker, "determine_available_memory", _measured)
     wrap(Worker, "initialize_from_config", _sized)
     wrap(Worker, "shutdown", _shut_down)
     for runner, rows in ((Runner1, rows_of_runner), (Runner2, _rows_of_runner_2)):
@@ -93,6 +97,19 @@ def _audit(settings: ServingSettings, rank: int) -> AuditLog | None:
         return None
     path = settings.audit.with_name(f"{settings.audit.stem}-{rank}{settings.audit.suffix}") if rank else settings.audit
     return AuditLog(path, settings.audit_text)
+
+
+def _measured(original: Callable[..., int], worker: Any) -> int:
+    """Leave room beside the KV cache for what is known at the end of each of its blocks."""
+    available = original()
+    guard: EngineGuard | None = getattr(worker.model_runner, _GUARD, None)
+    if guard is None or not worker.vllm_config.cache_config.enable_prefix_caching:
+        return available
+    specs = list(worker.get_kv_cache_spec().values())
+    # Layers of one kind, at least, have their share in every block.
+    fewest = min(Counter(type(spec) for spec in specs).values())
+    block = fewest * min(spec.page_size_bytes for spec in specs)
+    return available * block // (block + guard.block_bytes)
 
 
 def _sized(original: Callable[..., Any], worker: Any, kv_cache_config: Any) -> Any:

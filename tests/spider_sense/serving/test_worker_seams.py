@@ -11,7 +11,7 @@ from spider_sense.judge import Judge
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
 from spider_sense.serving.engine_guard import EngineGuard
-from spider_sense.serving.worker_seams import _executed, _loaded
+from spider_sense.serving.worker_seams import _executed, _loaded, _measured, _shut_down
 
 
 def test_a_dummy_step_is_none_of_the_guards(tiny_loaded: LoadedModel, guards: Any) -> None:
@@ -37,3 +37,61 @@ def test_a_worker_that_would_compile_what_the_server_did_not_check_is_refused(
     says = "without the plugin" if graph is None else "1/attention:.* where the server found 1/another"
     with pytest.raises(error, match=says):
         _loaded(lambda: None, worker)
+
+
+class Full:
+    page_size_bytes = 1000
+
+
+class Sliding:
+    page_size_bytes = 500
+
+
+@pytest.mark.parametrize(
+    ("specs", "most"),
+    [([Full()] * 6, 1_000_000 // 6000), ([Full()] * 2 + [Sliding()] * 4, 1_000_000 // 1000)],
+    ids=["layers of one kind", "layers of two kinds"],
+)
+def test_the_states_of_all_blocks_fit_beside_the_kv_cache(
+    specs: list[Any], most: int, tiny_loaded: LoadedModel, guards: Any
+) -> None:
+    guard = EngineGuard(Judge(guards.guard(tiny_loaded, guards.many_probes()), Policy.default()))
+    cache = SimpleNamespace(enable_prefix_caching=True)
+    worker = SimpleNamespace(
+        model_runner=SimpleNamespace(_spider_sense_guard=guard),
+        vllm_config=SimpleNamespace(cache_config=cache),
+        get_kv_cache_spec=lambda: dict(enumerate(specs)),
+    )
+    left = _measured(lambda: 1_000_000, worker)
+    block = 1_000_000 // most
+    blocks = left // block
+    guard.keep_blocks(16, blocks)
+    states = guard.judge.scorer.blocks
+    assert states is not None
+    taken = sum(part.nbytes for part in states.tables)
+    assert blocks * block + taken <= 1_000_000 < (blocks + 2) * (block + guard.block_bytes)
+    cache.enable_prefix_caching = False
+    assert _measured(lambda: 1_000_000, worker) == 1_000_000
+    worker.model_runner = SimpleNamespace()
+    assert _measured(lambda: 1_000_000, worker) == 1_000_000
+
+
+def test_requests_that_run_at_a_shutdown_are_closed_and_the_rest_is_shut_down_anyway(
+    tiny_loaded: LoadedModel, guards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, done = EngineGuard(Judge(guards.guard(tiny_loaded, guards.many_probes()[:1]), Policy.default())), []
+    worker = SimpleNamespace(model_runner=SimpleNamespace(_spider_sense_guard=guard))
+    monkeypatch.setattr(guard, "close", lambda: done.append("guard"))
+    _shut_down(lambda: done.append("worker"), worker)
+    assert done == ["guard", "worker"]
+
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(guard, "close", fail)
+    with pytest.raises(OSError, match="disk"):
+        _shut_down(lambda: done.append("worker"), worker)
+    # A worker that never came to its model, and one without a guard.
+    for other in (SimpleNamespace(), SimpleNamespace(model_runner=SimpleNamespace())):
+        _shut_down(lambda: done.append("worker"), other)
+    assert done == ["guard", "worker", "worker", "worker", "worker"]
