@@ -1,10 +1,11 @@
 """What a process that answers clients keeps of the guard in force: what it counts, whom it slows, what it says."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from spider_sense import policy
 from spider_sense.guard import Guard
+from spider_sense.serving.findings import Note
 from spider_sense.serving.prometheus import GuardMetrics
 from spider_sense.serving.throttle import Throttle
 
@@ -32,9 +33,10 @@ class Front:
         if "in_force" in told:
             self._follow(told["in_force"])
             return
-        self._metrics.count(told)
+        note = cast(Note, told)
+        self._metrics.count(note)
         if self.throttle is not None:
-            self.throttle.slow(told["throttled"])
+            self.throttle.slow(note["throttled"])
 
     def _follow(self, said: Mapping[str, Any]) -> None:
         rules = said["policy"]
