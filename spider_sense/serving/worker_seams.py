@@ -121,7 +121,7 @@ def _sized(original: Callable[..., Any], worker: Any, kv_cache_config: Any) -> A
     return result
 
 
-def _shut_down(original: Callable[..., Any], worker: Any) -> Any:
+def _shut_down(original: Callable[..., Any], worker: Any) -> None:
     guard: EngineGuard | None = getattr(getattr(worker, "model_runner", None), _GUARD, None)
     try:
         if guard is not None:

@@ -79,7 +79,8 @@ def test_the_states_of_all_blocks_fit_beside_the_kv_cache(
 def test_requests_that_run_at_a_shutdown_are_closed_and_the_rest_is_shut_down_anyway(
     tiny_loaded: LoadedModel, guards: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guard, done = EngineGuard(Judge(guards.guard(tiny_loaded, guards.many_probes()[:1]), Policy.default())), []
+    guard = EngineGuard(Judge(guards.guard(tiny_loaded, guards.many_probes()[:1]), Policy.default()))
+    done: list[str] = []
     worker = SimpleNamespace(model_runner=SimpleNamespace(_spider_sense_guard=guard))
     monkeypatch.setattr(guard, "close", lambda: done.append("guard"))
     _shut_down(lambda: done.append("worker"), worker)
