@@ -9,7 +9,7 @@ from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.serving import patch_seams
 from spider_sense.serving.engine_guard import EngineGuard
-from spider_sense.serving.prefix import tail_of
+from spider_sense.serving.prefix import reads_prompts_alone, tail_of
 from spider_sense.serving.settings import ServingSettings
 from spider_sense.types import Action
 
@@ -64,6 +64,11 @@ def exchange(running: EngineGuard, told: Mapping[str, Any], serving: ServingConf
             raise MismatchError(
                 "the guard has probes that read the template's tail alone, and that of before has none, so that hits "
                 "of the prefix cache may lie in it; start anew with this guard"
+            )
+        if reads_prompts_alone(guard) and not reads_prompts_alone(running.judge.guard):
+            raise MismatchError(
+                "the guard has probes that read prompts alone, and that of before has none, so that hits of the prefix "
+                "cache may hold answers; start anew with this guard"
             )
         guard.check_model(running.judge.guard.manifest.fingerprint, serving, settings.allow_uncertified)
         running.exchange(guard, settings.load_policy())

@@ -81,6 +81,11 @@ class EngineGuard:
         # Where an engine looks ahead, tokens of one step arrive on another thread while the next step begins.
         self._lock = threading.Lock()
 
+    @property
+    def block_bytes(self) -> int:
+        """Memory that the state at the end of one KV block takes."""
+        return sum(part.nbytes for part in self.judge.bank.table.new_state(1))
+
     def keep_blocks(self, size: int, blocks: int) -> None:
         """Keep the state at the end of KV blocks, for requests that start after cached ones.
 

@@ -147,6 +147,7 @@ def run_engine(options: dict[str, Any], run_job: Callable[..., dict[str, Any]]) 
         interpreted = INTERPRETER if second_runner else {}
         result = run_job("engine_job.py", job, {**interpreted, **(environment or {})})
         assert result["runner"] == ("vllm.v1.worker.cpu.model_runner" if second_runner else FIRST_RUNNER)
+        assert result["looks_ahead"] == engine.get("async_scheduling", False)
         done_rounds: Result = result["rounds"]
         return done_rounds
 

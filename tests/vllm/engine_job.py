@@ -17,6 +17,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     """
     from vllm import LLM, SamplingParams
 
+    if job["engine"].get("async_scheduling"):
+        _look_ahead()
     engine = LLM(**job["engine"])
     if job["dummy_batches"]:
         engine.llm_engine.step = _after_a_dummy_batch(engine, engine.llm_engine.step)
@@ -30,7 +32,22 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             [{"prompt_token_ids": ids} for ids in prompts], SamplingParams(**job["sampling"]), use_tqdm=False
         )
         rounds.append([_told(one, completion) for one in answers for completion in one.outputs])
-    return {"runner": runners[0], "rounds": rounds}
+    core = engine.llm_engine.engine_core
+    looks_ahead = hasattr(core, "engine_core") and core.engine_core.batch_queue is not None
+    return {"runner": runners[0], "looks_ahead": looks_ahead, "rounds": rounds}
+
+
+def _look_ahead() -> None:
+    """Let an engine on a CPU schedule a step before it knows the tokens of the last one, as on a GPU."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    check = CpuPlatform.check_and_update_config
+
+    def keep(config: Any) -> None:
+        check(config)
+        config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = staticmethod(keep)
 
 
 def _after_a_dummy_batch(engine: Any, step: Callable[[], Any]) -> Callable[[], Any]:

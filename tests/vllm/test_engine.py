@@ -14,7 +14,7 @@ import torch
 from spider_sense.bench import random_guard
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
-from spider_sense.scoring import Aggregator
+from spider_sense.scoring import Aggregator, Span
 from spider_sense.serving import core_seams
 from spider_sense.types import Site
 
@@ -190,7 +190,9 @@ def test_a_guard_without_canaries_says_so_once(
     assert len(begun) == 2
     (line,) = lines
     assert "has no canaries" in line
-    assert core_seams.canary_report(core) is None
+    said = core_seams.in_force(core)
+    assert said is not None
+    assert (said["guard"]["detectors"][0]["name"], said["canaries"]) == ("head0", None)
 
 
 @pytest.mark.parametrize("second_runner", [False, True], ids=["first", "second"])
@@ -231,22 +233,42 @@ def test_copies_of_a_prompt_are_told_apart(
 def test_a_prompt_that_ends_where_another_goes_on_is_covered_in_full(
     guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline, tmp_path: Path
 ) -> None:
-    whole = Guard.from_pretrained(guard)
-    detectors = [one.model_copy(update={"aggregator": tail_only(one.aggregator)}) for one in whole.manifest.detectors]
-    probes = [dataclasses.replace(probe, aggregator=tail_only(probe.aggregator)) for probe in whole.probes]
-    manifest = whole.manifest.model_copy(update={"detectors": tuple(detectors), "canaries": None})
-    Guard(manifest, tuple(probes)).save_pretrained(tmp_path / "tail")
-    (other, longest), inside = prompts[-2:], 128 + whole.manifest.template.tail - 1
+    tail = reading("tail", guard, tmp_path / "tail")
+    (other, longest), inside = prompts[-2:], 128 + Guard.from_pretrained(tail).manifest.template.tail - 1
     # A block ends inside the tail of the shorter one, filled for the longer one first and for the shorter one first.
     rounds = [[longest], [longest[:inside]], [other[:inside]], [other], [longest]]
-    found = run_engine(rounds, {"guard": str(tmp_path / "tail"), "scores": True})
+    found = run_engine(rounds, {"guard": str(tail), "scores": True})
     for (one,) in found:
-        assert_equals_offline(one, tmp_path / "tail", offline)
+        assert_equals_offline(one, tail, offline)
     assert [one["said"]["coverage"]["cached"] for (one,) in found] == [0, 0, 0, 128, 128]
 
 
-def tail_only(aggregator: Aggregator) -> Aggregator:
-    return aggregator.model_copy(update={"span": "tail"})
+def reading(span: Span, guard: Path, folder: Path) -> Path:
+    """Save a guard of the same heads that read but a part of a conversation."""
+
+    def changed(aggregator: Aggregator) -> Aggregator:
+        return aggregator.model_copy(update={"span": span})
+
+    whole = Guard.from_pretrained(guard)
+    detectors = [one.model_copy(update={"aggregator": changed(one.aggregator)}) for one in whole.manifest.detectors]
+    probes = [dataclasses.replace(probe, aggregator=changed(probe.aggregator)) for probe in whole.probes]
+    manifest = whole.manifest.model_copy(update={"detectors": tuple(detectors), "canaries": None})
+    Guard(manifest, tuple(probes)).save_pretrained(folder)
+    return folder
+
+
+def test_the_next_turn_of_a_chat_is_covered_in_full_where_heads_read_prompts_alone(
+    guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline, tmp_path: Path
+) -> None:
+    alone = reading("prompt", guard, tmp_path / "prompt")
+    # Prompts that end early in their second block, and answers that fill it.
+    asked, sampling = [prompt[:40] for prompt in prompts[-3:]], {"max_tokens": 40, "ignore_eos": True}
+    found = run_engine([asked, [0, 1, 2], [0, 1, 2]], {"guard": str(alone), "scores": True}, sampling, block_size=32)
+    for one in (one for answers in found for one in answers):
+        assert_equals_offline(one, alone, offline)
+    # The second turn computes the answer to the first again, and the third begins with it.
+    cached = [{one["said"]["coverage"]["cached"] for one in answers} for answers in found]
+    assert cached == [{0}, {32}, {64}]
 
 
 def test_two_ranks_find_what_one_model_finds_and_the_first_of_them_stops(

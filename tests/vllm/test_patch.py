@@ -137,6 +137,8 @@ def test_two_of_eight_are_patched_and_nobody_else_is_touched(
     [
         pytest.param({"enforce_eager": False}, {"VLLM_CPU_CI_ENV": "1"}, id="traced"),
         pytest.param({"second_runner": True}, {}, id="second_runner"),
+        pytest.param({"async_scheduling": True}, {}, id="looks_ahead"),
+        pytest.param({"async_scheduling": True, "second_runner": True}, {}, id="second_runner_looks_ahead"),
     ],
 )
 def test_a_patch_outlasts_preemption(

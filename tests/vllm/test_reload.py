@@ -128,6 +128,7 @@ def test_canaries_that_drift_are_a_refusal_and_those_that_break_the_engine_its_e
         collective_rpc=collective_rpc,
         input_queue=SimpleNamespace(put_nowait=queue.append),
     )
+    setattr(core, core_seams._SAID, {"policy": {"actions": ["observe", "flag", "stop"]}})
     monkeypatch.setattr(core_seams, "_try_canaries", fail)
     if isinstance(error, MismatchError):
         assert core_seams.reloaded(core, lambda *_: None, str(guard), None) == {"refused": "drift"}
@@ -138,3 +139,18 @@ def test_canaries_that_drift_are_a_refusal_and_those_that_break_the_engine_its_e
             core_seams.reloaded(core, lambda *_: None, str(guard), None)
         assert called == ["spider_sense_exchange"]
         assert queue == [(EngineCoreRequestType.EXECUTOR_FAILED, b"")]
+
+
+def test_a_policy_that_begins_to_throttle_is_refused(guard: Path, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text("rules: [{detector: '*', zone: suspect, action: throttle}]")
+    core = SimpleNamespace(
+        vllm_config=SimpleNamespace(
+            additional_config={"spider_sense": {"guard": str(guard)}},
+            parallel_config=SimpleNamespace(data_parallel_size=1),
+        ),
+        scheduler=SimpleNamespace(running=[]),
+        is_scheduler_paused=lambda: True,
+        **{core_seams._SAID: {"policy": {"actions": ["observe", "flag", "stop"]}}},
+    )
+    found = core_seams.reloaded(core, lambda *_: None, str(guard), str(tmp_path / "policy.yaml"))
+    assert "says throttle, and that of before did not" in found["refused"]

@@ -36,6 +36,7 @@ NEW = 16
 ENDLESS = 800
 """Tokens that nobody waits for: a request of so many ends early only if the engine hears that its client has left."""
 SECONDS = ("spider_sense_host_seconds_total",)
+RELOAD_KEY = "of the operator alone"
 EXEMPT = hashlib.sha256(b"secret").hexdigest()[:16]
 """Who sends requests with the key "secret"."""
 
@@ -95,6 +96,7 @@ def _serving(folder: Path, settings: dict[str, Any], *more: str) -> Iterator[str
         "VLLM_CACHE_ROOT": str(folder / "cache"),
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
+        "SPIDER_SENSE_RELOAD_KEY": RELOAD_KEY,
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, *options], cwd=folder, env=environment, stdout=log, stderr=log)
@@ -295,7 +297,10 @@ def test_an_operator_can_ask_which_guard_is_in_force(server: tuple[str, Path], g
     assert [one["thresholds"][-1]["breach"] for one in said["guard"]["detectors"]] == [
         one.calibration.buckets[-1].breach.value for one in whole.manifest.detectors
     ]
-    assert said["policy"] == {"digest": Policy.default().digest, **Policy.default().model_dump(mode="json")}
+    actions = {"digest": Policy.default().digest, "actions": ["observe", "flag", "stop"]}
+    assert said["policy"] == {**actions, **Policy.default().model_dump(mode="json")}
+    assert said["canaries"]["accepted"] is True
+    assert 0 <= said["canaries"]["difference"] <= said["canaries"]["band"]
     assert (said["settings"]["guard"], said["settings"]["scores"]) == (str(guard), True)
     assert said["versions"]["vllm"].startswith("0.32")
 
@@ -350,8 +355,8 @@ def test_two_front_ends_count_together_show_no_score_and_slow_the_same_principal
     rules = [{"detector": "*", "zone": "suspect", "action": "throttle"}]
     (tmp_path / "policy.yaml").write_text(json.dumps({"rules": rules, "throttle": pace}))
     settings: dict[str, Any] = {"guard": str(one_head("head0", -1e6, 1e6)), "policy": str(tmp_path / "policy.yaml")}
-    settings |= {"exempt_principals": [EXEMPT]}
-    with _serving(tmp_path, settings, *more) as address:
+    settings |= {"exempt_principals": [EXEMPT], "audit": str(tmp_path / "audit.jsonl")}
+    with ThreadPoolExecutor(1) as last, _serving(tmp_path, settings, *more) as address:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             _get(f"{address}/v1/guard")
         assert json.loads(_get(f"{address}/v1/guard", "secret"))["settings"]["scores"] is False
@@ -371,6 +376,34 @@ def test_two_front_ends_count_together_show_no_score_and_slow_the_same_principal
         assert found["spider_sense_tokens_total", "scored"] > 0
         assert _said_of_one_that_is_slowed(address) == "throttle"
         assert ask(1)
+        _assert_a_reload_is_heard_by_both(address, one_head("head0", -1e6, 2e6), tmp_path / "policy.yaml")
+        assert _said_of_one_that_is_slowed(address) == "throttle"
+        endless = {"model": "smollm2", "messages": _messages(1)[0], "max_tokens": ENDLESS, "ignore_eos": True}
+        cut_off = last.submit(_get, f"{address}/v1/chat/completions", "secret", endless)
+        time.sleep(3)
+        assert not cut_off.done()
+    # Whoever is cut off by a shutdown has an end in the audit log too.
+    cut_off.exception()
+    events = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    told = Counter((one["request"], one["event"]) for one in events if one["event"] in ("open", "close"))
+    assert set(told.values()) == {1}
+    assert len({name for name, _ in told}) * 2 == len(told)
+
+
+def _assert_a_reload_is_heard_by_both(address: str, guard: Path, policy: Path) -> None:
+    url, pace = f"{address}/spider_sense/reload", {"requests": 1, "per_seconds": 599, "for_seconds": 600}
+    policy.write_text(json.dumps({**json.loads(policy.read_text()), "throttle": pace}))
+    for key, body, status in (("secret", {"guard": str(guard)}, 401), (RELOAD_KEY, {"guard": "nowhere"}, 409)):
+        with pytest.raises(urllib.error.HTTPError, match=str(status)):
+            _get(url, key, body)
+    assert json.loads(_get(url, RELOAD_KEY, {"guard": str(guard)})) == {"canaries": None}
+    time.sleep(1)
+    said = [json.loads(_get(f"{address}/v1/guard", "secret")) for _ in range(16)]
+    digest = Guard.from_pretrained(guard).digest
+    assert {(one["guard"]["digest"], one["policy"]["throttle"]["per_seconds"]) for one in said} == {(digest, 599)}
+    lines = [line for line in _get(f"{address}/metrics").splitlines() if line.startswith("spider_sense_guard_info{")]
+    assert [digest in line for line in lines if line.endswith(" 1.0")] == [True]
+    assert [digest in line for line in lines if line.endswith(" 0.0")] == [False]
 
 
 def _said_of_one_that_is_slowed(address: str) -> str:
