@@ -1,12 +1,13 @@
 """A vLLM server in a process of its own, for as long as a block lasts."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ CONSOLE = Console(stderr=True)
 
 
 @contextmanager
-def server(model: str, options: list[str], work: Path, guard: Path | None = None) -> Iterator[str]:
+def server(
+    model: str, options: Sequence[str], work: Path, guard: Path | None = None, **environment: str
+) -> Iterator[str]:
     """Serve a model for the length of a block.
 
     Args:
@@ -27,6 +30,7 @@ def server(model: str, options: list[str], work: Path, guard: Path | None = None
         options: of `vllm serve`, and with a guard of `spider-sense serve`.
         work: folder for the log and the compile cache; made.
         guard: folder of the guard, None for a bare server.
+        environment: variables beside those of this process.
 
     Yields:
         The address that OpenAI clients take.
@@ -41,20 +45,30 @@ def server(model: str, options: list[str], work: Path, guard: Path | None = None
     command: list[str | Path] = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
     if guard is not None:
         command = [Path(sys.executable).with_name("spider-sense"), "serve", model, "--guard", guard]
-    environment = {**os.environ, "VLLM_CACHE_ROOT": str(work / "cache"), "VLLM_NO_USAGE_STATS": "1"}
+    told = {"VLLM_CACHE_ROOT": str(work / "cache"), "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with (work / "log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 - the command is this file's own
             [*command, "--port", str(port), "--served-model-name", "model", *options],
-            env=environment,
+            env={**os.environ, **told, **environment},
             stdout=log,
             stderr=log,
+            start_new_session=True,
         )
     try:
         _wait(f"http://127.0.0.1:{port}/health", process, work / "log")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        process.terminate()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and the processes that it started, which outlive it if it is killed."""
+    process.terminate()
+    try:
         process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -71,7 +85,7 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
-async def ask(client: Any, prompt: str, new_tokens: int, **extra: bool) -> Any:
+async def ask(client: Any, prompt: str, new_tokens: int, **extra: Any) -> Any:
     """Return the stream of a greedy answer from a server of this module; ``extra`` are options of vLLM's own."""
     return await client.chat.completions.create(
         model="model",

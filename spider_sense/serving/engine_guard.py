@@ -275,7 +275,7 @@ class EngineGuard:
         case = self.judge.open(name, prompt, principal_of(new.sampling_params), text)
         chain = None
         if self.judge.scorer.blocks is not None:
-            chain = TokenChain(f"{self.judge.guard.digest}/{case.request.skip}", self.judge.scorer.blocks.size)
+            chain = TokenChain(f"{self.judge.digest}/{case.request.skip}", self.judge.scorer.blocks.size)
         blocks = list(new.block_ids[0]) if new.block_ids else []
         self._served[name] = _Served(case, prompt, blocks, chain, cached=new.num_computed_tokens)
 
