@@ -224,7 +224,7 @@ class EngineGuard:
         """Yield the rows that are computed for the first time, and those that are computed again."""
         request, again = served.case.request, served.again
         positions = positions[: len(rows)]
-        fresh = int(np.searchsorted(positions, request.position))
+        fresh = int(positions.searchsorted(request.position))
         if again is not None and fresh:
             yield self._with_blocks(served, again, rows[:fresh], positions[:fresh])
         if fresh < len(rows):
