@@ -120,7 +120,7 @@ def _score(
 
 
 def _openings(rng: Random) -> list[str]:
-    return [" ".join(rng.sample(_TEXTS, rng.randint(1, 8))) for _ in range(12)]
+    return [" ".join(rng.sample(_TEXTS, rng.choice((1, 2, 3, 8)))) for _ in range(12)]
 
 
 _TEXTS = [row.text for row in load_corpus() if row.source == "corpus_everyday"]
@@ -128,7 +128,7 @@ _TEXTS = [row.text for row in load_corpus() if row.source == "corpus_everyday"]
 
 def _prompt(openings: list[str], rng: Random) -> str:
     shared = [rng.choice(openings)] if rng.random() < 0.7 else []
-    return " ".join((*shared, *rng.sample(_TEXTS, rng.randint(1, 4))))
+    return " ".join((*shared, *rng.sample(_TEXTS, rng.choice((1, 1, 2, 4)))))
 
 
 async def _all(address: str, requests: int, concurrent: int, rng: Random) -> list[Answer]:
@@ -138,7 +138,7 @@ async def _all(address: str, requests: int, concurrent: int, rng: Random) -> lis
 
     async def one(client: Any, place: int) -> Answer:
         nonlocal done
-        prompt, new_tokens = _prompt(openings, rng) if rng.random() > 0.02 else f"{place}", rng.randint(1, 24)
+        prompt, new_tokens = _prompt(openings, rng) if rng.random() > 0.02 else f"{place}", rng.randint(1, 16)
         leave_after = rng.randint(1, 6) if rng.random() < 0.15 else None
         async with gate:
             answer = await _stream(client, prompt, new_tokens, leave_after)
