@@ -8,21 +8,43 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-__all__ = ["CONSOLE", "ask", "server"]
+__all__ = ["CONSOLE", "Server", "ask", "server"]
 
 CONSOLE = Console(stderr=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that runs."""
+
+    address: str
+    """What OpenAI clients take."""
+    group: int
+    """The process group of all its processes."""
+
+    def worker_seconds(self) -> float:
+        """Return what its workers have computed so far, in seconds of a processor; Linux tells."""
+        ticks = 0
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                name, _, rest = file.read_text(encoding="utf-8").rpartition(") ")
+                fields = rest.split()
+                if "(VLLM::Worker" in name and int(fields[2]) == self.group:
+                    ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def server(
     model: str, options: Sequence[str], work: Path, guard: Path | None = None, **environment: str
-) -> Iterator[str]:
+) -> Iterator[Server]:
     """Serve a model for the length of a block.
 
     Args:
@@ -33,7 +55,7 @@ def server(
         environment: variables beside those of this process.
 
     Yields:
-        The address that OpenAI clients take.
+        The server, once it takes requests.
 
     Raises:
         RuntimeError: with the end of the log, if the server does not start.
@@ -56,7 +78,7 @@ def server(
         )
     try:
         _wait(f"http://127.0.0.1:{port}/health", process, work / "log")
-        yield f"http://127.0.0.1:{port}/v1"
+        yield Server(f"http://127.0.0.1:{port}/v1", process.pid)
     finally:
         _end(process)
 

@@ -29,7 +29,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from _server import CONSOLE, ask, server
+from _server import CONSOLE, Server, ask, server
 
 from spider_sense.bench import random_guard
 from spider_sense.guard import Guard
@@ -42,7 +42,7 @@ PROMPTS = (
     "Explain how a bicycle stays upright, in words that a child understands.",
     "Write a letter to a neighbour about a party on Saturday.",
 )
-FIGURES = {"throughput": "tokens_per_s", "ttft": "first_ms", "itl": "between_ms"}
+FIGURES = {"throughput": "tokens_per_s", "ttft": "first_ms", "itl": "between_ms", "worker_cpu": "worker_s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class Round:
     """Median time to the first token."""
     between_ms: float
     """Median time between tokens."""
+    worker_s: float
+    """Processor time of the worker, which what else the machine does hardly changes."""
 
 
 def main(
@@ -82,8 +84,8 @@ def main(
             waiting["vllm_lens"] = server(folder, options, work / "vllm_lens", PYTHONPATH=str(lens.resolve()))
             extras["vllm_lens"] = {"vllm_xargs": {"output_residual_stream": layers}}
         with ThreadPoolExecutor(len(waiting)) as pool:
-            addresses = dict(zip(waiting, pool.map(stack.enter_context, waiting.values()), strict=True))
-        found = _measure(addresses, extras, concurrent, new_tokens, rounds)
+            servers = dict(zip(waiting, pool.map(stack.enter_context, waiting.values()), strict=True))
+        found = _measure(servers, extras, concurrent, new_tokens, rounds)
     report: dict[str, Any] = {
         "model": model,
         "guard": guard,
@@ -118,15 +120,15 @@ def _prepare(model: str, guard: str, dtype: str, work: Path) -> tuple[str, Path,
 
 
 def _measure(
-    addresses: Mapping[str, str], extras: Mapping[str, Any], concurrent: int, new_tokens: int, rounds: int
+    servers: Mapping[str, Server], extras: Mapping[str, Any], concurrent: int, new_tokens: int, rounds: int
 ) -> dict[str, list[Round]]:
     """Load the servers one after the other, round by round; ``extras`` are options of some servers' requests."""
-    found: dict[str, list[Round]] = {name: [] for name in addresses}
+    found: dict[str, list[Round]] = {name: [] for name in servers}
     for index in range(-2, rounds):
         # Each comes first, in the middle and last equally often.
-        shift = index % len(addresses)
-        for name in (*list(addresses)[shift:], *list(addresses)[:shift])[:: 1 if index % 2 else -1]:
-            result = asyncio.run(_load(addresses[name], concurrent, new_tokens, extras.get(name, {})))
+        shift = index % len(servers)
+        for name in (*list(servers)[shift:], *list(servers)[:shift])[:: 1 if index % 2 else -1]:
+            result = asyncio.run(_load(servers[name], concurrent, new_tokens, extras.get(name, {})))
             if index >= 0:  # the rounds before warm up
                 found[name].append(result)
         if index >= 0:
@@ -155,17 +157,17 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-async def _load(address: str, concurrent: int, new_tokens: int, extra: Mapping[str, Any]) -> Round:
+async def _load(loaded: Server, concurrent: int, new_tokens: int, extra: Mapping[str, Any]) -> Round:
     from openai import AsyncOpenAI
 
     prompts = [f"{place}. {PROMPTS[place % len(PROMPTS)]}" for place in range(concurrent)]
-    async with AsyncOpenAI(base_url=address, api_key="none", max_retries=0) as client:
-        begin = time.perf_counter()
+    async with AsyncOpenAI(base_url=loaded.address, api_key="none", max_retries=0) as client:
+        worker_s, begin = loaded.worker_seconds(), time.perf_counter()
         streams = await asyncio.gather(*(_stream(client, prompt, new_tokens, extra) for prompt in prompts))
         seconds = time.perf_counter() - begin
     first = statistics.median(times[1] - times[0] for times in streams)
     between = statistics.median(later - sooner for times in streams for sooner, later in pairwise(times[1:]))
-    return Round(concurrent * new_tokens / seconds, 1000 * first, 1000 * between)
+    return Round(concurrent * new_tokens / seconds, 1000 * first, 1000 * between, loaded.worker_seconds() - worker_s)
 
 
 async def _stream(client: Any, prompt: str, new_tokens: int, extra: Mapping[str, Any]) -> list[float]:

@@ -78,8 +78,8 @@ def main(
         options = ["--scores", "--audit", str(audit), "--dtype", "float32", "--max-model-len", "1024"]
         options += ["--max-num-seqs", str(concurrent), "--max-num-batched-tokens", "256", "--block-size", "32"]
         options += ["--enforce-eager"] if eager else []
-        with server(loaded.model.name_or_path, options, Path(folder, "server"), Path(folder, "guard")) as address:
-            answers = asyncio.run(_all(address, requests, concurrent, rng))
+        with server(loaded.model.name_or_path, options, Path(folder, "server"), Path(folder, "guard")) as running:
+            answers = asyncio.run(_all(running.address, requests, concurrent, rng))
         events = [json.loads(line) for line in audit.read_text(encoding="utf-8").splitlines()]
     report = {"requests": requests, **_compared(answers, guard, loaded), "unrecorded": _unrecorded(answers, events)}
     typer.echo(json.dumps(report))
