@@ -42,9 +42,7 @@ class Server:
 
 
 @contextmanager
-def server(
-    model: str, options: Sequence[str], work: Path, guard: Path | None = None, **environment: str
-) -> Iterator[Server]:
+def server(model: str, options: Sequence[str], work: Path, guard: Path | None = None) -> Iterator[Server]:
     """Serve a model for the length of a block.
 
     Args:
@@ -52,7 +50,6 @@ def server(
         options: of `vllm serve`, and with a guard of `spider-sense serve`.
         work: folder for the log and the compile cache; made.
         guard: folder of the guard, None for a bare server.
-        environment: variables beside those of this process.
 
     Yields:
         The server, once it takes requests.
@@ -71,7 +68,7 @@ def server(
     with (work / "log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 - the command is this file's own
             [*command, "--port", str(port), "--served-model-name", "model", *options],
-            env={**os.environ, **told, **environment},
+            env={**os.environ, **told},
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -6,9 +6,6 @@ All servers run all the time, and all but one of them idle; each round sends the
 order, so that what else the machine does falls on all. A second bare server tells what a difference means: `control`
 holds its ratios to the first. Run it in the environment of vLLM. The last line is JSON; `*_interval` are 95% bootstrap
 intervals over rounds of the median ratio above them.
-
-With `--lens FOLDER` a server with vllm-lens, as `pip install --target FOLDER` puts it there, is loaded as well and
-hands out the hidden states of the sites that the guard scores; `vllm_lens` holds its ratios.
 """
 
 import asyncio
@@ -32,7 +29,6 @@ import typer
 from _server import CONSOLE, Server, ask, server
 
 from spider_sense.bench import random_guard
-from spider_sense.guard import Guard
 from spider_sense.models import load_model
 from spider_sense.types import Site
 
@@ -63,15 +59,14 @@ def main(
     guard: Annotated[str, typer.Option(help="Folder of a guard, or random: 64 heads at 8 sites.")] = "random",
     concurrent: Annotated[int, typer.Option(help="Requests of a round, all at once.")] = 16,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 32,
-    rounds: Annotated[int, typer.Option(help="Rounds of each server.")] = 36,
+    rounds: Annotated[int, typer.Option(help="Rounds of each server.")] = 24,
     eager: Annotated[bool, typer.Option(help="Serve without torch.compile.")] = False,
     dtype: Annotated[str, typer.Option(help="Of the model.")] = "float32",
-    lens: Annotated[Path | None, typer.Option(help="Folder that holds vllm-lens, to compare with.")] = None,
 ) -> None:
     """Measure throughput, time to the first token and time between tokens, guarded over bare."""
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder, guard_folder, layers = _prepare(model, guard, dtype, work)
+        folder, guard_folder = _prepare(model, guard, dtype, work)
         options = ["--dtype", dtype, "--max-model-len", "1024", "--max-num-seqs", str(concurrent)]
         options += ["--enforce-eager"] if eager else []
         waiting = {
@@ -79,13 +74,9 @@ def main(
             "guarded": server(folder, options, work / "guarded", guard_folder),
             "bare_again": server(folder, options, work / "bare_again"),
         }
-        extras: dict[str, Any] = {}
-        if lens is not None:
-            waiting["vllm_lens"] = server(folder, options, work / "vllm_lens", PYTHONPATH=str(lens.resolve()))
-            extras["vllm_lens"] = {"vllm_xargs": {"output_residual_stream": layers}}
         with ThreadPoolExecutor(len(waiting)) as pool:
             servers = dict(zip(waiting, pool.map(stack.enter_context, waiting.values()), strict=True))
-        found = _measure(servers, extras, concurrent, new_tokens, rounds)
+        found = _measure(servers, concurrent, new_tokens, rounds)
     report: dict[str, Any] = {
         "model": model,
         "guard": guard,
@@ -95,7 +86,6 @@ def main(
         "dtype": dtype,
         "rounds": rounds,
         "control": _ratios(found["bare"], found["bare_again"]),
-        "vllm_lens": _ratios(found["bare"], found["vllm_lens"]) if lens else None,
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }
@@ -107,28 +97,26 @@ def main(
     typer.echo(json.dumps(report | _ratios(found["bare"], found["guarded"])))
 
 
-def _prepare(model: str, guard: str, dtype: str, work: Path) -> tuple[str, Path, list[int]]:
-    """Return the folders of model and guard, and the layers that the guard reads."""
+def _prepare(model: str, guard: str, dtype: str, work: Path) -> tuple[str, Path]:
+    """Return the folders of model and guard."""
     loaded = load_model(model, dtype)
     folder = str(loaded.model.name_or_path)
     if guard != "random":
-        read = {site.layer for probe in Guard.from_pretrained(guard).probes for site in probe.maps}
-        return folder, Path(guard).resolve(), sorted(read)
-    layers = [place * loaded.model.config.num_hidden_layers // 8 for place in range(8)]
-    random_guard(loaded, 64, tuple(Site(layer, "resid") for layer in layers)).save_pretrained(work / "guard")
-    return folder, work / "guard", layers
+        return folder, Path(guard).resolve()
+    layers = loaded.model.config.num_hidden_layers
+    sites = tuple(Site(place * layers // 8, "resid") for place in range(8))
+    random_guard(loaded, 64, sites).save_pretrained(work / "guard")
+    return folder, work / "guard"
 
 
-def _measure(
-    servers: Mapping[str, Server], extras: Mapping[str, Any], concurrent: int, new_tokens: int, rounds: int
-) -> dict[str, list[Round]]:
-    """Load the servers one after the other, round by round; ``extras`` are options of some servers' requests."""
+def _measure(servers: Mapping[str, Server], concurrent: int, new_tokens: int, rounds: int) -> dict[str, list[Round]]:
+    """Load the servers one after the other, round by round."""
     found: dict[str, list[Round]] = {name: [] for name in servers}
     for index in range(-2, rounds):
         # Each comes first, in the middle and last equally often.
         shift = index % len(servers)
         for name in (*list(servers)[shift:], *list(servers)[:shift])[:: 1 if index % 2 else -1]:
-            result = asyncio.run(_load(servers[name], concurrent, new_tokens, extras.get(name, {})))
+            result = asyncio.run(_load(servers[name], concurrent, new_tokens))
             if index >= 0:  # the rounds before warm up
                 found[name].append(result)
         if index >= 0:
@@ -157,23 +145,23 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-async def _load(loaded: Server, concurrent: int, new_tokens: int, extra: Mapping[str, Any]) -> Round:
+async def _load(loaded: Server, concurrent: int, new_tokens: int) -> Round:
     from openai import AsyncOpenAI
 
     prompts = [f"{place}. {PROMPTS[place % len(PROMPTS)]}" for place in range(concurrent)]
     async with AsyncOpenAI(base_url=loaded.address, api_key="none", max_retries=0) as client:
         worker_s, begin = loaded.worker_seconds(), time.perf_counter()
-        streams = await asyncio.gather(*(_stream(client, prompt, new_tokens, extra) for prompt in prompts))
+        streams = await asyncio.gather(*(_stream(client, prompt, new_tokens) for prompt in prompts))
         seconds = time.perf_counter() - begin
     first = statistics.median(times[1] - times[0] for times in streams)
     between = statistics.median(later - sooner for times in streams for sooner, later in pairwise(times[1:]))
     return Round(concurrent * new_tokens / seconds, 1000 * first, 1000 * between, loaded.worker_seconds() - worker_s)
 
 
-async def _stream(client: Any, prompt: str, new_tokens: int, extra: Mapping[str, Any]) -> list[float]:
+async def _stream(client: Any, prompt: str, new_tokens: int) -> list[float]:
     """Return when the request was sent and when each of its tokens came, in seconds."""
     sent = time.perf_counter()
-    stream = await ask(client, prompt, new_tokens, ignore_eos=True, **extra)
+    stream = await ask(client, prompt, new_tokens, ignore_eos=True)
     said = [time.perf_counter() async for chunk in stream if any(choice.delta.content for choice in chunk.choices)]
     return [sent, *said]
 
