@@ -17,7 +17,7 @@ __all__ = ["check_settings", "exchange", "graph_of"]
 
 CAN: tuple[Action, ...] = ("observe", "flag", "throttle", "escalate", "patch", "stop")
 """Actions that can be carried out; flag, throttle and escalate stand in the answer and in the audit log."""
-OP_VERSION = 1
+OP_VERSION = 2
 """Raised whenever what is compiled into the model's graph changes."""
 
 

@@ -81,6 +81,12 @@ def test_running_requests_end_under_the_old_guard_and_later_ones_under_the_new(
     assert all(text.endswith("The engine goes on with the guard of before") for text in refused)
 
 
+def test_an_engine_that_was_started_without_a_guard_takes_none() -> None:
+    core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
+    refused = core_seams.reloaded(core, lambda *_: None, "guard", None)["refused"]
+    assert refused.startswith("this engine runs without a guard, and its graph has no room for one; start anew")
+
+
 def test_a_client_that_leaves_while_canaries_run_leaves_no_request_behind() -> None:
     from vllm.v1.core.sched.interface import PauseState
     from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
