@@ -142,19 +142,19 @@ class _Endpoint:
         """Add the routes, and the door where principals are told apart, if a guard is named.
 
         Raises:
-            ConfigError: if they are not, and have to be, or the operator's key can be guessed.
+            ConfigError: if they are not, and have to be, or the operator's key can be guessed or is a client's.
         """
         args = app.state.args
         settings = find_settings(args.additional_config)
         if settings is None:
             return
         app.get(PATH)(self.read)
-        key = reload_key()
+        # As vLLM takes its keys from the two.
+        keys = [key for key in args.api_key or [os.environ.get("VLLM_API_KEY")] if key]
+        key = reload_key(keys)
         if key is not None:
             self._reload = Reload(key)
             app.add_route(RELOAD, self._reload, methods=["POST"], include_in_schema=False)
-        # As vLLM takes its keys from the two.
-        keys = [key for key in args.api_key or [os.environ.get("VLLM_API_KEY")] if key]
         principals = principals_of(settings, settings.load_policy(), keys)
         if principals is not None:
             app.add_middleware(Door, principals=principals, past=(RELOAD,))

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,25 @@ class _Wanted(Settings):
     """Its policy; by default the file of before, read anew."""
 
 
-def reload_key() -> str | None:
+def reload_key(clients: Collection[str] = ()) -> str | None:
     """Return the key of the endpoint, None if there is to be none.
 
+    Args:
+        clients: API keys of the server.
+
     Raises:
-        ConfigError: if it can be guessed.
+        ConfigError: if it can be guessed, or clients have it.
     """
     key = os.environ.get(KEY)
     if key and len(key) < _SHORTEST:
         raise ConfigError(
             f"{KEY} has {len(key)} characters, which can be guessed; take at least {_SHORTEST}, as `openssl rand -hex "
             "16` prints them, or unset it"
+        )
+    if key in clients:
+        raise ConfigError(
+            f"{KEY} is one of the server's API keys, so every client that has it could exchange the guard; take "
+            "another, as `openssl rand -hex 16` prints it, or unset it"
         )
     return key or None
 

@@ -13,6 +13,7 @@ from spider_sense.errors import MismatchError
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
 from spider_sense.serving import core_seams
+from spider_sense.serving.checks import OP_VERSION
 from spider_sense.training.canaries import make_canaries
 
 pytestmark = [
@@ -76,7 +77,7 @@ def test_running_requests_end_under_the_old_guard_and_later_ones_under_the_new(
         assert_scored_by(found[when], which, offline)
     refused = found["refused"]
     assert "does not score as the guard was calibrated" in refused[0]
-    assert "the model was compiled with the probes 1/head0:" in refused[1]
+    assert f"the model was compiled with the probes {OP_VERSION}/head0:" in refused[1]
     assert "nowhere/guard.json does not exist" in refused[2]
     assert all(text.endswith("The engine goes on with the guard of before") for text in refused)
 

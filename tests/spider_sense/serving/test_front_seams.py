@@ -117,6 +117,17 @@ def test_the_endpoint_is_there_if_a_guard_is_named(guard: Path, monkeypatch: pyt
     assert front_seams._endpoints(lambda tasks: ["own"], ("embed",)) == ["own"]
 
 
+def test_a_key_that_clients_have_is_no_key_to_the_guard(guard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIDER_SENSE_RELOAD_KEY", "0123456789abcdef")
+    monkeypatch.setenv("VLLM_API_KEY", "0123456789abcdef")
+    for keys in ((), ("another", "0123456789abcdef")):
+        with pytest.raises(ConfigError, match="SPIDER_SENSE_RELOAD_KEY is one of the server's API keys") as error:
+            endpoint({"guard": str(guard)}, *keys)
+        assert "0123456789abcdef" not in str(error.value)
+    # vLLM does not read the variable where the option is given.
+    assert "/spider_sense/reload" in endpoint({"guard": str(guard)}, "another")[0]
+
+
 def test_a_door_is_there_if_there_is_something_that_tells_principals_apart(
     guard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
