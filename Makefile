@@ -32,7 +32,7 @@ test: check  ## lint, types, floors, then every test
 	$(BIN)/python -m pytest
 
 test-vllm: $(VLLM_STAMP)  ## the guard inside a real vLLM, in an environment of its own
-	$(VLLM_VENV)/bin/python -m pytest tests/vllm
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm --durations=15
 
 test-kernels: $(STAMP)  ## the kernels against their twins, in Triton's interpreter
 	$(BIN)/python -m pytest tests/sense_kernels

@@ -20,6 +20,8 @@ from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel, load_model
 from spider_sense.offline import whole_logits
 from spider_sense.scoring import Bank, Scorer
+from spider_sense.training.config import TrainConfig
+from spider_sense.training.train import train
 from spider_sense.types import Site
 
 ENVIRONMENT = {
@@ -62,6 +64,26 @@ def guard(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Guard:
+    """A guard that learned misuse from an eighth of the shipped corpus."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows = [row for place, row in enumerate(load_corpus()) if row.source != "corpus_special" and place // 2 % 8 == 0]
+    lines = (json.dumps({"id": row.id, "text": row.text, "label": row.label}) for row in rows)
+    (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    config = TrainConfig(
+        corpus=False,
+        data=(str(folder / "rows.jsonl"),),
+        sites=("resid.16",),
+        families=("logistic",),
+        respond=0,
+        responses=0,
+        output=folder / "guard",
+        work=folder / "work",
+    )
+    return train(config, None, loaded).guard
+
+
 @pytest.fixture
 def one_head(guard: Path, guards: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float, float], Path]:
     """Return a function that makes a guard of one of those heads, with thresholds: detector, suspect, breach."""
@@ -88,7 +110,23 @@ def prompts(loaded: LoadedModel) -> list[list[int]]:
 
 
 @pytest.fixture(scope="session")
-def run_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+def new_cache(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Return a function that makes a cache folder for a vLLM that knows what classes of models can do.
+
+    To find that out takes it a process and some ten seconds. The rest, compiled graphs above all, is not shared.
+    """
+    known = tmp_path_factory.mktemp("modelinfos")
+
+    def make() -> Path:
+        folder = tmp_path_factory.mktemp("cache")
+        (folder / "modelinfos").symlink_to(known)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_job(tmp_path_factory: pytest.TempPathFactory, new_cache: Callable[[], Path]) -> Callable[..., dict[str, Any]]:
     """Return a function that runs a script of this folder in a new process: its name, its job, the environment."""
 
     def run(script: str, job: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
@@ -97,7 +135,7 @@ def run_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str,
         done = subprocess.run(
             [sys.executable, str(Path(__file__).with_name(script)), "job.json", "result.json"],
             cwd=folder,
-            env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "cache"), **environment},
+            env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(new_cache()), **environment},
             capture_output=True,
             text=True,
             timeout=900,
@@ -131,26 +169,50 @@ def run_engine(options: dict[str, Any], run_job: Callable[..., dict[str, Any]]) 
     def run(
         rounds: Sequence[Sequence[Sequence[int] | int]],
         settings: dict[str, Any] | None,
-        sampling: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         environment: dict[str, str] | None = None,
         second_runner: bool = False,
         dummy_batches: bool = False,
+        preempts: bool = False,
         **engine: Any,
     ) -> Result:
         guarded = {} if settings is None else {"additional_config": {"spider_sense": settings}}
+        asked = [sampling or {}] * len(rounds) if sampling is None or isinstance(sampling, dict) else sampling
         job = {
             "engine": {**options, **engine, **guarded},
-            "sampling": {"temperature": 0.0, "max_tokens": 12, **(sampling or {})},
+            "sampling": [{"temperature": 0.0, "max_tokens": 12, **one} for one in asked],
             "dummy_batches": dummy_batches,
             "rounds": rounds,
         }
         interpreted = INTERPRETER if second_runner else {}
         result = run_job("engine_job.py", job, {**interpreted, **(environment or {})})
         assert result["runner"] == ("vllm.v1.worker.cpu.model_runner" if second_runner else FIRST_RUNNER)
+        assert result["looks_ahead"] == engine.get("async_scheduling", False)
+        # Of an engine in a process of its own it is not counted.
+        assert bool(result["preempted"]) == preempts
         done_rounds: Result = result["rounds"]
         return done_rounds
 
     return run
+
+
+@pytest.fixture(scope="session")
+def refusals(options: dict[str, Any], run_job: Callable[..., dict[str, Any]]) -> Callable[..., list[str]]:
+    """Return a function that says why engines do not start, each made with its settings and more options."""
+
+    def run(*engines: tuple[dict[str, Any], dict[str, Any]]) -> list[str]:
+        made = [{**options, **more, "additional_config": {"spider_sense": settings}} for settings, more in engines]
+        told: list[str] = run_job("engine_job.py", {"refused": made}, {})["refused"]
+        return told
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bare(prompts: list[list[int]], run_engine: Callable[..., Result]) -> list[dict[str, Any]]:
+    """Answers of 24 tokens to all prompts by an engine without a guard, first runner, eager."""
+    (found,) = run_engine([prompts], None, {"max_tokens": 24, "ignore_eos": True})
+    return found
 
 
 @pytest.fixture(scope="session")
