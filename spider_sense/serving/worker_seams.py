@@ -35,7 +35,7 @@ def install(wrap: Wrap) -> None:
     Args:
         wrap: puts a function around one of an owner, by its name.
     """
-    from vllm.v1.worker.cpu_worker import CPUWorker
+    from vllm.platforms import current_platform
     from vllm.v1.worker.gpu.async_utils import AsyncOutput
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner2
     from vllm.v1.worker.gpu_model_runner import AsyncGPUModelRunnerOutput
@@ -43,8 +43,11 @@ def install(wrap: Wrap) -> None:
     from vllm.v1.worker.gpu_worker import Worker
 
     wrap(Worker, "load_model", _loaded)
-    for worker in (Worker, CPUWorker):
-        wrap(worker, "determine_available_memory", _measured)
+    wrap(Worker, "determine_available_memory", _measured)
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_worker import CPUWorker
+
+        wrap(CPUWorker, "determine_available_memory", _measured)
     wrap(Worker, "initialize_from_config", _sized)
     wrap(Worker, "shutdown", _shut_down)
     for runner, rows in ((Runner1, rows_of_runner), (Runner2, _rows_of_runner_2)):
