@@ -76,7 +76,7 @@ def test_running_requests_end_under_the_old_guard_and_later_ones_under_the_new(
         assert_scored_by(found[when], which, offline)
     refused = found["refused"]
     assert "does not score as the guard was calibrated" in refused[0]
-    assert "the model was compiled with the probes 1/head0:" in refused[1]
+    assert "the model was compiled with the probes 2/head0:" in refused[1]
     assert "nowhere/guard.json does not exist" in refused[2]
     assert all(text.endswith("The engine goes on with the guard of before") for text in refused)
 

@@ -360,7 +360,7 @@ def test_of_the_blocks_that_another_guard_filled_nothing_is_known(tiny_loaded: L
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"site": "resid.1"}, "the model was compiled with the probes 1/one:resid.0, the guard has 1/one:resid.1"),
+        ({"site": "resid.1"}, "the model was compiled with the probes 2/one:resid.0, the guard has 2/one:resid.1"),
         ({"kind": "attention"}, "write other columns"),
         ({"template": True}, "made for the template"),
         ({"serving": True}, "uncertified serving configuration"),
