@@ -92,7 +92,7 @@ def _mean_hidden(loaded: LoadedModel, text: str) -> torch.Tensor:
     model: Any = loaded.model
     with torch.no_grad():
         found = model(input_ids=torch.tensor([prompt.ids]), output_hidden_states=True).hidden_states
-    hidden_TD = found[MISUSE_SITE.layer + 1][0, prompt.skip :]
+    hidden_TD: torch.Tensor = found[MISUSE_SITE.layer + 1][0, prompt.skip :]
     return (hidden_TD / hidden_TD.pow(2).mean(1, keepdim=True).sqrt()).mean(0)
 
 
