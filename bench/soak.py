@@ -221,7 +221,7 @@ def _same_zones(one: Answer, want_H: Floats, guard: Guard) -> bool:
         if not low <= found <= high:
             return False
         worst = max(worst, found)
-    return one.said["zone"] == ZONES[worst] and (one.said["action"] == "stop") == (worst == 2)
+    return bool(one.said["zone"] == ZONES[worst]) and (one.said["action"] == "stop") == (worst == 2)
 
 
 def _unrecorded(answers: list[Answer], events: list[dict[str, Any]]) -> int:

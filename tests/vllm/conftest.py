@@ -14,14 +14,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from spider_sense.bench import random_guard
+from spider_sense.calibration import calibrate
 from spider_sense.chat import Chat, unscored
 from spider_sense.corpus import load_corpus
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel, load_model
-from spider_sense.offline import whole_logits
-from spider_sense.scoring import Bank, Scorer
-from spider_sense.training.config import TrainConfig
-from spider_sense.training.train import train
+from spider_sense.offline import score_examples, whole_logits
+from spider_sense.scoring import Aggregator, Bank, Probe, Scorer, SiteMap
 from spider_sense.types import Site
 
 ENVIRONMENT = {
@@ -36,6 +35,7 @@ INTERPRETER = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).with_na
 """vLLM takes its second runner, the default on GPUs, only where Triton has a backend: here its interpreter."""
 FIRST_RUNNER = "vllm.v1.worker.cpu_model_runner"
 SITES = tuple(Site(layer, "resid") for layer in (0, 4, 8, 12, 16, 20, 24, 28))
+MISUSE_SITE = Site(16, "resid")
 Result = list[list[dict[str, Any]]]
 Offline = Callable[[Path, Sequence[int], int], tuple[torch.Tensor, torch.Tensor]]
 """Takes a guard, tokens and the length of the prompt; returns peak [H] and trace [T, H] as transformers finds them."""
@@ -65,23 +65,35 @@ def guard(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def trained(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Guard:
-    """A guard that learned misuse from an eighth of the shipped corpus."""
-    folder = tmp_path_factory.mktemp("trained")
-    rows = [row for place, row in enumerate(load_corpus()) if row.source != "corpus_special" and place // 2 % 8 == 0]
-    lines = (json.dumps({"id": row.id, "text": row.text, "label": row.label}) for row in rows)
-    (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    config = TrainConfig(
-        corpus=False,
-        data=(str(folder / "rows.jsonl"),),
-        sites=("resid.16",),
-        families=("logistic",),
-        respond=0,
-        responses=0,
-        output=folder / "guard",
-        work=folder / "work",
-    )
-    return train(config, None, loaded).guard
+def trained(loaded: LoadedModel) -> Guard:
+    """A guard that learned misuse from a sixteenth of the shipped corpus: Fisher's discriminant, thresholds and all."""
+    rows = [row for place, row in enumerate(load_corpus()) if row.source != "corpus_special" and place // 2 % 16 == 0]
+    harmful_N = torch.tensor([row.label == "harmful" for row in rows])
+    mean_ND = torch.stack([_mean_hidden(loaded, row.text) for row in rows])
+    centre_2D = torch.stack([mean_ND[harmful_N == side].mean(0) for side in (False, True)])
+    rest_ND = mean_ND - centre_2D[harmful_N.long()]
+    spread_DD = rest_ND.T @ rest_ND / len(rows)
+    ridge = spread_DD.diagonal().mean() * torch.eye(len(spread_DD))
+    direction_D = torch.linalg.solve(spread_DD + ridge, centre_2D[1] - centre_2D[0])
+    maps = {MISUSE_SITE: SiteMap(direction_D[:, None], -(centre_2D.mean(0) @ direction_D)[None])}
+    probe = Probe("misuse", "fisher", Aggregator(kind="mean"), maps)
+    benign = [row for row in rows if row.label == "benign"]
+    scores = score_examples(loaded, [probe], benign)
+    thresholds = calibrate(scores.peak_NH[:, 0], scores.tokens, [row.id for row in benign], 0.1, 0.05)
+    base = random_guard(loaded, 1, (MISUSE_SITE,)).manifest
+    told = {"name": "misuse", "family": "fisher", "aggregator": probe.aggregator, "calibration": thresholds}
+    detector = base.detectors[0].model_copy(update=told)
+    return Guard(base.model_copy(update={"detectors": (detector,), "canaries": None}), (probe,))
+
+
+def _mean_hidden(loaded: LoadedModel, text: str) -> torch.Tensor:
+    """Return the mean [D] of the normalised hidden states of what a prompt adds to the template's head."""
+    prompt = Chat(loaded.tokenizer).render(text)
+    model: Any = loaded.model
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([prompt.ids]), output_hidden_states=True).hidden_states
+    hidden_TD: torch.Tensor = found[MISUSE_SITE.layer + 1][0, prompt.skip :]
+    return (hidden_TD / hidden_TD.pow(2).mean(1, keepdim=True).sqrt()).mean(0)
 
 
 @pytest.fixture
