@@ -20,7 +20,7 @@ def path_of(scope: Message) -> str:
 
 async def body_of(receive: Receive, most: int) -> bytes | None:
     """Return the body of a request, None if it has more bytes than ``most`` or the client leaves before its end."""
-    body = b""
+    body: bytes = b""
     while True:
         part = await receive()
         body += part.get("body", b"")

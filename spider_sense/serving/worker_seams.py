@@ -111,7 +111,7 @@ def _measured(original: Callable[..., int], worker: Any) -> int:
     specs = list(worker.get_kv_cache_spec().values())
     # Layers of one kind, at least, have their share in every block.
     fewest = min(Counter(type(spec) for spec in specs).values())
-    block = fewest * min(spec.page_size_bytes for spec in specs)
+    block: int = fewest * min(spec.page_size_bytes for spec in specs)
     return available * block // (block + guard.block_bytes)
 
 
