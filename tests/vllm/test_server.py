@@ -310,22 +310,26 @@ def test_a_client_that_hangs_up_disturbs_no_other(
             streams = (_stream(client, m, leave) for m, leave in zip(_messages(8), leaving, strict=True))
             return list(await asyncio.gather(*streams))
 
+    before = {event["request"] for event in _events(server[1])}
     found = asyncio.run(run())
     assert [one["said"] is None for one in found] == [bool(place % 2) for place in range(8)]
     for one in found[::2]:
         assert_equals_offline(one, served, offline)
-    events = [json.loads(line) for line in server[1].read_text().splitlines()]
-    opened = {event["request"] for event in events if event["event"] == "open"}
+    opened = {event["request"] for event in _events(server[1]) if event["event"] == "open"} - before
+    assert len(opened) == 8
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         # A request is closed with the step after its end.
         asyncio.run(_one(server[0]))
-        events = [json.loads(line) for line in server[1].read_text().splitlines()]
-        closed = {event["request"]: event["coverage"] for event in events if event["event"] == "close"}
+        closed = {event["request"]: event["coverage"] for event in _events(server[1]) if event["event"] == "close"}
         if opened <= closed.keys():
-            assert all(coverage["scored"] < ENDLESS // 2 for coverage in closed.values())
+            assert all(closed[name]["scored"] < ENDLESS // 2 for name in opened)
             return
     raise AssertionError("a request was opened and never closed")
+
+
+def _events(audit: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in audit.read_text().splitlines()]
 
 
 async def _one(address: str) -> Any:
@@ -477,7 +481,7 @@ def test_the_audit_log_names_who_the_proxy_says_and_nobody_else(server: tuple[st
 def test_two_front_ends_count_together_show_no_score_and_slow_the_same_principals(
     one_head: Callable[[str, float, float], Path], new_cache: Callable[[], Path], tmp_path: Path
 ) -> None:
-    more = ["--enforce-eager", "--api-server-count", "2", "--api-key", "secret", "other"]
+    more = ["--enforce-eager", "--api-server-count", "2", "--shutdown-timeout", "2", "--api-key", "secret", "other"]
     pace = {"requests": 1, "per_seconds": 600, "for_seconds": 600}
     rules = [{"detector": "*", "zone": "suspect", "action": "throttle"}]
     (tmp_path / "policy.yaml").write_text(json.dumps({"rules": rules, "throttle": pace}))
