@@ -1,7 +1,7 @@
 """One vector a prompt: the mean over its tokens of the normalised hidden state at one site.
 
 The hot path's mean-aggregator of span ``prompt`` reads the same number at the last prompt token. Here many prompts are
-read at once: the template's head, which opens all of them, is computed once, and blocks above the site are not computed.
+read at once: the template's head, which opens all of them, is computed once, and blocks above the site are left out.
 
 Shape letters: N prompts, D width, B prompts of a batch, T columns of it, n tokens of one prompt.
 """
