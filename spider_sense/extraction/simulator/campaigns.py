@@ -19,8 +19,8 @@ COVERS: tuple[Cover, ...] = get_args(Cover)
 
 Start = Literal["first", "pivot", "ramp", "release", "drip", "poison"]
 """first: from the first request. pivot: after ``warm_up`` innocent ones. ramp: the share rises from none over ``ramp``
-requests. release: as pivot, every account at one moment. drip: as first, one to twenty requests a day. poison: as pivot,
-with a fifth of the share in the warm-up, so that the account's own history knows the campaign."""
+requests. release: as pivot, every account at one moment. drip: as first, one to twenty requests a day. poison: as
+pivot, with a fifth of the share in the warm-up, so that the account's own history knows the campaign."""
 STARTS: tuple[Start, ...] = get_args(Start)
 
 _RELEASE = 1.8e9 + 40 * 86_400
