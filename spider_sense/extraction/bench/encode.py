@@ -36,19 +36,19 @@ class Encoder:
         probes_NP: Floats,
         tokens: NDArray[np.int64],
     ) -> None:
-        self._key, self._index = key, index
+        self.key, self._index = key, index
         self._sketch_NS, self._probes_NP, self._tokens = sketch_NS, probes_NP, tokens.tolist()
         self._edges: dict[str, tuple[int, int]] = {}
 
     def events(self, stream: Stream) -> list[Event]:
         """Return the events of a stream."""
-        links = tuple((kind, self._key.hash(kind, value)) for kind, value in stream.links)
-        parameters = self._key.parameters(dict(stream.parameters))
+        links = tuple((kind, self.key.hash(kind, value)) for kind, value in stream.links)
+        parameters = self.key.parameters(dict(stream.parameters))
         events = []
         for request in stream.requests:
             row = self._index[request.text]
             if request.text not in self._edges:
-                self._edges[request.text] = self._key.edges(request.text)
+                self._edges[request.text] = self.key.edges(request.text)
             opening, closing = self._edges[request.text]
             events.append(
                 Event(

@@ -9,7 +9,7 @@ import numpy as np
 
 from spider_sense.extraction.bench.baselines.base import Background, Doubles, Trace, at_checkpoints
 
-__all__ = ["Coverage", "Mahalanobis", "Mmd", "kernel", "mmd_squared"]
+__all__ = ["Coverage", "Mahalanobis", "Mmd", "kernel", "median_distance"]
 
 _SCALES = (0.5, 1.0, 2.0, 4.0)
 _REFERENCES, _ANCHORS = 300, 128
@@ -110,13 +110,6 @@ def kernel(cosine: Doubles, median: float) -> Doubles:
     squared = np.maximum(2 - 2 * cosine, 0)
     mixture: Doubles = np.mean([np.exp(-squared / (scale * median)) for scale in _SCALES], axis=0)
     return mixture
-
-
-def mmd_squared(one_TD: Doubles, other_RD: Doubles, median: float) -> float:
-    """Return the unbiased estimate of the squared discrepancy of two samples of unit length."""
-    between = float(kernel(one_TD @ other_RD.T, median).mean())
-    own = _off_diagonal_mean(kernel(one_TD @ one_TD.T, median))
-    return own + _off_diagonal_mean(kernel(other_RD @ other_RD.T, median)) - 2 * between
 
 
 def _off_diagonal_mean(kernel_TT: Doubles) -> float:
