@@ -68,7 +68,8 @@ class BenchConfig(Settings):
     """Requests after a campaign began that it may be found in."""
     organisations: Parts
     """Innocent groups."""
-    group_sizes: tuple[int, ...] = (10,)
+    ring_sizes: tuple[int, ...] = (10,)
+    """Accounts that a campaign is spread over."""
     group_requests: int = Field(default=32, gt=0)
     group_share: Share = 0.25
     embeddings: tuple[Embedding, ...] = ("hidden",)

@@ -37,7 +37,7 @@ class Encoder:
         tokens: NDArray[np.int64],
     ) -> None:
         self.key, self._index = key, index
-        self._sketch_NS, self._probes_NP, self._tokens = sketch_NS, probes_NP, tokens.tolist()
+        self.sketch_NS, self.probes_NP, self._tokens = sketch_NS, probes_NP, tokens.tolist()
         self._edges: dict[str, tuple[int, int]] = {}
 
     def events(self, stream: Stream) -> list[Event]:
@@ -54,8 +54,8 @@ class Encoder:
                 Event(
                     principal=stream.principal,
                     time=request.time,
-                    sketch=self._sketch_NS[row],
-                    probes=self._probes_NP[row],
+                    sketch=self.sketch_NS[row],
+                    probes=self.probes_NP[row],
                     tenant=stream.tenant,
                     opening=opening,
                     closing=closing,

@@ -20,6 +20,11 @@ _FIT_MIXES = [Cell(share=share, cover=cover) for share in (1.0, 0.5, 0.25, 0.1) 
 _SHORTEST, _MEDIAN, _SPREAD = 24, 90, 0.6
 """Requests of an innocent stream: log-normal, cut at both ends."""
 
+_SIZES = (2, 3, 4, 5, 8, 10, 10, 15, 25)
+"""Accounts of an innocent organisation."""
+
+_LARGE = 25
+
 RealStreams = Mapping[str, tuple[str, tuple[str, ...]]]
 
 
@@ -131,7 +136,7 @@ class Scene:
         for place in range(getattr(self.config.organisations, part)):
             name = f"{part}-org{place}"
             generator = np.random.default_rng([self.seed, *name.encode()])
-            size = int(generator.choice(self.config.group_sizes)) if place % 2 else int(generator.integers(2, 26))
+            size = int(generator.choice(_SIZES))
             same = KINDS[int(generator.integers(len(KINDS)))] if generator.random() < 0.6 else None
             kinds = [same or KINDS[int(generator.integers(len(KINDS)))] for _ in range(size)]
             tenants = [self.tenant(f"{name}-{index}", kind, part) for index, kind in enumerate(kinds)]
@@ -139,11 +144,11 @@ class Scene:
         return groups
 
     def campaign_groups(self, accounts: int, evidence: Evidence | None = None) -> list[tuple[Stream, ...]]:
-        """Return the accounts of each test campaign, as many sets as there are attackers."""
+        """Return the accounts of each test campaign: as many sets as there are attackers, one where a set is large."""
         mixing = Mixing(share=self.config.group_share)
         groups = []
         for campaign in self.campaigns():
-            for place in range(self.config.attackers):
+            for place in range(self.config.attackers if accounts <= _LARGE else 1):
                 name = f"ring-{campaign.name}-{place}-{accounts}"
                 groups.append(
                     campaign_accounts(

@@ -59,7 +59,7 @@ class SeedRun:
         self.scene, self.material, self.embedding = scene, material, embedding
         self.config: BenchConfig = scene.config
         self.fit, self.calibration = scene.benign("fit"), scene.benign("calibrate")
-        self.tracer = _tracer(material, embedding)
+        self.tracer = self._tracer()
 
     def ours(self) -> Ours:
         """Fit and calibrate this library's detector."""
@@ -117,6 +117,14 @@ class SeedRun:
             )
         return found
 
+    def _tracer(self) -> Tracer:
+        vectors_ND = self.material.vectors[self.embedding].astype(np.float64)
+        if self.embedding == "hidden":
+            # The mean of hidden states is large and the same everywhere; what differs is left.
+            vectors_ND -= vectors_ND[self.material.rows(self.fit)].mean(0)
+        length_N1 = np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+        return Tracer(self.material.index, vectors_ND / length_N1)
+
     def _sketch(self, vectors_ND: NDArray[np.float32]) -> Sketch:
         owners = [stream.principal for stream in self.fit for _ in stream.requests]
         families = {
@@ -136,10 +144,3 @@ def benign_scenes(scene: Scene) -> Iterator[tuple[str, list[Stream], int]]:
     if pivots:
         yield "no attack", scene.without_attack(pivots[0]), config.warm_up
     yield "other work", scene.other_work(), config.warm_up
-
-
-def _tracer(material: Material, embedding: Embedding) -> Tracer:
-    vectors_ND = material.vectors[embedding].astype(np.float64)
-    # The mean of hidden states is large and the same everywhere; what differs is left.
-    vectors_ND = vectors_ND - vectors_ND.mean(0) if embedding == "hidden" else vectors_ND
-    return Tracer(material.index, vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12))

@@ -1,8 +1,8 @@
 """MMD's own protocol (arXiv 2606.05725): windows of requests without principals, benign ones drawn from one pool.
 
 The threshold is the 95th percentile of discrepancies between two benign windows; what is tested is the mean discrepancy
-to twenty. A mixed window holds a share of a campaign's requests. Beside it stands what the protocol leaves out: how often
-a real person's whole stream exceeds that threshold.
+to twenty. A mixed window holds a share of a campaign's requests. Beside it stands what the protocol leaves out: how
+often a real person's whole stream exceeds that threshold.
 
 Shape letters: N texts, M windows, W requests of a window.
 """
