@@ -77,7 +77,7 @@ def run_bench(config: BenchConfig, say: Say) -> Results:
 
 
 def _material(texts: list[str], features: Features, embedding: Embedding, scene: Scene) -> Material:
-    read = features.pooled
+    read = features.read
     vectors_ND = read.hidden_ND
     if embedding != "hidden":
         vectors_ND = text_embedding(embedding, texts, texts_of(scene.benign("fit")))

@@ -1,7 +1,7 @@
-"""One vector a prompt: the mean over its tokens of the normalised hidden state at one site.
+"""The mean hidden state of many prompts at one site, read at once.
 
-The hot path's mean-aggregator of span ``prompt`` reads the same number at the last prompt token. Here many prompts are
-read at once: the template's head, which opens all of them, is computed once, and blocks above the site are left out.
+It is what the hot path's mean-aggregator reads at the last prompt token, and ``spider_sense.pooling`` with it. Here the
+template's head, which opens all prompts, is computed once, and blocks above the site are left out: 4 to 5 times faster.
 
 Shape letters: N prompts, D width, B prompts of a batch, T columns of it, n tokens of one prompt.
 """
@@ -24,11 +24,11 @@ from spider_sense.models import LoadedModel
 from spider_sense.scoring.bank import EPS
 from spider_sense.types import Site
 
-__all__ = ["Pooled", "pooled"]
+__all__ = ["Reading", "read_prompts"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pooled:
+class Reading:
     """What was read of N prompts."""
 
     hidden_ND: NDArray[np.float32]
@@ -36,7 +36,7 @@ class Pooled:
     """Tokens that each mean is over, [N]: the prompt without the template's head."""
 
 
-def pooled(
+def read_prompts(
     loaded: LoadedModel,
     site: Site,
     prompts: Sequence[str | Sequence[Turn]],
@@ -44,7 +44,7 @@ def pooled(
     max_tokens: int = 512,
     batch_tokens: int = 2048,
     advance: Callable[[int], None] | None = None,
-) -> Pooled:
+) -> Reading:
     """Read N prompts.
 
     Args:
@@ -85,7 +85,7 @@ def pooled(
     if not np.isfinite(hidden_ND).all():
         bad = int(np.flatnonzero(~np.isfinite(hidden_ND).all(1))[0])
         raise DataError(f"an activation of prompt {bad} is not finite; load the model as bfloat16 or float32")
-    return Pooled(hidden_ND, np.array([len(item.ids) - item.skip for item in rendered], dtype=np.int64))
+    return Reading(hidden_ND, np.array([len(item.ids) - item.skip for item in rendered], dtype=np.int64))
 
 
 @contextmanager
