@@ -49,7 +49,7 @@ class Ours:
         width: int,
     ) -> None:
         self._encoder = encoder
-        population = Population.fit(encoder.all(fit), encoder.all(attackers))
+        population = Population.fit(encoder.all(fit), encoder.all(attackers), encoder.key)
         self.detector = TieredDetector(population, None, encoder.key, width)
         parts = [(replay.states["own"], replay.states["level"]) for replay in self._replays(calibration)]
         own, level = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -63,7 +63,8 @@ def window_rates(
 
     Args:
         unit_ND: vectors of all texts, of unit length.
-        benign: the pool's texts; half of them make references and the null, half the tests.
+        benign: the pool's texts; a third makes references, a third the null, a third the tests, so that what sets
+            the threshold is as far from the references as what is tested.
         campaigns: the texts of each campaign.
         people: the texts of real people, each a whole stream.
         window: W; texts are drawn with replacement, as published windows overlap.
@@ -74,7 +75,7 @@ def window_rates(
     """
     generator = np.random.default_rng(seed)
     benign = generator.permutation(benign)[:_POOL]
-    reference, test = benign[: len(benign) // 2], benign[len(benign) // 2 :]
+    reference, other, test = np.array_split(benign, 3)
     used = np.unique(np.concatenate([benign, *campaigns.values(), *people]))
     place = np.full(len(unit_ND), -1)
     place[used] = np.arange(len(used))
@@ -84,7 +85,7 @@ def window_rates(
         return place[generator.choice(pool, count)]
 
     null = [
-        discrepancy.between([draw(reference, window)], [draw(reference, window) for _ in range(_REFERENCES)])
+        discrepancy.between([draw(other, window)], [draw(reference, window) for _ in range(_REFERENCES)])
         for _ in range(_NULL // _REFERENCES)
     ]
     threshold = float(np.quantile(np.concatenate(null, axis=None), 0.95))

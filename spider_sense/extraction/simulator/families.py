@@ -160,7 +160,7 @@ def _fill(template: str, slots: Mapping[str, Sequence[str]], generator: np.rando
     def value(match: re.Match[str]) -> str:
         name = match[1]
         if name in slots:
-            return str(generator.choice(np.array(slots[name], dtype=object)))
+            return slots[name][int(generator.integers(len(slots[name])))]
         return str(generator.integers(*_NUMBERS[name])) if name in _NUMBERS else match[0]
 
     return _SLOT.sub(value, template)

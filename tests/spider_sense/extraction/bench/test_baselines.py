@@ -107,12 +107,17 @@ def test_the_discrepancy_is_the_unbiased_estimate(table: np.ndarray) -> None:
     assert found[0, 0] == pytest.approx(naive(one, other), abs=1e-9)
 
 
-def test_windows_catch_campaigns_and_people_alike(table: np.ndarray) -> None:
-    odd = np.arange(TEXTS, TEXTS + ODD)
-    found = window_rates(table, np.arange(TEXTS), {"odd": odd}, [odd[:30]], window=100, seed=0)
-    assert found["1"] == 1.0
+def test_windows_catch_campaigns_and_people_alike() -> None:
+    generator = np.random.default_rng(5)
+    table = _unit(
+        np.concatenate([generator.standard_normal((1500, WIDTH)), generator.standard_normal((60, WIDTH)) + 3])
+    )
+    odd = np.arange(1500, 1560)
+    found = window_rates(table, np.arange(1500), {"odd": odd}, [odd[:30]], window=50, seed=0)
+    assert found["1"] == found["0.5"] == 1.0
     assert found["people"] == 1.0
     assert found["benign"] is not None
     assert found["benign"] < 0.1
     assert found["0.05"] is not None
-    assert found["0.05"] <= found["1"]
+    assert found["0.05"] < 1.0
+    assert window_rates(table, np.arange(1500), {"odd": odd}, [], window=50, seed=0)["people"] is None
