@@ -53,7 +53,8 @@ class Ours:
         self.detector = TieredDetector(population, None, encoder.key, width)
         parts = [(replay.states["own"], replay.states["level"]) for replay in self._replays(calibration)]
         own, level = (np.concatenate(column) for column in zip(*parts, strict=True))
-        groups = np.array([score for _, score in self.groups(organisations)], dtype=np.float64)
+        accounts = self.states([stream for group in organisations for stream in group])
+        groups = np.array([score for _, score in self.groups(accounts)], dtype=np.float64)
         found = Calibration.fit(own, level, [stream.tenant for stream in calibration], groups)
         self.detector = TieredDetector(population, found, encoder.key, width)
 
@@ -84,19 +85,19 @@ class Ours:
         """Return the level tier's highest score of each stream."""
         return np.concatenate([replay.states["level"] for replay in self._replays(streams)])
 
-    def groups(self, accounts: Sequence[Sequence[Stream]]) -> list[tuple[frozenset[str], float]]:
-        """Return the groups that are found by linking all accounts together, and the score of each.
+    def groups(self, states: Mapping[str, PrincipalState]) -> list[tuple[frozenset[str], float]]:
+        """Return the groups that are found by linking accounts, and the score of each.
 
         Args:
-            accounts: of innocent and other groups alike; who belongs to whom is not told.
+            states: of innocent and other accounts alike, by principal; who belongs to whom is not told.
         """
-        states = self.states([stream for group in accounts for stream in group])
+        population = self.detector.population
         return [
             (
                 frozenset(group.members),
-                group_score(np.concatenate([states[name].states for name in group.members]), self.detector.population),
+                group_score(np.concatenate([states[name].states for name in group.members]), population),
             )
-            for group in linked(states, self.detector.population)
+            for group in linked(states, population)
         ]
 
     def states(self, streams: Sequence[Stream]) -> Mapping[str, PrincipalState]:
