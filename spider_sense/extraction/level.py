@@ -67,7 +67,10 @@ class LevelModel:
 
     def score(self, features_NF: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the score of each principal, [N]."""
-        return (_standard(features_NF, self.mean, self.scale) @ self.weight - self.centre) / self.spread
+        # Summed row by row: a matrix product's rounding depends on how many principals share it.
+        raw = (_standard(features_NF, self.mean, self.scale) * self.weight).sum(axis=1)
+        result: NDArray[np.float64] = (raw - self.centre) / self.spread
+        return result
 
     def contributions(self, features_F: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return what each feature of one principal adds to its score, [F]."""
