@@ -18,12 +18,16 @@ from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import BINS, CHECKPOINTS, EMPTY_LINK, PROBES, States
 from spider_sense.extraction.level import LevelModel
 from spider_sense.extraction.profile import SCORING
+from spider_sense.extraction.sketch import shrunk
 from spider_sense.extraction.tracker import Tracker, walk
 
 __all__ = ["LEAST_HALF", "Population"]
 
 SAMPLE = 50
 """Requests of a principal that the bins are set on, spread evenly over its life."""
+_TAIL = (0.002, 0.005, 0.01, 0.02, 0.04)
+QUANTILES = np.array([*_TAIL, *np.linspace(0.07, 0.93, BINS - 1 - 2 * len(_TAIL)), *(1 - q for q in _TAIL[::-1])])
+"""Of the bins' edges: finer in the tails, where a campaign lies."""
 LEAST_BENIGN, LEAST_ATTACKERS = 40, 10
 """Principals that reach a checkpoint; with fewer, the model of the checkpoint before is used."""
 LEAST_HALF = 8
@@ -97,7 +101,7 @@ class Population:
             levels=_levels(honest, hostile),
             member=member,
             member_mean=means.mean(axis=0),
-            member_precision=np.linalg.inv(_shrunk(np.cov(means.T))),
+            member_precision=np.linalg.inv(shrunk(np.cov(means.T))).astype(np.float64),
             member_scores=(float(scores.mean()), max(float(scores.std()), 1e-6)),
             prevalence={token: count for token, count in holders.items() if count > 1},
             principals=len(benign),
@@ -122,7 +126,7 @@ def _bins(benign: Sequence[Sequence[Event]]) -> tuple[NDArray[np.float32], NDArr
             f"bins cannot be set on {len(benign)} honest principals, {len(x_NJ)} of whose {len(sample)} sampled "
             f"requests have activations; {BINS} principals with activations are needed"
         )
-    edges = np.quantile(x_NJ, np.arange(1, BINS) / BINS, axis=0).T.astype(np.float32)
+    edges = np.quantile(x_NJ, QUANTILES, axis=0).T.astype(np.float32)
     bins = (x_NJ[:, :, None] > edges).sum(axis=2)
     centres = np.stack([_means(column, index) for column, index in zip(x_NJ.T, bins.T, strict=True)])
     return edges, centres.astype(np.float32), x_NJ.std(axis=0) > 1e-6
@@ -130,7 +134,8 @@ def _bins(benign: Sequence[Sequence[Event]]) -> tuple[NDArray[np.float32], NDArr
 
 def _means(values: NDArray[np.float32], bins: NDArray[np.int64]) -> NDArray[np.float64]:
     counts = np.bincount(bins, minlength=BINS)
-    return np.bincount(bins, values, minlength=BINS) / np.maximum(counts, 1)
+    result: NDArray[np.float64] = np.bincount(bins, values, minlength=BINS) / np.maximum(counts, 1)
+    return result
 
 
 Snapshots = dict[int, NDArray[np.float64]]
@@ -175,8 +180,3 @@ def _model(honest_NF: NDArray[np.float64], hostile_NF: NDArray[np.float64], what
         )
     normalises = np.arange(len(honest_NF)) % NORMALISER == 0
     return LevelModel.fit(honest_NF[~normalises], hostile_NF, honest_NF[normalises])
-
-
-def _shrunk(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    size = len(covariance)
-    return 0.9 * covariance + 0.1 * np.trace(covariance) / size * np.eye(size)
