@@ -8,7 +8,8 @@ VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-nest bench-nest-quick full clean
+.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-nest bench-nest-quick bench-extraction \
+	bench-extraction-quick full clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +66,12 @@ bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other
 
 bench-nest-quick: $(STAMP)  ## the same, reduced to minutes
 	$(BIN)/nest bench --config configs/nest-bench-quick.yaml --device $(DEVICE)
+
+bench-extraction: $(STAMP)  ## who is distilling this model, beside every baseline, five seeds: hours, goes on where it stopped
+	$(BIN)/python bench/extraction.py --config configs/bench-extraction.yaml
+
+bench-extraction-quick: $(STAMP)  ## the same, reduced to minutes
+	$(BIN)/python bench/extraction.py --config configs/bench-extraction-quick.yaml
 
 runs/full/guard: | $(STAMP)
 	$(BIN)/spider-sense train --config configs/train-full.yaml

@@ -1,0 +1,113 @@
+"""Tier 1: has a principal's stream changed against its own past?
+
+Every direction has a smoothed conformal p-value for either sign. Bets on them go into Shiryaev-Roberts e-detectors
+(Shin, Ramdas and Rinaldo 2023), whose mixture is one:
+
+    p = (#{past beyond} + U (#{past in the same bin} + 1)) / t
+    M = (M + 1) kappa p ** (kappa - 1)
+
+As long as the requests are exchangeable, ``M - n`` is a supermartingale for n bets placed: an alarm at ``M >= c`` has
+probability at most n / c within n requests. Real streams drift, so what decides is a threshold over principals; the
+statistic is ``ln(M / max(n, 32))``, which keeps one scale for short and long lives. A second set of bets compares with
+the first 64 requests alone, which a slow ramp cannot drag along. What is estimated once is wrong for ever, so there p
+is an upper bound, ``(k + 1 + 2 sqrt(k + 1)) / 65`` with k of the 64 as far out; the threshold over principals covers
+the rest.
+
+Shape letters: N principals, J directions, B bins, K bets.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spider_sense.extraction.layout import BETS, FROZEN, PROBES, States
+from spider_sense.extraction.mixing import mix, uniform
+
+__all__ = ["LEAST", "bet", "leading_direction", "statistic"]
+
+LEAST = 20
+"""Requests before the first bet."""
+SHORTEST = 32
+"""Bets below which the statistic is divided by this number instead."""
+
+_KAPPA = np.array(BETS)
+_STREAM = np.uint64(0x5851F42D4C957F2D)
+"""Keeps the uniform numbers apart from the choice of halves, which comes from the same seed."""
+
+
+def bet(states_N: States, bins_NJ: NDArray[np.int64], active: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Bet against the requests' bins, add them to the histories, in place, and return the statistic [N].
+
+    Args:
+        states_N: after ``record``, so that ``sketched`` counts this request.
+        bins_NJ: from ``binned``.
+        active: directions that carry something, [J].
+    """
+    past = states_N["sketched"].astype(np.int64) - 1
+    u_N = uniform(mix(states_N["seed"] ^ _STREAM, past.astype(np.uint64)))
+    for which, (name, first) in enumerate((("history", LEAST), ("frozen", FROZEN))):
+        rows = np.flatnonzero(past >= first)
+        if len(rows):
+            tails = _tails(states_N[name][rows], bins_NJ[rows])
+            p = _smoothed(*tails, u_N[rows]) if which == 0 else _bounded(*tails)
+            gain = np.log(_KAPPA) + (_KAPPA - 1) * np.log(p)[..., None]
+            states_N["bets"][rows, which] = np.logaddexp(states_N["bets"][rows, which], 0) + gain
+    every = np.arange(len(states_N))[:, None], np.arange(bins_NJ.shape[1])[None]
+    states_N["history"][*every, bins_NJ] += 1
+    states_N["frozen"][*every, bins_NJ] += (past < FROZEN)[:, None].astype(np.uint8)
+    return statistic(states_N, active)
+
+
+Counts = NDArray[np.int64]
+
+
+def _tails(counts_NJB: NDArray[np.integer[Any]], bins_NJ: Counts) -> tuple[Counts, Counts, Counts]:
+    """Return how many earlier requests lie above and below the bin, [N, J, 2], in it, and in all, [N, J, 1]."""
+    up_to = np.cumsum(counts_NJB, axis=2, dtype=np.int64)
+    at = np.take_along_axis(up_to, bins_NJ[:, :, None], axis=2)
+    same = np.take_along_axis(counts_NJB, bins_NJ[:, :, None], axis=2).astype(np.int64)
+    total = up_to[:, :, -1:]
+    return np.concatenate([total - at, at - same], axis=2), same, total
+
+
+def _smoothed(beyond: Counts, same: Counts, total: Counts, u_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = (beyond + u_N[:, None, None] * (same + 1)) / (total + 1)
+    return result
+
+
+def _bounded(beyond: Counts, same: Counts, total: Counts) -> NDArray[np.float64]:
+    k = beyond + same + 1
+    result: NDArray[np.float64] = np.minimum((k + 2 * np.sqrt(k)) / (total + 1), 1)
+    return result
+
+
+def statistic(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return ``ln(M / max(n, 32))`` of the mixture, [N]; -inf before the first bet.
+
+    Half of the weight lies on the probes, half on the other directions, evenly on both baselines, signs and bets.
+    """
+    bets = states_N["bets"].astype(np.float64)
+    probes = np.arange(len(active)) < PROBES
+    parts = [_log_mean(bets[:, :, active & side]) for side in (probes, ~probes) if (active & side).any()]
+    mixture = _log_mean(np.stack(parts, axis=1))
+    placed = states_N["sketched"].astype(np.int64) - LEAST
+    result: NDArray[np.float64] = mixture - np.log(np.maximum(placed, SHORTEST))
+    return result
+
+
+def leading_direction(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return which direction's evidence is the largest, [N]."""
+    bets = np.where(active[:, None, None], states_N["bets"], -np.inf)
+    result: NDArray[np.int64] = bets.max(axis=(1, 3, 4)).argmax(axis=1)
+    return result
+
+
+def _log_mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ln of the mean of exp over all axes but the first, [N]."""
+    # Row by row in memory: the order of a sum, and so its rounding, must not depend on how many principals share it.
+    flat = np.ascontiguousarray(x).reshape(len(x), -1)
+    peak = np.maximum(flat.max(axis=1), -1e300)
+    with np.errstate(divide="ignore"):
+        result: NDArray[np.float64] = np.log(np.exp(flat - peak[:, None]).mean(axis=1)) + peak
+    return result
