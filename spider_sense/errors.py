@@ -6,6 +6,7 @@ SpiderSenseError
  |- SiteError          an unknown architecture, layer or place
  |- GuardError         an artifact that is damaged or made by another version
  |   |- MismatchError  an artifact that belongs to another model, tokenizer or serving configuration
+ |- BankError          a bank of signatures that is damaged, or a signature that it does not take
  |- PatchError         a neuron patch, or a set of neurons, that is damaged or does not fit
  |- SignatureError     an artifact whose signature is missing or wrong
  |- MissingExtraError  an optional dependency that is not installed
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "BankError",
     "ConfigError",
     "DataError",
     "GuardError",
@@ -52,6 +54,10 @@ class GuardError(SpiderSenseError):
 
 class MismatchError(GuardError):
     """A guard belongs to another model, tokenizer, chat template or serving configuration."""
+
+
+class BankError(SpiderSenseError):
+    """A bank of signatures is incomplete or damaged, or does not take a signature."""
 
 
 class PatchError(SpiderSenseError):

@@ -13,8 +13,6 @@ class Artifact:
     """One span before the cascade."""
 
     span: Span
-    stage: Stage
-    """The span's, but for a message that another agent sent: that is an observation, whatever its role."""
     text: str
     """Untrusted; data to be judged."""
     principal: str | None = None
@@ -23,3 +21,8 @@ class Artifact:
     """The agent that sent it, by a verified envelope."""
     purpose: str = ""
     """What the user asked for last, so that a judge can tell a task from a hijacked one. Untrusted as well."""
+
+    @property
+    def stage(self) -> Stage:
+        """The span's."""
+        return self.span.stage

@@ -14,6 +14,8 @@ class Span:
     """Consecutive tokens of one stage: the content alone, without what the template writes around it."""
 
     stage: Stage
+    """What the template's markers say, but for a message that another agent sent: that is an observation, whatever
+    its role."""
     start: int
     """Absolute position of the first token."""
     stop: int
