@@ -23,7 +23,7 @@ class OperatorKey:
     def __init__(self, secret: bytes) -> None:
         if len(secret) < _SHORTEST:
             raise ConfigError(
-                f"the operator's key has {len(secret)} bytes, fewer than {_SHORTEST}; make one with: openssl rand -hex 32"
+                f"the operator's key has {len(secret)} bytes, fewer than {_SHORTEST}; make one: openssl rand -hex 32"
             )
         self._secret = secret
 

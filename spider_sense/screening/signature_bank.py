@@ -9,7 +9,7 @@ which everything is like everything.
 Shape letters: T spans, N signatures, D width.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sense_kernels import match_signatures
 from spider_sense.errors import BankError, MismatchError, nearest
 from spider_sense.fingerprint import Fingerprint, check_match
 from spider_sense.folders import ArtifactKind, Record, sha256
 from spider_sense.screening.signature import About, Signature, merged
+from spider_sense.screening.signature_search import fires, search
 from spider_sense.screening.traffic import Traffic
 from spider_sense.screening.verdict import Match
 from spider_sense.types import Site
@@ -86,7 +86,7 @@ class SignatureBank:
         found = []
         units_1D = self.unit(pooled_D[None])
         for group in self._groups():
-            cosine_1, index_1 = _search(units_1D, group)
+            cosine_1, index_1 = search(units_1D, group)
             best = group[int(index_1)].about if index_1 >= 0 else None
             if best is not None and cosine_1.item() >= 1 - best.radius:
                 found.append(Match(best.id, best.kind, cosine_1.item(), best.radius))
@@ -95,7 +95,7 @@ class SignatureBank:
     def nearest(self, pooled_D: Tensor, benign: bool = False) -> Match | None:
         """Return the nearest signature of a side, whether it fires or not; None if there is none."""
         side = [item for item in self.signatures if item.benign == benign]
-        cosine_1, index_1 = _search(self.unit(pooled_D[None]), side)
+        cosine_1, index_1 = search(self.unit(pooled_D[None]), side)
         if index_1 < 0:
             return None
         about = side[int(index_1)].about
@@ -108,15 +108,13 @@ class SignatureBank:
             The new bank, and the id that it went into: its own, or that of a near-duplicate it was merged with.
 
         Raises:
-            BankError: if there is no traffic to try it on, its name is taken, or it fires too often.
+            BankError: if there is no traffic to try it on, or too little, its name is taken, or it fires too often.
         """
-        if self.traffic is None:
-            raise BankError("the bank holds no traffic to try a signature on; add one with --traffic first")
         twin = self._twin(signature)
         if twin is None and any(item.about.id == signature.about.id for item in self.signatures):
             raise BankError(f"{signature.about.id} is taken by another signature; choose another --id, or remove it")
         whole = signature if twin is None else merged(twin, signature)
-        trial = self._with_known_attacks().try_out(whole, _fires, self.budget)
+        trial = self.tried_on().try_out(whole, fires, self.budget)
         taken = replace(whole, about=whole.about.model_copy(update={"trial": trial}))
         others = tuple(item for item in self.signatures if item is not twin)
         return replace(self, signatures=(*others, taken)), taken.about.id
@@ -160,7 +158,9 @@ class SignatureBank:
         """Write the bank; an existing bank is replaced only once the new one is complete."""
         with KIND.staged(Path(folder)) as beside:
             vectors_ND = torch.stack([self.centre_D * 0, *(item.vector_D for item in self.signatures)])[1:]
-            save_file({"centre": self.centre_D.contiguous(), "vectors": vectors_ND.contiguous()}, beside / VECTORS)
+            save_file(
+                {"centre": self.centre_D[None].contiguous(), "vectors": vectors_ND.contiguous()}, beside / VECTORS
+            )
             if self.traffic is not None:
                 parts = {"benign": self.traffic.benign_MD, "attacks": self.traffic.attacks_KD}
                 save_file({name: part.contiguous() for name, part in parts.items()}, beside / TRAFFIC)
@@ -186,21 +186,21 @@ class SignatureBank:
         manifest = KIND.read_manifest(folder, Manifest)
         tensors = KIND.read_tensors(folder / VECTORS, manifest.vectors_digest)
         width = manifest.fingerprint.width
-        centre_D = _tensor(tensors, "centre", folder / VECTORS, (width,))
-        vectors_ND = _tensor(tensors, "vectors", folder / VECTORS, (len(manifest.signatures), width))
+        centre_1D = _tensor(tensors, "centre", folder / VECTORS, 1, width)
+        vectors_ND = _tensor(tensors, "vectors", folder / VECTORS, len(manifest.signatures), width)
         _check_units(vectors_ND, folder / VECTORS)
         traffic = None
         if manifest.traffic_digest is not None:
             parts = KIND.read_tensors(folder / TRAFFIC, manifest.traffic_digest)
             benign_MD, attacks_KD = (
-                _tensor(parts, name, folder / TRAFFIC, (None, width)) for name in ("benign", "attacks")
+                _tensor(parts, name, folder / TRAFFIC, None, width) for name in ("benign", "attacks")
             )
             traffic = Traffic(benign_MD, attacks_KD)
         pairs = zip(manifest.signatures, vectors_ND, strict=True)
         signatures = tuple(Signature(about, vector_D) for about, vector_D in pairs)
         if len({item.about.id for item in signatures}) != len(signatures):
             raise BankError(f"{folder / KIND.manifest} names a signature twice; {KIND.again} the bank again")
-        return cls(manifest.fingerprint, Site.parse(manifest.site), centre_D, manifest.budget, signatures, traffic)
+        return cls(manifest.fingerprint, Site.parse(manifest.site), centre_1D[0], manifest.budget, signatures, traffic)
 
     def _groups(self) -> list[list[Signature]]:
         groups: dict[tuple[bool, float], list[Signature]] = {}
@@ -210,11 +210,17 @@ class SignatureBank:
 
     def _twin(self, signature: Signature) -> Signature | None:
         same = [item for item in self.signatures if item.about.kind == signature.about.kind]
-        cosine_1, index_1 = _search(signature.vector_D[None], same)
+        cosine_1, index_1 = search(signature.vector_D[None], same)
         return same[int(index_1)] if cosine_1 >= 1 - NEAR else None
 
-    def _with_known_attacks(self) -> Traffic:
-        assert self.traffic is not None
+    def tried_on(self) -> Traffic:
+        """Return the traffic that signatures are tried on, the bank's own attacks among it.
+
+        Raises:
+            BankError: if the bank holds none.
+        """
+        if self.traffic is None:
+            raise BankError("the bank holds no traffic to try a signature on; add one with --traffic first")
         known = [item.vector_D[None] for item in self.signatures if not item.benign]
         return replace(self.traffic, attacks_KD=torch.cat([self.traffic.attacks_KD, *known]))
 
@@ -224,29 +230,13 @@ class SignatureBank:
             raise BankError(f"the bank has no signature {unknown!r}; {nearest(unknown, names)}")
 
 
-def _search(units_TD: Tensor, signatures: Sequence[Signature]) -> tuple[Tensor, Tensor]:
-    """Return the best cosine [T] and its index [T]; NaN or minus infinity, and -1, where there is none."""
-    best_T, index_T = torch.empty(len(units_TD)), torch.empty(len(units_TD), dtype=torch.int64)
-    vectors_ND = torch.stack([item.vector_D for item in signatures]) if signatures else units_TD[:0]
-    match_signatures(units_TD, vectors_ND.bfloat16(), None, best_T, index_T)
-    return best_T, index_T
-
-
-def _fires(units_TD: Tensor, signature: Signature) -> Tensor:
-    """Return where a signature fires, bool [T]."""
-    return _search(units_TD, [signature])[0] >= 1 - signature.about.radius
-
-
-def _tensor(tensors: dict[str, Tensor], name: str, path: Path, shape: tuple[int | None, ...]) -> Tensor:
-    found = tensors.get(name)
-    fits = found is not None and len(found.shape) == len(shape)
-    if (
-        found is None
-        or not fits
-        or any(want not in (None, have) for want, have in zip(shape, found.shape, strict=True))
-    ):
-        held = "nothing" if found is None else list(found.shape)
-        raise BankError(f"{path}: {name} holds {held}, the manifest says {list(shape)}; {KIND.again} the bank again")
+def _tensor(tensors: Mapping[str, Tensor], name: str, path: Path, rows: int | None, width: int) -> Tensor:
+    """Return a matrix [rows, width] of a file; any number of rows for None."""
+    found = tensors.get(name, torch.empty(0))
+    if found.ndim != 2 or found.shape[1] != width or rows not in (None, len(found)):
+        raise BankError(
+            f"{path}: {name} is {list(found.shape)}, the manifest says {[rows, width]}; {KIND.again} the bank again"
+        )
     return found.float()
 
 

@@ -69,9 +69,15 @@ class Traffic:
             )
         return Trial(benign=len(self.benign_MD), fired=fired, attacks=len(self.attacks_KD), excused=0)
 
+    def widest(self, vector_D: Tensor, budget: float) -> float:
+        """Return the largest radius, in hundredths, within the budget for a direction; 0 for none."""
+        distance_M = torch.sort(1 - self.benign_MD @ vector_D).values
+        first_outside = distance_M[most_within(budget, len(distance_M))].item() if len(distance_M) else 0.0
+        # A search rounds vectors to bfloat16, which moves a cosine by less than half a hundredth.
+        return max(0.0, math.floor((first_outside - 0.005) * 100) / 100)
+
     def _advice(self, signature: Signature, budget: float) -> str:
-        distance_M = torch.sort(1 - self.benign_MD @ signature.vector_D).values
-        largest = math.floor((distance_M[most_within(budget, len(distance_M))].item() - 0.01) * 100) / 100
-        if largest < 0.01:
-            return "its examples are like ordinary traffic, so choose others"
-        return f"--radius {largest:.2f} would be narrow enough; this one has {signature.about.radius:.2f}"
+        widest = self.widest(signature.vector_D, budget)
+        if widest == 0:
+            return "it is like ordinary traffic, so choose other examples"
+        return f"--radius {widest:.2f} would be narrow enough; this one has {signature.about.radius:.2f}"
