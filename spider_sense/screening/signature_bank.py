@@ -9,7 +9,7 @@ which everything is like everything.
 Shape letters: T spans, N signatures, D width.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,23 +83,15 @@ class SignatureBank:
         A search finds the nearest of a set. Signatures of one side and one radius make a set, so that none that fires
         is hidden behind a nearer one that does not.
         """
-        found = []
         units_1D = self.unit(pooled_D[None])
-        for group in self._groups():
-            cosine_1, index_1 = search(units_1D, group)
-            best = group[int(index_1)].about if index_1 >= 0 else None
-            if best is not None and cosine_1.item() >= 1 - best.radius:
-                found.append(Match(best.id, best.kind, cosine_1.item(), best.radius))
-        return sorted(found, key=lambda match: -match.cosine)
+        nearest = [_nearest(units_1D, group) for group in self._groups()]
+        return sorted(
+            (match for match in nearest if match is not None and match.fires), key=lambda match: -match.cosine
+        )
 
     def nearest(self, pooled_D: Tensor, benign: bool = False) -> Match | None:
         """Return the nearest signature of a side, whether it fires or not; None if there is none."""
-        side = [item for item in self.signatures if item.benign == benign]
-        cosine_1, index_1 = search(self.unit(pooled_D[None]), side)
-        if index_1 < 0:
-            return None
-        about = side[int(index_1)].about
-        return Match(about.id, about.kind, cosine_1.item(), about.radius)
+        return _nearest(self.unit(pooled_D[None]), [item for item in self.signatures if item.benign == benign])
 
     def added(self, signature: Signature) -> tuple["SignatureBank", str]:
         """Take a signature in, after a trial.
@@ -228,6 +220,14 @@ class SignatureBank:
         names = [item.about.id for item in self.signatures]
         for unknown in [name for name in ids if name not in names]:
             raise BankError(f"the bank has no signature {unknown!r}; {nearest(unknown, names)}")
+
+
+def _nearest(units_1D: Tensor, signatures: Sequence[Signature]) -> Match | None:
+    cosine_1, index_1 = search(units_1D, signatures)
+    if index_1 < 0:
+        return None
+    about = signatures[int(index_1)].about
+    return Match(about.id, about.kind, cosine_1.item(), about.radius)
 
 
 def _tensor(tensors: Mapping[str, Tensor], name: str, path: Path, rows: int | None, width: int) -> Tensor:
