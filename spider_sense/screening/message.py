@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from spider_sense.errors import DataError
 
-__all__ = ["Message", "ToolCall"]
+__all__ = ["Message", "ToolCall", "parse_object"]
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -38,7 +38,7 @@ class ToolCall(_Record):
     @property
     def arguments(self) -> Mapping[str, Any] | None:
         """The arguments; None if they are not one JSON object with each key once."""
-        return parse_arguments(self.function.arguments)
+        return parse_object(self.function.arguments)
 
 
 class Message(_Record):
@@ -100,8 +100,8 @@ class Message(_Record):
         }
 
 
-def parse_arguments(text: str) -> dict[str, Any] | None:
-    """Return the arguments of a call; None if the text is not one JSON object with each key once."""
+def parse_object(text: str) -> dict[str, Any] | None:
+    """Return what a text says; None if it is not one JSON object with each key once."""
     try:
         found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError):

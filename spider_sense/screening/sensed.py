@@ -25,10 +25,14 @@ class Sensed:
     """[D] float32 on the CPU, see :func:`spider_sense.screening.pooling.pool`; None if no signature site is read."""
 
     @property
+    def seen(self) -> bool:
+        """Whether a probe has seen every token of the span."""
+        return bool(self.verdicts) and all(verdict.coverage.complete for verdict in self.verdicts)
+
+    @property
     def zone(self) -> Zone:
         """The strictest of the verdicts; at least suspect where evidence is missing."""
-        complete = bool(self.verdicts) and all(verdict.coverage.complete for verdict in self.verdicts)
-        floor: Zone = "clear" if complete else "suspect"
+        floor: Zone = "clear" if self.seen else "suspect"
         return max([floor, *(verdict.zone for verdict in self.verdicts)], key=ZONES.index)
 
     @property

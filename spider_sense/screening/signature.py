@@ -3,26 +3,25 @@
 Shape letters: K examples, D width.
 """
 
-import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
 from spider_sense.errors import BankError
 from spider_sense.folders import Record
 
-__all__ = ["KINDS", "About", "Kind", "Signature", "Trial", "from_examples", "merged"]
+__all__ = ["KINDS", "About", "Kind", "Signature", "Trial", "distances_left_out", "from_examples", "merged"]
 
 Kind = Literal["misuse", "injection", "extraction", "benign"]
 """benign: what looks like an attack and is none; a suspect near it is let through."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-GRID = 0.01
-"""Radii are multiples of it, so that a bank has few of them."""
+LONGEST = 200
+"""Characters of a provenance."""
 
 
 class Trial(Record):
@@ -44,10 +43,10 @@ class About(Record):
     id: str = Field(pattern=r"^[\w.-]{1,64}$")
     kind: Kind
     radius: float = Field(gt=0, lt=1)
-    """Cosine distance up to which it fires."""
+    """Cosine distance up to which it fires, in hundredths, so that a bank has few of them."""
     examples: int = Field(ge=1)
     """How many it was made from."""
-    provenance: str = Field(min_length=1, max_length=200)
+    provenance: str = Field(min_length=1, max_length=LONGEST)
     """Who made it, and from what."""
     created: str = Field(max_length=32)
     """Date."""
@@ -56,8 +55,10 @@ class About(Record):
 
     @field_validator("radius")
     @classmethod
-    def _on_the_grid(cls, radius: float) -> float:
-        return round(radius, 2)
+    def _in_hundredths(cls, radius: float) -> float:
+        if round(radius, 2) != radius:
+            raise ValueError("a radius has two decimals")
+        return radius
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,57 +75,55 @@ class Signature:
         return self.about.kind == "benign"
 
 
-def from_examples(id: str, kind: Kind, units_KD: Tensor, provenance: str, radius: float | None = None) -> Signature:  # noqa: A002
-    """Make a signature of a handful of examples.
+def from_examples(name: str, kind: Kind, units_KD: Tensor, provenance: str, radius: float) -> Signature:
+    """Make a signature of a handful of examples: their mean direction.
 
     Args:
-        id: its name.
+        name: its id.
         kind: what it stands for.
         units_KD: [K, D] float32, unit vectors of the examples.
         provenance: who made it, and from what.
-        radius: cosine distance up to which it fires; by default the largest distance of an example from the mean of
-            the others, which is how far an example that was not seen may lie.
+        radius: cosine distance up to which it fires.
 
     Raises:
-        BankError: if there is one example alone and no radius, or the examples have no common direction.
+        BankError: if a field cannot be kept as it is, or the examples have no common direction.
     """
-    if radius is None:
-        if len(units_KD) < 2:
-            raise BankError(f"{id}: {len(units_KD)} example says nothing of a radius; give two or more, or --radius")
-        others_KD = torch.nn.functional.normalize(units_KD.sum(0) - units_KD)
-        radius = math.ceil((1 - (others_KD * units_KD).sum(1).min().item()) / GRID) * GRID
     mean_D = units_KD.mean(0)
-    if not 0 < radius < 1 or not mean_D.norm() > 0:
-        raise BankError(
-            f"{id}: the examples lie {radius:.2f} apart, and a radius must be above 0 and below 1; "
-            "leave out those that are unlike the others, or make several signatures"
+    if not mean_D.norm() > 0:
+        raise BankError(f"{name}: the examples have no common direction; make several signatures of them")
+    try:
+        about = About(
+            id=name,
+            kind=kind,
+            radius=radius,
+            examples=len(units_KD),
+            provenance=provenance,
+            created=datetime.now(UTC).date().isoformat(),
         )
-    about = About(
-        id=id,
-        kind=kind,
-        radius=max(radius, GRID),
-        examples=len(units_KD),
-        provenance=provenance,
-        created=datetime.now(UTC).date().isoformat(),
-    )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BankError(f"{first['loc'][0]}: {first['input']!r:.80} is not allowed; {first['msg'].lower()}") from error
     return Signature(about, mean_D / mean_D.norm())
 
 
-def merged(old: Signature, new: Signature) -> Signature:
-    """Return one signature for two near-duplicates: their weighted mean, wide enough to fire wherever either fired.
+def distances_left_out(units_KD: Tensor) -> Tensor:
+    """Return how far each example lies from the mean direction of the others, as cosine distances [K].
 
-    Angles on the sphere obey the triangle inequality, cosine distances do not.
+    That is how far an example that nobody has seen may lie. A single example has none but itself: 1.
     """
+    others_KD = torch.nn.functional.normalize(units_KD.sum(0) - units_KD)
+    return 1 - (others_KD * units_KD).sum(1)
+
+
+def merged(old: Signature, new: Signature) -> Signature:
+    """Return one signature for two near-duplicates: their mean, weighted by examples, and the wider radius."""
     total = old.about.examples + new.about.examples
     mean_D = old.vector_D * (old.about.examples / total) + new.vector_D * (new.about.examples / total)
-    vector_D = mean_D / mean_D.norm()
-    reach = max(_angle(vector_D @ part.vector_D) + math.acos(1 - part.about.radius) for part in (old, new))
-    radius = math.ceil((1 - math.cos(min(reach, math.pi / 2))) / GRID - 1e-9) * GRID
     parts = dict.fromkeys([*old.about.provenance.split("; "), *new.about.provenance.split("; ")])
-    provenance = "; ".join(parts)[:200]
-    update = {"radius": min(round(radius, 2), 1 - GRID), "examples": total, "provenance": provenance, "trial": None}
-    return Signature(old.about.model_copy(update=update), vector_D)
-
-
-def _angle(cosine: Tensor) -> float:
-    return math.acos(max(-1.0, min(1.0, cosine.item())))
+    update = {
+        "radius": max(old.about.radius, new.about.radius),
+        "examples": total,
+        "provenance": "; ".join(parts)[:LONGEST],
+        "trial": None,
+    }
+    return Signature(old.about.model_copy(update=update), mean_D / mean_D.norm())

@@ -21,13 +21,18 @@ Decider = Literal["probe", "signature", "judge", "rule", "envelope", "leak"]
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A signature that a span fell within."""
+    """A signature near a span."""
 
     id: str
     kind: str
     cosine: float
     radius: float
     """Cosine distance up to which the signature fires."""
+
+    @property
+    def fires(self) -> bool:
+        """Whether the span lies within the radius."""
+        return self.cosine >= 1 - self.radius
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
