@@ -27,7 +27,8 @@ def opening(tokenizer: Any) -> tuple[int, ...]:
     """
     messages = [{"role": "user", "content": "Alpha one"}]
     closed, opened = (
-        tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False) for prompt in (False, True)
+        tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False)
+        for prompt in (False, True)
     )
     ids = tuple(tokenizer(opened[len(closed) :], add_special_tokens=False)["input_ids"])
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}

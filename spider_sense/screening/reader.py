@@ -56,8 +56,8 @@ class ChatSpans:
     def read(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Conversation:
         """Render a conversation and cut it into stages; see `spider_sense.screening.protocols.SpanReader`.
 
-        Where the last message is not the assistant's, the template's opening of the answer ends the conversation. An
-        assistant's text that a template leaves out, as Llama's does beside a call, has no span: the model never sees it.
+        Where the last message is not the assistant's, the template's opening of the answer ends the conversation. Text
+        of an assistant that a template leaves out, as Llama's does beside a call, has no span: the model never sees it.
 
         Raises:
             ConfigError: if the template refuses the conversation, leaves out a call or a text of somebody else, or
@@ -156,9 +156,7 @@ class ChatSpans:
         return ids, places
 
     def _encode(self, text: str, typed: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        coded = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=typed, return_offsets_mapping=True
-        )
+        coded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=typed, return_offsets_mapping=True)
         return list(coded["input_ids"]), list(coded["offset_mapping"])
 
     def _found(self, cut: Sequence[Piece], slots: Sequence[Slot], messages: Sequence[Message]) -> Iterator[_Found]:

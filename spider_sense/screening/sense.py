@@ -14,12 +14,12 @@ from spider_sense.attach import Attachment
 from spider_sense.calibration import zone
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.models import LoadedModel
+from spider_sense.scoring import Bank, Probe, RequestRows, Scorer
 from spider_sense.screening.drift import DRIFT, Places, drift, opening
 from spider_sense.screening.pooling import pool
 from spider_sense.screening.sensed import Sensed
 from spider_sense.screening.span import Conversation
 from spider_sense.screening.stage_guard import StageGuard
-from spider_sense.scoring import Bank, Probe, RequestRows, Scorer
 from spider_sense.types import Coverage, Site, Verdict
 
 __all__ = ["ModelSense", "drift_logit", "span_scores"]

@@ -13,12 +13,12 @@ import torch
 from spider_sense.activations import ActivationSet
 from spider_sense.errors import ConfigError
 from spider_sense.offline import score_activations
+from spider_sense.scoring import Probe
 from spider_sense.screening.drift import DRIFT, drift, opening
 from spider_sense.screening.message import Message
 from spider_sense.screening.reader import ChatSpans
 from spider_sense.screening.stage_examples import StageExample
 from spider_sense.screening.stage_sets import drift_set, span_set
-from spider_sense.scoring import Probe
 
 __all__ = ["StageData", "stage_data"]
 

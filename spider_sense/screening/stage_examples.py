@@ -59,7 +59,7 @@ def stage_examples(folder: Path | None) -> list[StageExample]:
     built = [*_own_outputs(), *_own_requests()]
     if folder is not None:
         for name, build in SOURCES.items():
-            built += [item for item in build(_read(folder / f"{name}.jsonl"), name)]
+            built += build(_read(folder / f"{name}.jsonl"), name)
     return built
 
 
