@@ -156,9 +156,7 @@ class ChatSpans:
         return ids, places
 
     def _encode(self, text: str, typed: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        coded = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=typed, return_offsets_mapping=True
-        )
+        coded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=typed, return_offsets_mapping=True)
         return list(coded["input_ids"]), list(coded["offset_mapping"])
 
     def _found(self, cut: Sequence[Piece], slots: Sequence[Slot], messages: Sequence[Message]) -> Iterator[_Found]:
