@@ -9,6 +9,7 @@ SpiderSenseError
  |- BankError          a bank of signatures that is damaged, or a signature that it does not take
  |- PatchError         a neuron patch, or a set of neurons, that is damaged or does not fit
  |- SignatureError     an artifact whose signature is missing or wrong
+ |- RejectedError      a stage of a conversation that screening rejected
  |- MissingExtraError  an optional dependency that is not installed
 
 A message names the bad value, what is allowed, and the next step.
@@ -25,6 +26,7 @@ __all__ = [
     "MismatchError",
     "MissingExtraError",
     "PatchError",
+    "RejectedError",
     "SignatureError",
     "SiteError",
     "SpiderSenseError",
@@ -66,6 +68,14 @@ class PatchError(SpiderSenseError):
 
 class SignatureError(SpiderSenseError):
     """A guard's signature is missing or does not match its files."""
+
+
+class RejectedError(SpiderSenseError):
+    """Screening rejected a stage of a conversation."""
+
+    def __init__(self, stage: str, evidence: str) -> None:
+        super().__init__(f"screening rejected the {stage}: {evidence}")
+        self.stage, self.evidence = stage, evidence
 
 
 class MissingExtraError(SpiderSenseError):

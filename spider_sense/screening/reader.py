@@ -56,8 +56,8 @@ class ChatSpans:
     def read(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Conversation:
         """Render a conversation and cut it into stages; see `spider_sense.screening.protocols.SpanReader`.
 
-        Where the last message is not the assistant's, the template's opening of the answer ends the conversation. An
-        assistant's text that a template leaves out, as Llama's does beside a call, has no span: the model never sees it.
+        Where the last message is not the assistant's, the template's opening of the answer ends the conversation. Text
+        of an assistant that a template leaves out, as Llama's does beside a call, has no span: the model never sees it.
 
         Raises:
             ConfigError: if the template refuses the conversation, leaves out a call or a text of somebody else, or
