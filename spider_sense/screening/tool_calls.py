@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spider_sense.screening.message import parse_arguments
+from spider_sense.screening.message import parse_object
 
 __all__ = ["FORMATS", "CallFormat", "Segment", "call_format"]
 
@@ -107,7 +107,7 @@ def _skip(text: str, place: int) -> int:
 
 
 def _call(text: str, start: int, stop: int) -> Segment:
-    record = parse_arguments(text[start:stop]) or {}
+    record = parse_object(text[start:stop]) or {}
     name, arguments = record.get("name"), record.get("arguments", record.get("parameters"))
     tool = name if isinstance(name, str) else None
     return Segment(start, stop, True, tool, arguments if isinstance(arguments, dict) else None)
