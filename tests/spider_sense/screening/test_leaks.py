@@ -42,7 +42,7 @@ def watch() -> LeakWatch:
 def test_a_secret_is_found(watch: LeakWatch, form: str, text: str) -> None:
     (leak,) = watch.find("bob", f"Well, {OTHER} {text} {OTHER}")
     assert (leak.owner, leak.label, leak.form) == ("ann", "vault", form)
-    assert leak.share >= 0.5
+    assert leak.share >= 1 / 3
     assert watch.find(None, text)
 
 
