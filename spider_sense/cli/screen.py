@@ -47,10 +47,11 @@ def screen(
     # Read whole before the model is loaded: a bad line in the last place shows at once.
     traces = list(read_traces(trace))
     loaded = load_model(model, dtype, device)
-    screenings: list[tuple[str, Screening]] = []
     with open_screen(settings, loaded, stages, signatures) as screen_, progress_bars() as progress:
-        for item in progress.track(traces, description="Screening"):
-            screenings.append((item.id, screen_.check(item.messages, item.tools, item.principal)))
+        screenings = [
+            (item.id, screen_.check(item.messages, item.tools, item.principal))
+            for item in progress.track(traces, description="Screening")
+        ]
     console.print(_table(screenings))
     counts = tally(screening for _, screening in screenings)
     if out is not None:

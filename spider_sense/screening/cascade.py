@@ -193,11 +193,10 @@ class Cascade:
 
 
 def _suspicion(sensed: Sensed) -> str:
-    if not sensed.verdicts:
+    if sensed.strictest is None:
         return "no probe reads this stage"
-    if not sensed.seen:
+    if sensed.strictest.zone == "clear":
         return "the probes have not seen it in full"
-    assert sensed.strictest is not None
     return f"{sensed.strictest.detector} suspect"
 
 

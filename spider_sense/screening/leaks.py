@@ -17,8 +17,8 @@ __all__ = ["Leak", "LeakWatch"]
 
 N = 10
 """Letters and digits of an n-gram."""
-SHARE = 0.5
-"""Share of a secret's n-grams that must appear. Any ten letters may be anybody's; half of a secret's are not."""
+SHARE = 1 / 3
+"""Share of a secret's n-grams that must appear. Any ten letters may be anybody's; a third of a secret's are not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,9 +88,8 @@ class Message(_Record):
         except ValidationError as error:
             first = error.errors()[0]
             path = ".".join(str(part) for part in first["loc"])
-            raise DataError(
-                f"{where}: {path or 'message'}: {first['msg']}; write it in OpenAI's chat format"
-            ) from error
+            fault = f"{path}: {first['msg']}" if path else first["msg"]
+            raise DataError(f"{where}: {fault}; write it in OpenAI's chat format") from error
 
     def dump(self) -> dict[str, Any]:
         """Return the message for a chat template or an endpoint: without fields that are not set, or not standard."""
