@@ -1,0 +1,297 @@
+"""Screening of agents: what the probes of the stages are worth, and the cascade against each of its parts.
+
+    python bench/screening.py [--quick]
+
+Reads the prompt sets in SPIDER_SENSE_DATA. Captured activations are kept in the output folder and taken up again where
+they are still of the same tokens and model. The last line is one JSON object.
+"""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from _arms import Sighting, WordsJudge, arms, summarise
+from _bank import signature_bank
+from _judge import model_judge
+from _picture import draw
+from _traces import BenchTrace, traces
+from rich.console import Console
+from rich.table import Table
+
+from spider_sense.baselines import TfidfBaseline
+from spider_sense.chat import Chat
+from spider_sense.cli.train import progress_bars
+from spider_sense.config import Settings
+from spider_sense.models import LoadedModel, load_model
+from spider_sense.screening.artifact import Artifact
+from spider_sense.screening.drift import DRIFT
+from spider_sense.screening.protocols import Judge
+from spider_sense.screening.reader import ChatSpans
+from spider_sense.screening.sense import ModelSense
+from spider_sense.screening.signature_bank import SignatureBank
+from spider_sense.screening.stage import STAGES
+from spider_sense.screening.stage_data import StageData, stage_data
+from spider_sense.screening.stage_examples import StageExample, stage_examples
+from spider_sense.screening.stage_guard import StageGuard
+from spider_sense.screening.stage_training import StageOptions, assembled, crossed, make_stage, measure_files
+from spider_sense.training.collect import collect
+from spider_sense.types import Site
+
+CONSOLE = Console(stderr=True)
+PAIRED = "bipia_train"
+REFERENCE, SERVED = "words", "SmolLM2"
+SIGNATURE_SITE = Site(layer=18, place="resid")
+
+
+class Size(Settings):
+    """How much is done."""
+
+    sites: tuple[str, ...]
+    tokens: int
+    """Longer conversations are left out."""
+    groups: int
+    """Groups (contexts, pairs, texts) taken of each file."""
+    attacks: int
+    """Of each test agent in the traces."""
+    requests: int
+    """Customers' requests in the traces."""
+    asked: int
+    """Spans that the served model judges: it takes seconds each."""
+    options: StageOptions = StageOptions()
+
+
+FULL = Size(
+    sites=("resid.6", "resid.10", "resid.14", "resid.18", "resid.22", "resid.26"),
+    tokens=400,
+    groups=1000,
+    attacks=40,
+    requests=60,
+    asked=60,
+)
+QUICK = Size(
+    sites=("resid.10", "resid.14", "resid.18", "resid.22"),
+    tokens=260,
+    groups=70,
+    attacks=12,
+    requests=12,
+    asked=8,
+    options=StageOptions(folds=2),
+)
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="A reduced run of minutes.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for activations, probes and the picture.")] = Path(
+        "runs/screening"
+    ),
+) -> None:
+    """Train, measure, replay, print."""
+    size, folder = (QUICK, output / "quick") if quick else (FULL, output / "full")
+    data = os.environ.get("SPIDER_SENSE_DATA")
+    if not data:
+        raise typer.BadParameter("SPIDER_SENSE_DATA is not set; name the folder of the prompt sets")
+    loaded = load_model("smollm2")
+    stages = captured(loaded, Path(data), size, folder / "activations")
+    results = {name: measured(stage, size) for name, stage in stages.items()}
+    show_probes(results)
+    agents = sorted({group for group in stages["action"].groups if group.startswith("asb:")})
+    test_agents = agents[1::2]
+    made = [
+        make_stage(stage, unseen(stage, test_agents), results[name], size.options) for name, stage in stages.items()
+    ]
+    guard = assembled(loaded, made, {"test_agents": test_agents, "size": size.model_dump(mode="json")})
+    guard.guard.save_pretrained(folder / "guard")
+    bank = signature_bank(
+        loaded, stages, {name: ~unseen(stage, test_agents) for name, stage in stages.items()}, SIGNATURE_SITE
+    )
+    requests = [row for row in half_of_requests(Path(data)) if row][: size.requests]
+    replayed = traces(Path(data), [name.removeprefix("asb:") for name in test_agents], requests, size.attacks)
+    seen, latency = replay(loaded, guard, bank, replayed)
+    words = {
+        name: TfidfBaseline.fit(*texts_of(stage, ~unseen(stage, test_agents)))
+        for name, stage in stages.items()
+        if name != DRIFT
+    }
+    compared = compare(seen, bank, WordsJudge(words), size)  # type: ignore[arg-type]
+    show_arms(compared)
+    draw(compared, results, folder / "screening.png")
+    print(json.dumps(summary(results, compared, seen, latency)))  # noqa: T201 - the result
+
+
+def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[str, StageData]:
+    """Capture the conversations that are trained and measured on, and cut them to the stages."""
+    chat, taken = Chat(loaded.tokenizer), set[str]()
+    examples = stage_examples(data)
+    for source in dict.fromkeys(item.example.source for item in examples):
+        groups = sorted({item.example.group for item in examples if item.example.source == source}, key=_order)
+        taken |= set(groups[: size.groups])
+    examples = [item for item in examples if item.example.group in taken and _length(chat, item) <= size.tokens]
+    with progress_bars() as progress:
+        found = collect(
+            loaded,
+            [item.example for item in examples],
+            [Site.parse(site) for site in size.sites],
+            folder,
+            max_tokens=size.tokens,
+            progress=progress,
+        )
+    return {name: stage_data(name, examples, found, loaded.tokenizer) for name in (*STAGES, DRIFT)}
+
+
+def measured(stage: StageData, size: Size) -> dict[str, Any]:
+    """Measure a probe on every file that it has not seen, and on the paired one by context and attack."""
+    CONSOLE.print(f"measuring {stage.name}: {int(stage.labels.sum())} attacks, {int((~stage.labels).sum())} harmless")
+    result = {"files": measure_files(stage, size.options)}
+    if stage.name in ("observation", DRIFT):
+        result["crossed"] = {PAIRED: crossed(stage, PAIRED, size.options)}
+    return result
+
+
+def unseen(stage: StageData, test_agents: list[str]) -> np.ndarray:
+    """Return which examples [N] are kept for the traces: half of the agents, half of the requests."""
+    requests = [
+        item.example.source == "tau2_agent_requests" and _order(item.example.id)[0] >= "8" for item in stage.examples
+    ]
+    return np.isin(stage.groups, test_agents) | np.array(requests)
+
+
+def half_of_requests(data: Path) -> list[str]:
+    """Return the ids of the requests that :func:`unseen` keeps for the traces."""
+    rows = (data / "tau2_agent_requests.jsonl").read_text(encoding="utf-8").splitlines()
+    names = [json.loads(row)["id"] for row in rows]
+    return [name for name in names if _order(f"tau2_agent_requests/{name}")[0] >= "8"]
+
+
+def texts_of(stage: StageData, used: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Return the texts of some examples and their labels."""
+    rows = np.flatnonzero(used)
+    return [stage.texts[index] for index in rows], stage.labels[rows]
+
+
+def replay(
+    loaded: LoadedModel, guard: StageGuard, bank: SignatureBank, replayed: list[BenchTrace], repeats: int = 3
+) -> tuple[list[Sighting], dict[str, float]]:
+    """Run every trace, bare and sensed in turn.
+
+    Returns:
+        What was sensed, and by trace the share of time that sensing and matching added to the model's own pass, by the
+        fastest of some repeats.
+    """
+    reader, sense = ChatSpans(loaded.tokenizer), ModelSense(loaded, guard, bank.site)
+    seen: list[Sighting] = []
+    added: dict[str, float] = {}
+    with torch.inference_mode():
+        for trace in replayed:
+            conversation = reader.read(trace.messages)
+            bare, guarded = [], []
+            for _ in range(repeats):
+                bare.append(_timed(lambda ids=conversation.ids: sense.run(ids)))  # type: ignore[misc]
+                with sense.attached():
+                    start = time.perf_counter()
+                    sense.run(conversation.ids)
+                    sensed = sense.read(conversation)
+                    for item in sensed:
+                        assert item.pooled_D is not None
+                        bank.match(item.pooled_D)
+                    guarded.append(time.perf_counter() - start)
+            added[trace.id] = min(guarded) / min(bare) - 1
+            for span, text, item in zip(conversation.spans, conversation.texts, sensed, strict=True):
+                purpose = "" if span.stage == "query" else trace.messages[0].content
+                seen.append(Sighting(trace, Artifact(span=span, text=text, purpose=purpose), item))
+    return seen, added
+
+
+def compare(seen: list[Sighting], bank: SignatureBank, words: Judge, size: Size) -> dict[str, dict[str, Any]]:
+    """Let every arm decide; those that the served model judges decide on a part of the spans, half of them attacks."""
+    result = {
+        name: summarise(seen, [arm(item) for item in seen]) for name, arm in arms(bank, {REFERENCE: words}).items()
+    }
+    attacks = [item for item in seen if item.attack]
+    benign = [item for item in seen if item.trace.attacked is None]
+    part = [*_spread(attacks, size.asked // 2), *_spread(benign, size.asked // 2)]
+    with model_judge("smollm2", SERVED) as judge:
+        for name, arm in arms(bank, {SERVED: judge}).items():
+            if SERVED in name:
+                result[name] = summarise(part, [arm(item) for item in part])
+    return result
+
+
+def summary(
+    results: dict[str, Any], compared: dict[str, dict[str, Any]], seen: list[Sighting], latency: dict[str, float]
+) -> dict[str, Any]:
+    """Return the last line."""
+    paired, cascade = results[DRIFT]["crossed"][PAIRED], compared[f"cascade ({REFERENCE})"]
+    suspects = {item.trace.id for item in seen if item.sensed.zone != "clear"}
+    clear = [added for name, added in latency.items() if name not in suspects]
+    hardest = min(results[DRIFT]["files"], key=lambda name: results[DRIFT]["files"][name]["guard"]["auroc"])
+    return {
+        "drift_auroc": paired["guard"]["auroc"],
+        "drift_auroc_interval": paired["interval"],
+        "drift_tpr_at_1fpr": paired["guard"]["tpr_at_1pct_fpr"]["value"],
+        "length_auroc": paired["length"]["auroc"],
+        "tfidf_auroc": paired["tfidf"]["auroc"],
+        "hardest_file": hardest,
+        "hardest_file_auroc": results[DRIFT]["files"][hardest]["guard"]["auroc"],
+        "attack_success": cascade["attack_success"]["value"],
+        "false_positives": cascade["false_positives"]["value"],
+        "escalated_share": cascade["escalated_share"]["value"],
+        "added_latency_median_ratio": float(np.median(clear)) if clear else None,
+        "added_latency_p99_ratio": float(np.percentile(clear, 99)) if clear else None,
+        "judge": f"{REFERENCE}: TF-IDF, no language model",
+        "arms": compared,
+    }
+
+
+def show_probes(results: dict[str, Any]) -> None:
+    """Print what each probe is worth, its controls beside it."""
+    table = Table("probe", "measured on", "AUROC", "TPR at 1% FPR", "length", "TF-IDF", "random", "shuffled")
+    for name, result in results.items():
+        rows = {**result["files"], **{f"{key}, crossed": value for key, value in result.get("crossed", {}).items()}}
+        for source, item in rows.items():
+            rate = item["guard"]["tpr_at_1pct_fpr"]
+            table.add_row(
+                name,
+                f"{source} ({item['guard']['positives']}/{item['guard']['n']})",
+                f"{item['guard']['auroc']:.3f} [{item['interval']['low']:.3f}, {item['interval']['high']:.3f}]",
+                f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]",
+                *(f"{item[key]['auroc']:.3f}" for key in ("length", "tfidf", "random_direction", "shuffled_labels")),
+            )
+    CONSOLE.print(table)
+
+
+def show_arms(compared: dict[str, dict[str, Any]]) -> None:
+    """Print what each arm let through and stopped."""
+    table = Table("arm", "attack success", "false positives", "escalated", "median s", "p99 s")
+    for name, arm in compared.items():
+        shares = [arm[key] for key in ("attack_success", "false_positives", "escalated_share")]
+        texts = [f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['n']}" for share in shares]
+        table.add_row(name, *texts, f"{arm['seconds']['median']:.4f}", f"{arm['seconds']['p99']:.4f}")
+    CONSOLE.print(table)
+
+
+def _timed(run: Any) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _spread(items: list[Sighting], count: int) -> list[Sighting]:
+    return [items[int(place)] for place in np.linspace(0, len(items) - 1, min(count, len(items)))]
+
+
+def _length(chat: Chat, item: StageExample) -> int:
+    return len(chat.render(item.example.turns or item.example.text).ids)
+
+
+def _order(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    typer.run(main)
