@@ -57,6 +57,8 @@ class Size(Settings):
     """Longer conversations are left out."""
     groups: int
     """Groups (contexts, pairs, texts) taken of each file."""
+    rows: int
+    """Conversations taken of each stage of a file."""
     attacks: int
     """Of each test agent in the traces."""
     requests: int
@@ -70,6 +72,7 @@ FULL = Size(
     sites=("resid.6", "resid.10", "resid.14", "resid.18", "resid.22", "resid.26"),
     tokens=400,
     groups=1000,
+    rows=1000,
     attacks=40,
     requests=60,
     asked=60,
@@ -78,6 +81,7 @@ QUICK = Size(
     sites=("resid.10", "resid.14", "resid.18", "resid.22"),
     tokens=260,
     groups=70,
+    rows=100,
     attacks=12,
     requests=12,
     asked=8,
@@ -102,23 +106,16 @@ def main(
     show_probes(results)
     agents = sorted({group for group in stages["action"].groups if group.startswith("asb:")})
     test_agents = agents[1::2]
-    made = [
-        make_stage(stage, unseen(stage, test_agents), results[name], size.options) for name, stage in stages.items()
-    ]
+    left_out = {name: unseen(stage, test_agents) for name, stage in stages.items()}
+    made = [make_stage(stage, left_out[name], results[name], size.options) for name, stage in stages.items()]
     guard = assembled(loaded, made, {"test_agents": test_agents, "size": size.model_dump(mode="json")})
     guard.guard.save_pretrained(folder / "guard")
-    bank = signature_bank(
-        loaded, stages, {name: ~unseen(stage, test_agents) for name, stage in stages.items()}, SIGNATURE_SITE
-    )
-    requests = [row for row in half_of_requests(Path(data)) if row][: size.requests]
+    bank = signature_bank(loaded, stages, {name: ~rows for name, rows in left_out.items()}, SIGNATURE_SITE)
+    requests = half_of_requests(Path(data))[: size.requests]
     replayed = traces(Path(data), [name.removeprefix("asb:") for name in test_agents], requests, size.attacks)
     seen, latency = replay(loaded, guard, bank, replayed)
-    words = {
-        name: TfidfBaseline.fit(*texts_of(stage, ~unseen(stage, test_agents)))
-        for name, stage in stages.items()
-        if name != DRIFT
-    }
-    compared = compare(seen, bank, WordsJudge(words), size)  # type: ignore[arg-type]
+    words = {name: TfidfBaseline.fit(*texts_of(stages[name], ~left_out[name])) for name in STAGES}
+    compared = compare(seen, bank, WordsJudge(words), size)
     show_arms(compared)
     draw(compared, results, folder / "screening.png")
     print(json.dumps(summary(results, compared, seen, latency)))  # noqa: T201 - the result
@@ -132,6 +129,7 @@ def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[
         groups = sorted({item.example.group for item in examples if item.example.source == source}, key=_order)
         taken |= set(groups[: size.groups])
     examples = [item for item in examples if item.example.group in taken and _length(chat, item) <= size.tokens]
+    examples = _fewer(examples, size.rows)
     with progress_bars() as progress:
         found = collect(
             loaded,
@@ -209,9 +207,8 @@ def replay(
 
 def compare(seen: list[Sighting], bank: SignatureBank, words: Judge, size: Size) -> dict[str, dict[str, Any]]:
     """Let every arm decide; those that the served model judges decide on a part of the spans, half of them attacks."""
-    result = {
-        name: summarise(seen, [arm(item) for item in seen]) for name, arm in arms(bank, {REFERENCE: words}).items()
-    }
+    of_all = arms(bank, {REFERENCE: words})
+    result = {name: summarise(seen, [arm(item) for item in seen]) for name, arm in of_all.items()}
     attacks = [item for item in seen if item.attack]
     benign = [item for item in seen if item.trace.attacked is None]
     part = [*_spread(attacks, size.asked // 2), *_spread(benign, size.asked // 2)]
@@ -283,6 +280,15 @@ def _timed(run: Any) -> float:
 
 def _spread(items: list[Sighting], count: int) -> list[Sighting]:
     return [items[int(place)] for place in np.linspace(0, len(items) - 1, min(count, len(items)))]
+
+
+def _fewer(examples: list[StageExample], most: int) -> list[StageExample]:
+    """Take so many of each stage of a file, by hash, in the order that they came in."""
+    taken: set[str] = set()
+    for key in {(item.example.source, item.stage) for item in examples}:
+        names = [item.example.id for item in examples if (item.example.source, item.stage) == key]
+        taken |= set(sorted(names, key=_order)[:most])
+    return [item for item in examples if item.example.id in taken]
 
 
 def _length(chat: Chat, item: StageExample) -> int:

@@ -23,7 +23,8 @@ _TEMPLATES = {
     "smollm2": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
         "{% if m.tool_calls %}<tool_call>[" + _CALLS + '{"name": "{{ c.function.name }}", "arguments": '
-        "{{ c.function.arguments | tojson }}}{{ ', ' if not loop.last }}{% endfor %}]</tool_call>{% endif %}<|im_end|>\n"
+        "{{ c.function.arguments | tojson }}}{{ ', ' if not loop.last }}{% endfor %}]</tool_call>{% endif %}"
+        "<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
     "qwen2": (
