@@ -9,8 +9,9 @@ which everything is like everything.
 Shape letters: T spans, N signatures, D width.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from spider_sense.errors import BankError, MismatchError, nearest
 from spider_sense.fingerprint import Fingerprint, check_match
 from spider_sense.folders import ArtifactKind, Record, sha256
 from spider_sense.screening.signature import About, Signature, merged
-from spider_sense.screening.signature_search import fires, search
+from spider_sense.screening.signature_search import SignatureSet, fires
 from spider_sense.screening.traffic import Traffic
 from spider_sense.screening.verdict import Match
 from spider_sense.types import Site
@@ -60,7 +61,7 @@ class Manifest(Record):
     """SHA-256 of ``traffic.safetensors``; None where it was left out."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class SignatureBank:
     """A bank in memory; every change gives another one."""
 
@@ -84,14 +85,15 @@ class SignatureBank:
         is hidden behind a nearer one that does not.
         """
         units_1D = self.unit(pooled_D[None])
-        nearest = [_nearest(units_1D, group) for group in self._groups()]
+        nearest = [_nearest(units_1D, group) for group in self._groups]
         return sorted(
             (match for match in nearest if match is not None and match.fires), key=lambda match: -match.cosine
         )
 
     def nearest(self, pooled_D: Tensor, benign: bool = False) -> Match | None:
         """Return the nearest signature of a side, whether it fires or not; None if there is none."""
-        return _nearest(self.unit(pooled_D[None]), [item for item in self.signatures if item.benign == benign])
+        side = SignatureSet([item for item in self.signatures if item.benign == benign])
+        return _nearest(self.unit(pooled_D[None]), side)
 
     def added(self, signature: Signature) -> tuple["SignatureBank", str]:
         """Take a signature in, after a trial.
@@ -194,17 +196,6 @@ class SignatureBank:
             raise BankError(f"{folder / KIND.manifest} names a signature twice; {KIND.again} the bank again")
         return cls(manifest.fingerprint, Site.parse(manifest.site), centre_1D[0], manifest.budget, signatures, traffic)
 
-    def _groups(self) -> list[list[Signature]]:
-        groups: dict[tuple[bool, float], list[Signature]] = {}
-        for item in self.signatures:
-            groups.setdefault((item.benign, item.about.radius), []).append(item)
-        return list(groups.values())
-
-    def _twin(self, signature: Signature) -> Signature | None:
-        same = [item for item in self.signatures if item.about.kind == signature.about.kind]
-        cosine_1, index_1 = search(signature.vector_D[None], same)
-        return same[int(index_1)] if cosine_1 >= 1 - NEAR else None
-
     def tried_on(self) -> Traffic:
         """Return the traffic that signatures are tried on, the bank's own attacks among it.
 
@@ -216,17 +207,29 @@ class SignatureBank:
         known = [item.vector_D[None] for item in self.signatures if not item.benign]
         return replace(self.traffic, attacks_KD=torch.cat([self.traffic.attacks_KD, *known]))
 
+    @cached_property
+    def _groups(self) -> list[SignatureSet]:
+        groups: dict[tuple[bool, float], list[Signature]] = {}
+        for item in self.signatures:
+            groups.setdefault((item.benign, item.about.radius), []).append(item)
+        return [SignatureSet(group) for group in groups.values()]
+
+    def _twin(self, signature: Signature) -> Signature | None:
+        same = SignatureSet([item for item in self.signatures if item.about.kind == signature.about.kind])
+        cosine_1, index_1 = same.search(signature.vector_D[None])
+        return same.signatures[int(index_1)] if cosine_1 >= 1 - NEAR else None
+
     def _check_known(self, ids: Collection[str]) -> None:
         names = [item.about.id for item in self.signatures]
         for unknown in [name for name in ids if name not in names]:
             raise BankError(f"the bank has no signature {unknown!r}; {nearest(unknown, names)}")
 
 
-def _nearest(units_1D: Tensor, signatures: Sequence[Signature]) -> Match | None:
-    cosine_1, index_1 = search(units_1D, signatures)
+def _nearest(units_1D: Tensor, among: SignatureSet) -> Match | None:
+    cosine_1, index_1 = among.search(units_1D)
     if index_1 < 0:
         return None
-    about = signatures[int(index_1)].about
+    about = among.signatures[int(index_1)].about
     return Match(about.id, about.kind, cosine_1.item(), about.radius)
 
 
