@@ -30,6 +30,7 @@ from spider_sense.cli.train import progress_bars
 from spider_sense.config import Settings
 from spider_sense.models import LoadedModel, load_model
 from spider_sense.screening.artifact import Artifact
+from spider_sense.screening.cascade import Cascade
 from spider_sense.screening.drift import DRIFT
 from spider_sense.screening.protocols import Judge
 from spider_sense.screening.reader import ChatSpans
@@ -38,7 +39,6 @@ from spider_sense.screening.signature_bank import SignatureBank
 from spider_sense.screening.stage import STAGES
 from spider_sense.screening.stage_data import StageData, stage_data
 from spider_sense.screening.stage_examples import StageExample, stage_examples
-from spider_sense.screening.stage_guard import StageGuard
 from spider_sense.screening.stage_training import StageOptions, assembled, crossed, make_stage, measure_files
 from spider_sense.training.collect import collect
 from spider_sense.types import Site
@@ -65,6 +65,8 @@ class Size(Settings):
     """Customers' requests in the traces."""
     asked: int
     """Spans that the served model judges: it takes seconds each."""
+    timed: int
+    """Benign traces that are timed."""
     options: StageOptions = StageOptions()
 
 
@@ -73,18 +75,20 @@ FULL = Size(
     tokens=400,
     groups=1000,
     rows=1000,
-    attacks=40,
-    requests=60,
-    asked=60,
+    attacks=20,
+    requests=40,
+    asked=24,
+    timed=24,
 )
 QUICK = Size(
     sites=("resid.10", "resid.14", "resid.18", "resid.22"),
     tokens=260,
     groups=70,
     rows=100,
-    attacks=12,
+    attacks=8,
     requests=12,
     asked=8,
+    timed=12,
     options=StageOptions(folds=2),
 )
 
@@ -113,12 +117,16 @@ def main(
     bank = signature_bank(loaded, stages, {name: ~rows for name, rows in left_out.items()}, SIGNATURE_SITE)
     requests = half_of_requests(Path(data))[: size.requests]
     replayed = traces(Path(data), [name.removeprefix("asb:") for name in test_agents], requests, size.attacks)
-    seen, latency = replay(loaded, guard, bank, replayed)
+    reader, sense = ChatSpans(loaded.tokenizer), ModelSense(loaded, guard, bank.site)
+    seen = [item for trace in replayed for item in sighted(reader, sense, trace)]
+    suspects = {item.trace.id for item in seen if item.sensed.zone != "clear"}
+    clear = [trace for trace in replayed if trace.attacked is None and trace.id not in suspects]
+    latency = [added_share(reader, sense, bank, trace) for trace in clear[: size.timed]]
     words = {name: TfidfBaseline.fit(*texts_of(stages[name], ~left_out[name])) for name in STAGES}
     compared = compare(seen, bank, WordsJudge(words), size)
     show_arms(compared)
     draw(compared, results, folder / "screening.png")
-    print(json.dumps(summary(results, compared, seen, latency)))  # noqa: T201 - the result
+    print(json.dumps(summary(results, compared, latency)))  # noqa: T201 - the result
 
 
 def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[str, StageData]:
@@ -172,37 +180,38 @@ def texts_of(stage: StageData, used: np.ndarray) -> tuple[list[str], np.ndarray]
     return [stage.texts[index] for index in rows], stage.labels[rows]
 
 
-def replay(
-    loaded: LoadedModel, guard: StageGuard, bank: SignatureBank, replayed: list[BenchTrace], repeats: int = 3
-) -> tuple[list[Sighting], dict[str, float]]:
-    """Run every trace, bare and sensed in turn.
+def sighted(reader: ChatSpans, sense: ModelSense, trace: BenchTrace) -> list[Sighting]:
+    """Run a trace through the model and return what is sensed of each span."""
+    conversation = reader.read(trace.messages)
+    seen = []
+    for span, text, item in zip(conversation.spans, conversation.texts, sense.sense(conversation), strict=True):
+        purpose = "" if span.stage == "query" else trace.messages[0].content
+        seen.append(Sighting(trace, Artifact(span=span, text=text, purpose=purpose), item))
+    return seen
 
-    Returns:
-        What was sensed, and by trace the share of time that sensing and matching added to the model's own pass, by the
-        fastest of some repeats.
+
+@torch.inference_mode()
+def added_share(
+    reader: ChatSpans, sense: ModelSense, bank: SignatureBank, trace: BenchTrace, repeats: int = 5
+) -> float:
+    """Return the time that sensing and matching add to the model's own pass over a trace, as a share of that pass.
+
+    Bare and sensed passes alternate, and the fastest of each counts: what else the machine does only ever adds.
     """
-    reader, sense = ChatSpans(loaded.tokenizer), ModelSense(loaded, guard, bank.site)
-    seen: list[Sighting] = []
-    added: dict[str, float] = {}
-    with torch.inference_mode():
-        for trace in replayed:
-            conversation = reader.read(trace.messages)
-            bare, guarded = [], []
-            for _ in range(repeats):
-                bare.append(_timed(lambda ids=conversation.ids: sense.run(ids)))  # type: ignore[misc]
-                with sense.attached():
-                    start = time.perf_counter()
-                    sense.run(conversation.ids)
-                    sensed = sense.read(conversation)
-                    for item in sensed:
-                        assert item.pooled_D is not None
-                        bank.match(item.pooled_D)
-                    guarded.append(time.perf_counter() - start)
-            added[trace.id] = min(guarded) / min(bare) - 1
-            for span, text, item in zip(conversation.spans, conversation.texts, sensed, strict=True):
-                purpose = "" if span.stage == "query" else trace.messages[0].content
-                seen.append(Sighting(trace, Artifact(span=span, text=text, purpose=purpose), item))
-    return seen, added
+    conversation, cascade = reader.read(trace.messages), Cascade(matcher=bank)
+    bare, sensed = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        sense.run(conversation.ids)
+        bare.append(time.perf_counter() - start)
+        with sense.attached():
+            start = time.perf_counter()
+            sense.run(conversation.ids)
+            found = sense.read(conversation)
+            for span, text, item in zip(conversation.spans, conversation.texts, found, strict=True):
+                cascade.decide(Artifact(span=span, text=text), item)
+            sensed.append(time.perf_counter() - start)
+    return min(sensed) / min(bare) - 1
 
 
 def compare(seen: list[Sighting], bank: SignatureBank, words: Judge, size: Size) -> dict[str, dict[str, Any]]:
@@ -219,13 +228,9 @@ def compare(seen: list[Sighting], bank: SignatureBank, words: Judge, size: Size)
     return result
 
 
-def summary(
-    results: dict[str, Any], compared: dict[str, dict[str, Any]], seen: list[Sighting], latency: dict[str, float]
-) -> dict[str, Any]:
+def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], latency: list[float]) -> dict[str, Any]:
     """Return the last line."""
     paired, cascade = results[DRIFT]["crossed"][PAIRED], compared[f"cascade ({REFERENCE})"]
-    suspects = {item.trace.id for item in seen if item.sensed.zone != "clear"}
-    clear = [added for name, added in latency.items() if name not in suspects]
     hardest = min(results[DRIFT]["files"], key=lambda name: results[DRIFT]["files"][name]["guard"]["auroc"])
     return {
         "drift_auroc": paired["guard"]["auroc"],
@@ -238,8 +243,8 @@ def summary(
         "attack_success": cascade["attack_success"]["value"],
         "false_positives": cascade["false_positives"]["value"],
         "escalated_share": cascade["escalated_share"]["value"],
-        "added_latency_median_ratio": float(np.median(clear)) if clear else None,
-        "added_latency_p99_ratio": float(np.percentile(clear, 99)) if clear else None,
+        "added_latency_median_ratio": float(np.median(latency)) if latency else None,
+        "added_latency_p99_ratio": float(np.percentile(latency, 99)) if latency else None,
         "judge": f"{REFERENCE}: TF-IDF, no language model",
         "arms": compared,
     }
@@ -270,12 +275,6 @@ def show_arms(compared: dict[str, dict[str, Any]]) -> None:
         texts = [f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['n']}" for share in shares]
         table.add_row(name, *texts, f"{arm['seconds']['median']:.4f}", f"{arm['seconds']['p99']:.4f}")
     CONSOLE.print(table)
-
-
-def _timed(run: Any) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def _spread(items: list[Sighting], count: int) -> list[Sighting]:
