@@ -1,6 +1,6 @@
 """Tokenizers of bytes with the control tokens and a chat template in the format of four families of models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ _TEMPLATES = {
 FORMATS = tuple(_TEMPLATES)
 
 
-def format_tokenizer(name: str) -> "PreTrainedTokenizerFast":
-    """Build the tokenizer of a family: a token for each byte, and its control tokens."""
+def format_tokenizer(name: str, merges: Sequence[tuple[str, str]] = ()) -> "PreTrainedTokenizerFast":
+    """Build the tokenizer of a family: a token for each byte and for each merge of two tokens, and its control tokens."""
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.decoders import ByteLevel as Decoder
     from tokenizers.models import BPE
@@ -68,7 +68,8 @@ def format_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     letters = sorted(ByteLevel.alphabet())
-    backend = Tokenizer(BPE({letter: n for n, letter in enumerate(letters)}, []))
+    words = [*letters, *(one + other for one, other in merges)]
+    backend = Tokenizer(BPE({word: n for n, word in enumerate(words)}, list(merges)))
     backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), Decoder()
     control, plain = _TOKENS[name]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])

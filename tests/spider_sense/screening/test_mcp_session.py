@@ -69,7 +69,14 @@ def test_an_injected_result_is_replaced(screen: Screen, tmp_path: Path) -> None:
 
     session = served(screen, tmp_path / "log", use)
     assert not any("IGNORE" in message["content"] for message in session.messages)
-    assert [screening.outcome for screening in session.screenings].count("sanitise") == 1
+    verdicts = [verdict for screening in session.screenings for verdict in screening.verdicts]
+    assert [(verdict.artifact.span.message, verdict.outcome) for verdict in verdicts] == [
+        (0, "accept"),
+        (1, "accept"),
+        (2, "sanitise"),
+        (3, "accept"),
+        (4, "accept"),
+    ]
 
 
 def test_a_suspect_result_without_a_judge_is_replaced(screen: Screen, tmp_path: Path) -> None:

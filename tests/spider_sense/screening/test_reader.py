@@ -207,3 +207,11 @@ def test_a_control_token_in_an_id_is_refused(spans: ChatSpans) -> None:
 
 def test_an_empty_text_has_no_span(spans: ChatSpans) -> None:
     assert read(spans, {"role": "user", "content": ""}, {"role": "assistant", "content": ""}).spans == ()
+
+
+def test_a_token_that_two_calls_share_is_the_first_one_s(chat_formats: Any) -> None:
+    spans = ChatSpans(chat_formats.format_tokenizer("smollm2", [("}", ","), ("},", "{")]))
+    text = '<tool_call>[{"name": "a"},{"name": "b"}]</tool_call>'
+    found = read(spans, {"role": "user", "content": "hi"}, {"role": "assistant", "content": text})
+    assert [span.tool for span in found.spans] == [None, "a", "b"]
+    assert decoded(spans, found)[1:] == ['{"name": "a"},{', '"name": "b"}']
