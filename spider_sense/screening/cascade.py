@@ -60,7 +60,9 @@ class _Before:
     look_alike: Match | None
     ruling: Ruling
 
-    def verdict(self, outcome: Outcome, by: Decider, evidence: str, **fields: object) -> StageVerdict:
+    def verdict(
+        self, outcome: Outcome, by: Decider, evidence: str, answer: Answer | None = None, flagged: bool = False
+    ) -> StageVerdict:
         if outcome == "sanitise" and self.artifact.stage == "action":
             outcome = "reject"  # there is nothing in a call that a notice could replace
         return StageVerdict(
@@ -71,7 +73,8 @@ class _Before:
             evidence=evidence,
             verdicts=self.sensed.verdicts,
             match=self.attack or self.look_alike,
-            **fields,  # type: ignore[arg-type]
+            answer=answer,
+            flagged=flagged,
         )
 
 
@@ -179,10 +182,10 @@ class Cascade:
         answer = none if self._judge is None else self._judge.ask(before.artifact)
         stage = self._stages[before.artifact.stage]
         if answer.outcome is not None:
-            return before.verdict(answer.outcome, "judge", f"{why}; the judge says: {answer.reason}", answer=answer)
+            return before.verdict(answer.outcome, "judge", f"{why}; the judge says: {answer.reason}", answer)
         evidence = f"{why}; the judge failed: {answer.reason}; on_failure says {stage.on_failure}"
         outcome: Outcome = stage.on_breach if stage.on_failure == "stop" else "accept"
-        return before.verdict(outcome, "judge", evidence, answer=answer, flagged=stage.on_failure == "flag")
+        return before.verdict(outcome, "judge", evidence, answer, flagged=stage.on_failure == "flag")
 
     @staticmethod
     def _attended(before: _Before, verdict: StageVerdict) -> StageVerdict:

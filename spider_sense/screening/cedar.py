@@ -14,7 +14,7 @@ from typing import Any
 from spider_sense.errors import ConfigError
 from spider_sense.screening.tool_policy import Condition, Level, ToolPolicy, ToolRule
 
-__all__ = ["ACTIONS", "compile_policy", "context_value", "literal", "pattern"]
+__all__ = ["ACTIONS", "compile_policy", "context_value"]
 
 ACTIONS: Mapping[Level, str] = {"deny": "execute", "check": "unchecked", "ask": "unattended"}
 """The action that a rule of each level forbids."""

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from spider_sense.errors import DataError
 
@@ -13,20 +13,32 @@ __all__ = ["Message", "ToolCall", "parse_object"]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
+def _encodable(text: str) -> str:
+    # Half a surrogate pair, which JSON can write and no tokenizer can read.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half a character (a lone surrogate)") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
 class _Record(BaseModel):
     # Recorded messages carry much that is nobody's concern here: refusals, annotations, audio.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class _Function(_Record):
-    name: str = Field(min_length=1)
-    arguments: str
+    name: Text = Field(min_length=1)
+    arguments: Text
 
 
 class ToolCall(_Record):
     """One call that the model asks for."""
 
-    id: str = ""
+    id: Text = ""
     type: Literal["function"] = "function"
     function: _Function
 
@@ -45,11 +57,11 @@ class Message(_Record):
     """One message."""
 
     role: Role
-    content: str = ""
+    content: Text = ""
     """Its text; the text parts of a message in parts stand one below the other."""
     tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: str | None = None
-    name: str | None = None
+    tool_call_id: Text | None = None
+    name: Text | None = None
     envelope: dict[str, Any] | None = None
     """What the sender's side vouched for, if another agent sent it."""
 
@@ -103,6 +115,7 @@ def parse_object(text: str) -> dict[str, Any] | None:
     """Return what a text says; None if it is not one JSON object with each key once."""
     try:
         found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        _encodable(json.dumps(found, ensure_ascii=False))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

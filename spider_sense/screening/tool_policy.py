@@ -16,18 +16,16 @@ type than it expects is no miss: the call is denied.
 """
 
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
 from spider_sense.config import Settings
 from spider_sense.types import Zone
 
-__all__ = ["LEVELS", "Condition", "Level", "ToolPolicy", "ToolRule"]
+__all__ = ["Condition", "Level", "ToolPolicy", "ToolRule"]
 
 Level = Literal["allow", "check", "ask", "deny"]
-
-LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 class Condition(Settings):

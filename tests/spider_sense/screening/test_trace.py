@@ -48,6 +48,7 @@ def test_traces(tmp_path: Path) -> None:
         ({"messages": [3]}, "line 1, message 0: Input should be"),
         ({"messages": [{"role": "usr", "content": "x"}]}, "line 1, message 0: role: "),
         ({"messages": [{"role": "user", "content": 3}]}, "message 0: content: "),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "message 0: content: .* half a character"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "parts that are not text"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, r"message 0: tool_calls\.0\.function"),
         ({"messages": [{"role": "user", "content": "x"}], "tools": ["search"]}, "tools is not a list of JSON schemas"),
@@ -71,7 +72,8 @@ def test_an_envelope_is_never_rendered() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", '{"a": 1} {}', '{"a": 1, "a": 1}', '{"a": Infinity}', '{"a": {"b": 1, "b": 2}}']
+    "text",
+    ["", '{"a": "\\ud800"}', "1", '{"a": 1} {}', '{"a": 1, "a": 1}', '{"a": Infinity}', '{"a": {"b": 1, "b": 2}}'],
 )
 def test_what_is_not_one_object(text: str) -> None:
     assert parse_object(text) is None
