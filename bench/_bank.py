@@ -35,7 +35,7 @@ def signature_bank(
             continue
         place = stage.data.sites.index(site)
         for index in np.flatnonzero(used[name]):
-            mean_D = stage.data.hidden[stage.data.rows(int(index)), place].float().mean(0)
+            mean_D = stage.data.hidden[int(index), place]
             pooled.setdefault(stage.examples[index].attack and f"{name}-{stage.examples[index].attack}", []).append(
                 mean_D
             )

@@ -1,6 +1,6 @@
 """What one probe of a stage is fitted and measured on.
 
-Shape letters: N conversations, T stored tokens, H probes.
+Shape letters: N conversations, P sites, D width, H probes.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ import torch
 
 from spider_sense.activations import ActivationSet
 from spider_sense.errors import ConfigError
-from spider_sense.offline import score_activations
 from spider_sense.scoring import Probe
 from spider_sense.screening.drift import DRIFT, drift, opening
 from spider_sense.screening.message import Message
@@ -31,6 +30,7 @@ class StageData:
     """The stage, or ``drift``."""
     examples: tuple[StageExample, ...]
     data: ActivationSet
+    """One row each, see `spider_sense.screening.stage_sets`."""
     tokens: np.ndarray
     """Length of each span, int64 [N], by which thresholds are chosen."""
 
@@ -55,20 +55,19 @@ class StageData:
         return [item.example.text for item in self.examples]
 
     def scores(self, probes: Sequence[Probe], which: np.ndarray) -> np.ndarray:
-        """Score some of them as serving does, [len(which), H] float64."""
-        if self.name != DRIFT:
-            return score_activations(probes, self.data, which).prompt_NH
-        # The bank divides by the root mean square, which a difference of two activations has no use for.
-        means_NPD = torch.stack([self.data.hidden[self.data.rows(index)].float().mean(0) for index in which])
-        columns = []
+        """Score some of them, [len(which), H] float64.
+
+        Unlike a bank this does not divide by the root mean square: the rows are means of what was divided already.
+        """
+        rows_NPD, columns = self.data.hidden[torch.from_numpy(which)].double(), []
         for probe in probes:
             places = self.data.site_index(tuple(probe.maps))
             parts = [
-                means_NPD[:, place] @ part.weight[:, 0] + part.bias[0]
+                rows_NPD[:, place] @ part.weight[:, 0].double() + part.bias[0].double()
                 for place, part in zip(places, probe.maps.values(), strict=True)
             ]
             columns.append(torch.stack(parts).sum(0))
-        return torch.stack(columns, 1).double().numpy()
+        return torch.stack(columns, 1).numpy()
 
 
 def stage_data(name: str, examples: Sequence[StageExample], data: ActivationSet, tokenizer: Any) -> StageData:
@@ -95,9 +94,9 @@ def stage_data(name: str, examples: Sequence[StageExample], data: ActivationSet,
         if span.stage != item.stage or (name == DRIFT and compared is None):
             raise ConfigError(f"{item.example.id} ends with {span.stage}, and nothing can be compared around it")
         chosen.append(index)
-        spans.append((span.start, span.stop))
+        spans.append(slice(span.start, span.stop))
         if compared is not None:
             places.append(compared)
     cut = drift_set(data, chosen, places) if name == DRIFT else span_set(data, chosen, spans)
-    tokens = np.array([stop - start for start, stop in spans], dtype=np.int64)
+    tokens = np.array([span.stop - span.start for span in spans], dtype=np.int64)
     return StageData(name, tuple(examples[index] for index in chosen), cut, tokens)

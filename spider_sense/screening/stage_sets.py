@@ -1,6 +1,8 @@
-"""Captured conversations as what the probes of the stages are fitted on.
+"""Captured conversations as what the probes of the stages are fitted on: one row each, a mean over some tokens.
 
-Shape letters: N conversations, T stored tokens, P sites, D width.
+The mean of linear token logits is the linear logit of the mean, so nothing else is needed of a span.
+
+Shape letters: N conversations, P sites, D width.
 """
 
 from collections.abc import Sequence
@@ -16,46 +18,60 @@ from spider_sense.screening.drift import Places
 __all__ = ["drift_set", "span_set"]
 
 
-def span_set(data: ActivationSet, which: Sequence[int], spans: Sequence[tuple[int, int]]) -> ActivationSet:
-    """Return the tokens of one span of each conversation, as if it were the whole.
+def span_set(data: ActivationSet, which: Sequence[int], spans: Sequence[slice]) -> ActivationSet:
+    """Return the mean of one span of each conversation.
 
     Args:
         data: the captured conversations.
         which: N of them.
-        spans: first and last plus one, absolute positions, of each of the N.
+        spans: absolute positions, of each of the N.
+
+    Returns:
+        One row a conversation, float32.
+
+    Raises:
+        ValueError: if a position was not captured.
     """
-    rows = [_rows(data, index, slice(*span)) for index, span in zip(which, spans, strict=True)]
-    return _set(data, which, rows)
+    means = [_mean(data, index, span) for index, span in zip(which, spans, strict=True)]
+    return _set(data, which, torch.stack(means))
 
 
 def drift_set(data: ActivationSet, which: Sequence[int], places: Sequence[Places]) -> ActivationSet:
-    """Return the differences, token by token, of what opens the assistant's turns after and before an observation.
+    """Return what opens the assistant's turn after an observation less what opens the one before, means both.
 
-    Their mean is what the drift probe reads, and a probe of the mean is what is fitted on conversation means.
+    Args:
+        data: the captured conversations.
+        which: N of them.
+        places: what is compared, of each of the N.
+
+    Returns:
+        One row a conversation, float32.
+
+    Raises:
+        ValueError: if a position was not captured.
     """
-    rows = [
-        _rows(data, index, after).float() - _rows(data, index, before).float()
+    means = [
+        _mean(data, index, after) - _mean(data, index, before)
         for index, (before, after) in zip(which, places, strict=True)
     ]
-    return _set(data, which, [row.half() for row in rows])
+    return _set(data, which, torch.stack(means))
 
 
-def _rows(data: ActivationSet, index: int, positions: slice) -> Tensor:
+def _mean(data: ActivationSet, index: int, positions: slice) -> Tensor:
     first = int(data.starts[index]) - int(data.skips[index])
-    rows_nPD = data.hidden[first + positions.start : first + positions.stop]
     if positions.start < data.skips[index] or first + positions.stop > data.starts[index + 1]:
         raise ValueError(f"tokens {positions.start} to {positions.stop} of {data.ids[index]} were not captured")
-    return rows_nPD
+    return data.hidden[first + positions.start : first + positions.stop].float().mean(0)
 
 
-def _set(data: ActivationSet, which: Sequence[int], rows: Sequence[Tensor]) -> ActivationSet:
-    lengths = np.array([len(item) for item in rows], dtype=np.int64)
+def _set(data: ActivationSet, which: Sequence[int], mean_NPD: Tensor) -> ActivationSet:
+    count = len(mean_NPD)
     return replace(
         data,
         ids=tuple(data.ids[index] for index in which),
-        hidden=torch.cat(list(rows)),
-        starts=np.concatenate(([0], np.cumsum(lengths))),
-        prompt_rows=lengths,
-        skips=np.zeros(len(lengths), dtype=np.int64),
+        hidden=mean_NPD,
+        starts=np.arange(count + 1),
+        prompt_rows=np.ones(count, dtype=np.int64),
+        skips=np.zeros(count, dtype=np.int64),
         tail=0,
     )

@@ -118,15 +118,15 @@ def test_spans_and_differences_are_cut_from_what_was_captured() -> None:
         skips=np.array([3, 2]),
         tail=0,
     )
-    spans = span_set(data, [1, 0], [(3, 5), (3, 7)])
-    assert spans.hidden.flatten().tolist() == [5, 6, 0, 1, 2, 3]
-    assert (spans.ids, spans.starts.tolist(), spans.skips.tolist()) == (("b", "a"), [0, 2, 6], [0, 0])
-    differences = drift_set(data, [1], [(slice(2, 4), slice(6, 8))])
-    assert differences.hidden.flatten().tolist() == [4, 4]
+    spans = span_set(data, [1, 0], [slice(3, 5), slice(3, 7)])
+    assert spans.hidden.flatten().tolist() == [5.5, 1.5]
+    assert (spans.ids, spans.starts.tolist(), spans.skips.tolist()) == (("b", "a"), [0, 1, 2], [0, 0])
+    differences = drift_set(data, [1], [(slice(2, 4), slice(5, 8))])
+    assert differences.hidden.flatten().tolist() == [3.5]
     with pytest.raises(ValueError, match="were not captured"):
-        span_set(data, [0], [(2, 4)])
+        span_set(data, [0], [slice(2, 4)])
     with pytest.raises(ValueError, match="were not captured"):
-        span_set(data, [0], [(5, 8)])
+        span_set(data, [0], [slice(5, 8)])
 
 
 def test_the_package_s_own_examples_end_with_their_stage() -> None:
