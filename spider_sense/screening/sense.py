@@ -4,6 +4,7 @@ Shape letters: S tokens of a conversation, C logit columns, H heads, D width.
 """
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -46,13 +47,15 @@ class ModelSense:
         self._bank = Bank(stages.guard.probes, model.device, dtype=model.dtype) if stages else None
         self._opens = opening(loaded.tokenizer) if stages else ()
         self._hidden_SD: Tensor | None = None
+        # Hooks see every pass of the model, so two conversations at once would read each other's.
+        self._lock = Lock()
 
     @torch.inference_mode()
     def sense(self, conversation: Conversation) -> list[Sensed]:
         """Run the model once over a conversation and return what is sensed of each span, in order."""
         if not conversation.spans:
             return []
-        with self.attached():
+        with self._lock, self.attached():
             self.run(conversation.ids)
             return self.read(conversation)
 
