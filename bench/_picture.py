@@ -30,7 +30,7 @@ def draw(compared: dict[str, dict[str, Any]], results: dict[str, Any], path: Pat
         ylim=(-0.03, 1.03),
     )
     left.legend(fontsize=8, frameon=False)
-    rows = [(f"{name}: {source}", item) for name, result in results.items() for source, item in _rows(result).items()]
+    rows = [(f"{name}: {source}", item) for name, result in results.items() for source, item in _shown(result).items()]
     for place, (_, item) in enumerate(reversed(rows)):
         low, high = item["interval"]["low"], item["interval"]["high"]
         right.plot([low, high], [place, place], color=COLOURS[0], linewidth=2)
@@ -43,5 +43,5 @@ def draw(compared: dict[str, dict[str, Any]], results: dict[str, Any], path: Pat
     write_png(right, path)
 
 
-def _rows(result: dict[str, Any]) -> dict[str, Any]:
-    return {**result["files"], **{f"{name} (crossed)": item for name, item in result.get("crossed", {}).items()}}
+def _shown(result: dict[str, Any]) -> dict[str, Any]:
+    return {**result["files"], **result.get("within", {})}

@@ -39,12 +39,12 @@ from spider_sense.screening.signature_bank import SignatureBank
 from spider_sense.screening.stage import STAGES
 from spider_sense.screening.stage_data import StageData, stage_data
 from spider_sense.screening.stage_examples import StageExample, stage_examples
-from spider_sense.screening.stage_training import StageOptions, assembled, crossed, make_stage, measure_files
+from spider_sense.screening.stage_training import StageOptions, assembled, crossed, folded, make_stage, measure_files
 from spider_sense.training.collect import collect
 from spider_sense.types import Site
 
 CONSOLE = Console(stderr=True)
-PAIRED = "bipia_train"
+PAIRED, AGENTS = "bipia_train", "asb"
 REFERENCE, SERVED = "words", "SmolLM2"
 SIGNATURE_SITE = Site(layer=18, place="resid")
 
@@ -108,7 +108,7 @@ def main(
     stages = captured(loaded, Path(data), size, folder / "activations")
     results = {name: measured(stage, size) for name, stage in stages.items()}
     show_probes(results)
-    agents = sorted({group for group in stages["action"].groups if group.startswith("asb:")})
+    agents = sorted({group.partition("/")[0] for group in stages["action"].groups})
     test_agents = agents[1::2]
     left_out = {name: unseen(stage, test_agents) for name, stage in stages.items()}
     made = [make_stage(stage, left_out[name], results[name], size.options) for name, stage in stages.items()]
@@ -155,7 +155,9 @@ def measured(stage: StageData, size: Size) -> dict[str, Any]:
     CONSOLE.print(f"measuring {stage.name}: {int(stage.labels.sum())} attacks, {int((~stage.labels).sum())} harmless")
     result = {"files": measure_files(stage, size.options)}
     if stage.name in ("observation", DRIFT):
-        result["crossed"] = {PAIRED: crossed(stage, PAIRED, size.options)}
+        result["within"] = {f"{PAIRED}, other contexts and attacks": crossed(stage, PAIRED, size.options)}
+    if stage.name in ("plan", "action"):
+        result["within"] = {f"{AGENTS}, other agents": folded(stage, AGENTS, size.options)}
     return result
 
 
@@ -164,7 +166,8 @@ def unseen(stage: StageData, test_agents: list[str]) -> np.ndarray:
     requests = [
         item.example.source == "tau2_agent_requests" and _order(item.example.id)[0] >= "8" for item in stage.examples
     ]
-    return np.isin(stage.groups, test_agents) | np.array(requests)
+    agents = [group.partition("/")[0] for group in stage.groups]
+    return np.isin(agents, test_agents) | np.array(requests)
 
 
 def half_of_requests(data: Path) -> list[str]:
@@ -230,7 +233,7 @@ def compare(seen: list[Sighting], bank: SignatureBank, words: Judge, size: Size)
 
 def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], latency: list[float]) -> dict[str, Any]:
     """Return the last line."""
-    paired, cascade = results[DRIFT]["crossed"][PAIRED], compared[f"cascade ({REFERENCE})"]
+    paired, cascade = next(iter(results[DRIFT]["within"].values())), compared[f"cascade ({REFERENCE})"]
     hardest = min(results[DRIFT]["files"], key=lambda name: results[DRIFT]["files"][name]["guard"]["auroc"])
     return {
         "drift_auroc": paired["guard"]["auroc"],
@@ -254,7 +257,7 @@ def show_probes(results: dict[str, Any]) -> None:
     """Print what each probe is worth, its controls beside it."""
     table = Table("probe", "measured on", "AUROC", "TPR at 1% FPR", "length", "TF-IDF", "random", "shuffled")
     for name, result in results.items():
-        rows = {**result["files"], **{f"{key}, crossed": value for key, value in result.get("crossed", {}).items()}}
+        rows = {**result["files"], **result.get("within", {})}
         for source, item in rows.items():
             rate = item["guard"]["tpr_at_1pct_fpr"]
             table.add_row(

@@ -118,7 +118,7 @@ def _agents(rows: Sequence[Row], source: str) -> Iterator[StageExample]:
 
 def _attacked(source: str, attack: Row, task: str, one: Row, other: Row, place: int) -> Iterator[StageExample]:
     """One of four stages in turn, so that the stages share no attack."""
-    kind, group = attack["category"], f"{source}:{attack['agent']}"
+    kind, group = attack["category"], f"{source}:{attack['agent']}/{attack['id']}"
     wrapped = WRAPPINGS[place // 4 % len(WRAPPINGS)].format(attack["text"])
     opened: list[Turn] = [("user", task)]
     stage, turns = (
@@ -131,7 +131,7 @@ def _attacked(source: str, attack: Row, task: str, one: Row, other: Row, place: 
 
 
 def _served(source: str, name: str, task: Row, one: Row, other: Row, next_task: Row) -> Iterator[StageExample]:
-    group, text = f"{source}:{task['agent']}", str(task["text"])
+    group, text = f"{source}:{task['agent']}/{name}", str(task["text"])
     opened: list[Turn] = [("user", text)]
     plan = _plan(one["tool"], other["tool"], str(next_task["text"]).rstrip("."))
     output = f"{one['text']} {next_task['text']} {other['text']}"

@@ -31,7 +31,7 @@ from spider_sense.training.options import FitOptions
 from spider_sense.training.sweep import Candidate, Task, site_sets
 from spider_sense.types import Site
 
-__all__ = ["MadeStage", "StageOptions", "assembled", "crossed", "make_stage", "measure_files"]
+__all__ = ["MadeStage", "StageOptions", "assembled", "crossed", "folded", "make_stage", "measure_files"]
 
 FAMILIES = ("logistic", "mass_mean")
 FRACTIONS = {"train": 0.75, "validation": 0.25}
@@ -96,6 +96,24 @@ def crossed(stage: StageData, source: str, options: StageOptions) -> dict[str, A
         train = ~inside | ((context != row) & (~stage.labels | (attack != column)))
         if set(stage.labels[test].tolist()) == {False, True}:
             scored.append(_scored(stage, chosen, np.flatnonzero(train), np.flatnonzero(test), options))
+    return _pooled(stage, chosen, scored, options)
+
+
+def folded(stage: StageData, source: str, options: StageOptions) -> dict[str, Any]:
+    """Split one file into folds of what its groups are called up to a slash, such as an agent; all files are trained on.
+
+    Returns:
+        As :func:`measure_files` of a file.
+    """
+    inside = stage.sources == source
+    owner = np.array([_fold(group.partition("/")[0], options) for group in stage.groups])
+    scored = []
+    for fold in range(options.folds):
+        test, train = (np.flatnonzero(inside & (owner == fold)), np.flatnonzero(~inside | (owner != fold)))
+        if set(stage.labels[test].tolist()) == {False, True}:
+            parts = _parts(stage, train, FRACTIONS, options.seed)
+            chosen = _choose(stage, parts["train"], parts["validation"])
+            scored.append(_scored(stage, chosen, train, test, options))
     return _pooled(stage, chosen, scored, options)
 
 

@@ -14,7 +14,7 @@ from spider_sense.screening.drift import DRIFT
 from spider_sense.screening.stage_data import StageData
 from spider_sense.screening.stage_examples import StageExample, stage_examples
 from spider_sense.screening.stage_sets import drift_set, span_set
-from spider_sense.screening.stage_training import StageOptions, crossed, make_stage, measure_files
+from spider_sense.screening.stage_training import StageOptions, crossed, folded, make_stage, measure_files
 from spider_sense.types import Site
 
 WIDTH, ROWS = 12, 240
@@ -90,6 +90,22 @@ def test_crossing_trains_on_neither_the_context_nor_the_attack(monkeypatch: pyte
     positives = np.flatnonzero((stage.sources == "first") & stage.labels)
     # Every injected row is measured once.
     assert sorted(tested[stage.labels[tested]]) == positives.tolist()
+    assert found["guard"]["auroc"] > 0.9
+
+
+def test_folding_trains_on_no_group_that_it_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, seen = planted(2.0), []
+    inner = stage_training._scored
+
+    def spy(stage: StageData, chosen: Any, train: np.ndarray, test: np.ndarray, options: StageOptions) -> Any:
+        seen.append((train, test))
+        return inner(stage, chosen, train, test, options)
+
+    monkeypatch.setattr(stage_training, "_scored", spy)
+    found = folded(stage, "second", StageOptions(folds=3))
+    groups = np.array(stage.groups)
+    assert all(not set(groups[train]) & set(groups[test]) for train, test in seen)
+    assert sorted(np.concatenate([test for _, test in seen])) == np.flatnonzero(stage.sources == "second").tolist()
     assert found["guard"]["auroc"] > 0.9
 
 
