@@ -55,10 +55,8 @@ class Size(Settings):
     sites: tuple[str, ...]
     tokens: int
     """Longer conversations are left out."""
-    groups: int
-    """Groups (contexts, pairs, texts) taken of each file."""
     rows: int
-    """Conversations taken of each stage of a file."""
+    """Conversations taken of each stage of a file, pairs together."""
     attacks: int
     """Of each test agent in the traces."""
     requests: int
@@ -73,7 +71,6 @@ class Size(Settings):
 FULL = Size(
     sites=("resid.6", "resid.10", "resid.14", "resid.18", "resid.22", "resid.26"),
     tokens=400,
-    groups=1000,
     rows=1000,
     attacks=20,
     requests=40,
@@ -83,7 +80,6 @@ FULL = Size(
 QUICK = Size(
     sites=("resid.10", "resid.14", "resid.18", "resid.22"),
     tokens=260,
-    groups=70,
     rows=100,
     attacks=8,
     requests=12,
@@ -131,12 +127,8 @@ def main(
 
 def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[str, StageData]:
     """Capture the conversations that are trained and measured on, and cut them to the stages."""
-    chat, taken = Chat(loaded.tokenizer), set[str]()
-    examples = stage_examples(data)
-    for source in dict.fromkeys(item.example.source for item in examples):
-        groups = sorted({item.example.group for item in examples if item.example.source == source}, key=_order)
-        taken |= set(groups[: size.groups])
-    examples = [item for item in examples if item.example.group in taken and _length(chat, item) <= size.tokens]
+    chat = Chat(loaded.tokenizer)
+    examples = [item for item in stage_examples(data) if _length(chat, item) <= size.tokens]
     examples = _fewer(examples, size.rows)
     with progress_bars() as progress:
         found = collect(
@@ -288,8 +280,8 @@ def _fewer(examples: list[StageExample], most: int) -> list[StageExample]:
     """Take so many of each stage of a file, by hash, in the order that they came in."""
     taken: set[str] = set()
     for key in {(item.example.source, item.stage) for item in examples}:
-        names = [item.example.id for item in examples if (item.example.source, item.stage) == key]
-        taken |= set(sorted(names, key=_order)[:most])
+        rows = [item.example for item in examples if (item.example.source, item.stage) == key]
+        taken |= {row.id for row in sorted(rows, key=lambda row: (_order(row.group), row.id))[:most]}
     return [item for item in examples if item.example.id in taken]
 
 
