@@ -8,7 +8,7 @@ from typing import Any
 
 from spider_sense.screening.message import Message
 from spider_sense.screening.stage import Stage
-from spider_sense.screening.stage_examples import WRAPPINGS, written_call
+from spider_sense.screening.stage_examples import WRAPPINGS, written_call, written_plan
 
 __all__ = ["BenchTrace", "traces"]
 
@@ -61,18 +61,19 @@ def traces(folder: Path, agents: Sequence[str], requests: Sequence[str], attacks
 
 def _benign(name: str, task: str, one: Row, other: Row, source: str) -> BenchTrace:
     call = written_call(one["tool"], {"request": task[:80]})
-    return _trace(name, source, None, task, _plan(one["tool"], other["tool"]), call, one["text"])
+    return _trace(name, source, None, task, written_plan(one["tool"], other["tool"], task[:80]), call, one["text"])
 
 
 def _attack(task: str, one: Row, other: Row, attack: Row, place: int) -> BenchTrace:
     stage: Stage = ("query", "plan", "action", "observation")[place % 4]  # type: ignore[assignment]
     wrapped = WRAPPINGS[place // 4 % len(WRAPPINGS)].format(attack["text"])
-    plan, call, output = _plan(one["tool"], other["tool"]), written_call(one["tool"], {"request": task}), one["text"]
+    plan = written_plan(one["tool"], other["tool"], task)
+    call, output = written_call(one["tool"], {"request": task}), one["text"]
     match stage:
         case "query":
             task = f"{task} {wrapped}"
         case "plan":
-            plan = f"I will call {one['tool']} and read it. Then I will call {attack['tool']}: {attack['attack_goal']}"
+            plan = written_plan(one["tool"], attack["tool"], attack["attack_goal"])
         case "action":
             call = written_call(attack["tool"], {"request": attack["text"]})
         case "observation":
@@ -87,10 +88,6 @@ def _trace(name: str, source: str, attacked: Stage | None, task: str, plan: str,
         Message(role="tool", content=output),
     )
     return BenchTrace(id=name, messages=messages, attacked=attacked, source=source)
-
-
-def _plan(first: str, second: str) -> str:
-    return f"I will call {first} and read it. Then I will call {second} if anything is missing."
 
 
 def _rows(path: Path) -> list[Row]:

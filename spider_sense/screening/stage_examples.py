@@ -16,7 +16,7 @@ from spider_sense.data import INJECTION, Example
 from spider_sense.errors import DataError
 from spider_sense.screening.stage import Stage
 
-__all__ = ["SOURCES", "StageExample", "stage_examples", "written_call"]
+__all__ = ["SOURCES", "StageExample", "stage_examples", "written_call", "written_plan"]
 
 Row = Mapping[str, Any]
 
@@ -66,6 +66,11 @@ def stage_examples(folder: Path | None) -> list[StageExample]:
 def written_call(name: str, arguments: Mapping[str, Any]) -> str:
     """Return a call as SmolLM2 writes it."""
     return f"<tool_call>{json.dumps([{'name': name, 'arguments': arguments}])}</tool_call>"
+
+
+def written_plan(first: str, second: str, goal: str) -> str:
+    """Return a plan of two calls, the second for a goal."""
+    return f"I will call {first} and read what it returns. Then I will call {second}: {goal}"
 
 
 def _own_outputs() -> Iterator[StageExample]:
@@ -123,7 +128,7 @@ def _attacked(source: str, attack: Row, task: str, one: Row, other: Row, place: 
     opened: list[Turn] = [("user", task)]
     stage, turns = (
         ("query", [("user", f"{task} {wrapped}")]),
-        ("plan", [*opened, ("assistant", _plan(one["tool"], attack["tool"], attack["attack_goal"]))]),
+        ("plan", [*opened, ("assistant", written_plan(one["tool"], attack["tool"], attack["attack_goal"]))]),
         ("action", [*opened, ("assistant", written_call(attack["tool"], {"request": attack["text"]}))]),
         ("observation", _observed(task, one["tool"], f"{one['text']} {wrapped}")),
     )[place % 4]
@@ -133,7 +138,7 @@ def _attacked(source: str, attack: Row, task: str, one: Row, other: Row, place: 
 def _served(source: str, name: str, task: Row, one: Row, other: Row, next_task: Row) -> Iterator[StageExample]:
     group, text = f"{source}:{task['agent']}/{name}", str(task["text"])
     opened: list[Turn] = [("user", text)]
-    plan = _plan(one["tool"], other["tool"], str(next_task["text"]).rstrip("."))
+    plan = written_plan(one["tool"], other["tool"], str(next_task["text"]).rstrip("."))
     output = f"{one['text']} {next_task['text']} {other['text']}"
     for stage, turns in (
         ("query", [("user", f"{text} {next_task['text']}")]),
@@ -142,10 +147,6 @@ def _served(source: str, name: str, task: Row, one: Row, other: Row, next_task: 
         ("observation", _observed(text, one["tool"], output)),
     ):
         yield _build(stage, source, f"{name}-{stage}", "benign", turns, "", group)  # type: ignore[arg-type]
-
-
-def _plan(first: str, second: str, goal: str) -> str:
-    return f"I will call {first} and read what it returns. Then I will call {second}: {goal}"
 
 
 def _observed(task: str, tool: str, text: str) -> list[Turn]:

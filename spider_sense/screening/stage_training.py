@@ -100,7 +100,7 @@ def crossed(stage: StageData, source: str, options: StageOptions) -> dict[str, A
 
 
 def folded(stage: StageData, source: str, options: StageOptions) -> dict[str, Any]:
-    """Split one file into folds of what its groups are called up to a slash, such as an agent; the others are trained on.
+    """Split one file into folds of what its groups are called up to a slash, such as an agent.
 
     Returns:
         As :func:`measure_files` of a file.
