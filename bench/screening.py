@@ -46,13 +46,14 @@ from spider_sense.types import Site
 CONSOLE = Console(stderr=True)
 PAIRED, AGENTS = "bipia_train", "asb"
 REFERENCE, SERVED = "words", "SmolLM2"
-SIGNATURE_SITE = Site(layer=18, place="resid")
 
 
 class Size(Settings):
     """How much is done."""
 
     sites: tuple[str, ...]
+    site: str
+    """Of the signatures, one of ``sites``."""
     tokens: int
     """Longer conversations are left out."""
     rows: int
@@ -70,15 +71,17 @@ class Size(Settings):
 
 FULL = Size(
     sites=("resid.6", "resid.10", "resid.14", "resid.18", "resid.22", "resid.26"),
+    site="resid.18",
     tokens=400,
     rows=1000,
     attacks=20,
     requests=40,
     asked=24,
-    timed=24,
+    timed=20,
 )
 QUICK = Size(
     sites=("resid.10", "resid.14", "resid.18", "resid.22"),
+    site="resid.18",
     tokens=260,
     rows=100,
     attacks=8,
@@ -100,29 +103,44 @@ def main(
     data = os.environ.get("SPIDER_SENSE_DATA")
     if not data:
         raise typer.BadParameter("SPIDER_SENSE_DATA is not set; name the folder of the prompt sets")
-    loaded = load_model("smollm2")
-    stages = captured(loaded, Path(data), size, folder / "activations")
+    with model_judge("smollm2", SERVED) as judge:
+        print(json.dumps(run(load_model("smollm2"), Path(data), size, folder, judge)))  # noqa: T201 - the result
+
+
+def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Judge) -> dict[str, Any]:
+    """Run the comparison.
+
+    Args:
+        loaded: the model that is watched.
+        data: folder of the prompt sets.
+        size: how much is done.
+        folder: for activations, probes and the picture.
+        served: a judge that asks a language model.
+
+    Returns:
+        The last line.
+    """
+    stages = captured(loaded, data, size, folder / "activations")
     results = {name: measured(stage, size) for name, stage in stages.items()}
     show_probes(results)
     agents = sorted({group.partition("/")[0] for group in stages["action"].groups})
-    test_agents = agents[1::2]
-    left_out = {name: unseen(stage, test_agents) for name, stage in stages.items()}
+    left_out = {name: unseen(stage, agents[1::2]) for name, stage in stages.items()}
     made = [make_stage(stage, left_out[name], results[name], size.options) for name, stage in stages.items()]
-    guard = assembled(loaded, made, {"test_agents": test_agents, "size": size.model_dump(mode="json")})
+    guard = assembled(loaded, made, {"test_agents": agents[1::2], "size": size.model_dump(mode="json")})
     guard.guard.save_pretrained(folder / "guard")
-    bank = signature_bank(loaded, stages, {name: ~rows for name, rows in left_out.items()}, SIGNATURE_SITE)
-    requests = half_of_requests(Path(data))[: size.requests]
-    replayed = traces(Path(data), [name.removeprefix("asb:") for name in test_agents], requests, size.attacks)
+    bank = signature_bank(loaded, stages, {name: ~rows for name, rows in left_out.items()}, Site.parse(size.site))
+    names = [name.partition(":")[2] for name in agents[1::2]]
+    replayed = traces(data, names, half_of_requests(data)[: size.requests], size.attacks)
     reader, sense = ChatSpans(loaded.tokenizer), ModelSense(loaded, guard, bank.site)
     seen = [item for trace in replayed for item in sighted(reader, sense, trace)]
     suspects = {item.trace.id for item in seen if item.sensed.zone != "clear"}
     clear = [trace for trace in replayed if trace.attacked is None and trace.id not in suspects]
     latency = [added_share(reader, sense, bank, trace) for trace in clear[: size.timed]]
     words = {name: TfidfBaseline.fit(*texts_of(stages[name], ~left_out[name])) for name in STAGES}
-    compared = compare(seen, bank, WordsJudge(words), size)
+    compared = compare(seen, bank, {REFERENCE: WordsJudge(words), SERVED: served}, size)
     show_arms(compared)
     draw(compared, results, folder / "screening.png")
-    print(json.dumps(summary(results, compared, latency)))  # noqa: T201 - the result
+    return summary(results, compared, latency)
 
 
 def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[str, StageData]:
@@ -187,7 +205,7 @@ def sighted(reader: ChatSpans, sense: ModelSense, trace: BenchTrace) -> list[Sig
 
 @torch.inference_mode()
 def added_share(
-    reader: ChatSpans, sense: ModelSense, bank: SignatureBank, trace: BenchTrace, repeats: int = 5
+    reader: ChatSpans, sense: ModelSense, bank: SignatureBank, trace: BenchTrace, repeats: int = 3
 ) -> float:
     """Return the time that sensing and matching add to the model's own pass over a trace, as a share of that pass.
 
@@ -209,17 +227,18 @@ def added_share(
     return min(sensed) / min(bare) - 1
 
 
-def compare(seen: list[Sighting], bank: SignatureBank, words: Judge, size: Size) -> dict[str, dict[str, Any]]:
-    """Let every arm decide; those that the served model judges decide on a part of the spans, half of them attacks."""
-    of_all = arms(bank, {REFERENCE: words})
-    result = {name: summarise(seen, [arm(item) for item in seen]) for name, arm in of_all.items()}
+def compare(
+    seen: list[Sighting], bank: SignatureBank, judges: dict[str, Judge], size: Size
+) -> dict[str, dict[str, Any]]:
+    """Let every arm decide; where the served model judges, on a part of the spans, half of them attacks."""
     attacks = [item for item in seen if item.attack]
     benign = [item for item in seen if item.trace.attacked is None]
     part = [*_spread(attacks, size.asked // 2), *_spread(benign, size.asked // 2)]
-    with model_judge("smollm2", SERVED) as judge:
-        for name, arm in arms(bank, {SERVED: judge}).items():
-            if SERVED in name:
-                result[name] = summarise(part, [arm(item) for item in part])
+    result = {}
+    for name, arm in arms(bank, judges).items():
+        CONSOLE.print(f"deciding: {name}")
+        of = part if SERVED in name else seen
+        result[name] = summarise(of, [arm(item) for item in of])
     return result
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _CHATML = ("<|im_start|>", "<|im_end|>")
 _TOKENS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -77,3 +77,25 @@ def format_tokenizer(name: str, merges: Sequence[tuple[str, str]] = ()) -> "PreT
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=_ENDS[name], pad_token=_ENDS[name], chat_template=_TEMPLATES[name]
     )
+
+
+def format_model(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
+    """Build a random llama of two blocks and width 32 for a tokenizer, the same every time."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "llama",
+        num_hidden_layers=2,
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        initializer_range=0.3,
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -74,6 +74,15 @@ def chat_formats() -> Any:
 
 
 @pytest.fixture(scope="session")
+def agent_loaded(chat_formats: Any) -> "LoadedModel":
+    """A tiny llama with a tokenizer of bytes and SmolLM2's format, tool calls in it."""
+    from spider_sense.models import LoadedModel
+
+    tokenizer = chat_formats.format_tokenizer("smollm2")
+    return LoadedModel(model=chat_formats.format_model(tokenizer), tokenizer=tokenizer, source="org/tiny")
+
+
+@pytest.fixture(scope="session")
 def tiny_patches() -> Any:
     """Return the builders of random patches for tiny models, the module ``tiny_patches``."""
     return _load("tiny_patches")

@@ -36,27 +36,9 @@ TURNS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def loaded(chat_formats: Any) -> LoadedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    tokenizer = chat_formats.format_tokenizer("smollm2")
-    config = AutoConfig.for_model(
-        "llama",
-        num_hidden_layers=2,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_attention_heads=4,
-        initializer_range=0.3,
-        vocab_size=len(tokenizer),
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    return LoadedModel(model=model, tokenizer=tokenizer, source="org/tiny")
+@pytest.fixture
+def loaded(agent_loaded: LoadedModel) -> LoadedModel:
+    return agent_loaded
 
 
 @pytest.fixture
