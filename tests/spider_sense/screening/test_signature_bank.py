@@ -144,6 +144,7 @@ def test_near_duplicates_are_merged(bank: SignatureBank) -> None:
     assert len(both.signatures) == 1
     assert both.signatures[0].about.examples == 10
     assert both.signatures[0].about.provenance == "tests; x"
+    assert held.added(held.signatures[0])[0].signatures == held.signatures
     # Another kind is no duplicate, and a name is taken once.
     other = replace(twin, about=twin.about.model_copy(update={"kind": "misuse"}))
     assert len(held.added(other)[0].signatures) == 2
