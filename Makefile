@@ -7,7 +7,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-nest bench-nest-quick full clean
+.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-nest bench-nest-quick bench-screening bench-screening-quick full clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,12 @@ bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other
 
 bench-nest-quick: $(STAMP)  ## the same, reduced to minutes
 	$(BIN)/nest bench --config configs/nest-bench-quick.yaml
+
+bench-screening: $(STAMP)  ## probes of an agent's stages on files they have not seen, and the cascade against each of its parts
+	$(BIN)/python bench/screening.py
+
+bench-screening-quick: $(STAMP)  ## the same, reduced to minutes
+	$(BIN)/python bench/screening.py --quick
 
 runs/full/guard: | $(STAMP)
 	$(BIN)/spider-sense train --config configs/train-full.yaml

@@ -68,6 +68,12 @@ def guards() -> Any:
 
 
 @pytest.fixture(scope="session")
+def chat_formats() -> Any:
+    """Return the builder of tokenizers in four families' chat formats, the module ``chat_formats``."""
+    return _load("chat_formats")
+
+
+@pytest.fixture(scope="session")
 def tiny_patches() -> Any:
     """Return the builders of random patches for tiny models, the module ``tiny_patches``."""
     return _load("tiny_patches")

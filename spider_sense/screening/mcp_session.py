@@ -49,7 +49,7 @@ class ScreenedSession:
         try:
             import mcp  # noqa: F401
         except ImportError as error:
-            raise MissingExtraError("mcp", "screen") from error
+            raise MissingExtraError("mcp", "mcp") from error
         self._session, self._history, self.messages = session, History(screen, principal, approve), messages
 
     @property

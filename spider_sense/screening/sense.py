@@ -52,9 +52,9 @@ class ModelSense:
         """Run the model once over a conversation and return what is sensed of each span, in order."""
         if not conversation.spans:
             return []
-        with self._attached():
-            self._run(conversation.ids)
-        return self.read(conversation)
+        with self.attached():
+            self.run(conversation.ids)
+            return self.read(conversation)
 
     def read(self, conversation: Conversation) -> list[Sensed]:
         """Return what is sensed of each span by what the last pass, which was over this conversation, left behind."""
@@ -62,7 +62,8 @@ class ModelSense:
         pooled = [None if self._hidden_SD is None else pool(self._hidden_SD, span) for span in conversation.spans]
         return [Sensed(verdicts=found, pooled_D=row) for found, row in zip(verdicts, pooled, strict=True)]
 
-    def _attached(self) -> Attachment:
+    def attached(self) -> Attachment:
+        """Return the hooks, to be entered: one who runs many conversations need not hang them up for each."""
         bank = self._bank
         taps = {site: [bank.tap(site)] for site in bank.sites} if bank else {}
         if self._site is not None:
@@ -78,7 +79,8 @@ class ModelSense:
     def _keep(self, hidden: Tensor) -> None:
         self._hidden_SD = hidden.detach().flatten(0, -2)
 
-    def _run(self, ids: Sequence[int]) -> None:
+    def run(self, ids: Sequence[int]) -> None:
+        """Run the model once over a conversation's tokens, under the hooks or without."""
         model: Any = self._loaded.model
         model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False, logits_to_keep=1)
 

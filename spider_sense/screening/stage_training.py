@@ -4,28 +4,34 @@ The probes are the solved families of `spider_sense.training.families`; the cont
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from spider_sense.calibration import calibrate
+from spider_sense.chat import Chat
 from spider_sense.config import Settings
 from spider_sense.data import LabelledSet, digest, split
 from spider_sense.errors import DataError
 from spider_sense.evidence import evidence
-from spider_sense.guard import Control, Detector
+from spider_sense.fingerprint import fingerprint, serving_config
+from spider_sense.guard import SCHEMA_VERSION, Control, Detector, Guard, Manifest, Template
 from spider_sense.metrics import auroc, auroc_interval, log_auroc, tpr_at_fpr
+from spider_sense.models import LoadedModel
 from spider_sense.scoring import Probe
 from spider_sense.screening.stage_data import StageData
+from spider_sense.screening.stage_guard import StageGuard
 from spider_sense.training.controls import Controls
 from spider_sense.training.families import fit
 from spider_sense.training.options import FitOptions
 from spider_sense.training.sweep import Candidate, Task, site_sets
 from spider_sense.types import Site
 
-__all__ = ["MadeStage", "StageOptions", "crossed", "make_stage", "measure_files"]
+__all__ = ["MadeStage", "StageOptions", "assembled", "crossed", "make_stage", "measure_files"]
 
 FAMILIES = ("logistic", "mass_mean")
 FRACTIONS = {"train": 0.75, "validation": 0.25}
@@ -38,6 +44,8 @@ class StageOptions(Settings):
     seed: int = Field(default=0, ge=0)
     suspect_fpr: float = 0.05
     breach_fpr: float = 0.01
+    folds: int = Field(default=4, ge=2)
+    """Folds of contexts, and as many of attacks, of :func:`crossed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,8 @@ def measure_files(stage: StageData, options: StageOptions) -> dict[str, dict[str
     """Leave each file out in turn: choose and fit a probe on the others, measure on it.
 
     Returns:
-        By file, as :func:`_measured`; files with one class alone are left out, they have no AUROC.
+        By file and JSON-ready: :func:`spider_sense.evidence.evidence` with every control, ``interval``, the 95%
+        interval of the AUROC over groups, ``family`` and ``sites``. A file of one class has no AUROC and is left out.
     """
     result = {}
     for source in dict.fromkeys(stage.sources.tolist()):
@@ -66,22 +75,28 @@ def measure_files(stage: StageData, options: StageOptions) -> dict[str, dict[str
 
 
 def crossed(stage: StageData, source: str, options: StageOptions) -> dict[str, Any]:
-    """Split one file by context and by kind of attack at once; the other files are trained on as well.
+    """Split one file by context and by kind of attack at once, in folds of each; the other files are trained on too.
 
-    A harmful row of a training context with a test attack, or the other way round, is in neither part.
+    Family and sites are chosen on the other files alone. For each pair of a fold of contexts and a fold of attacks, the
+    probe sees neither: it is fitted on the rest of the file and the other files, and scores that pair's injected rows
+    and the clean rows of its contexts. The pairs' scores are pooled, so a clean row is scored once a fold of attacks.
 
     Returns:
-        As :func:`_measured`.
+        As :func:`measure_files` of a file.
     """
-    train, test = [], []
-    for index, item in enumerate(stage.examples):
-        if item.example.source != source:
-            train.append(index)
-            continue
-        sides = {_half(item.example.group, options.seed), _half(item.attack or item.example.group, options.seed)}
-        if len(sides) == 1:
-            (train, test)[sides.pop()].append(index)
-    return _measured(stage, np.array(train), np.array(test), options)
+    inside = stage.sources == source
+    other = np.flatnonzero(~inside)
+    parts = _parts(stage, other, FRACTIONS, options.seed)
+    chosen = _choose(stage, parts["train"], parts["validation"])
+    context = np.array([_fold(group, options) for group in stage.groups])
+    attack = np.array([_fold(item.attack, options) for item in stage.examples])
+    scored = []
+    for row, column in product(range(options.folds), repeat=2):
+        test = inside & (context == row) & (~stage.labels | (attack == column))
+        train = ~inside | ((context != row) & (~stage.labels | (attack != column)))
+        if set(stage.labels[test].tolist()) == {False, True}:
+            scored.append(_scored(stage, chosen, np.flatnonzero(train), np.flatnonzero(test), options))
+    return _pooled(stage, chosen, scored, options)
 
 
 def make_stage(stage: StageData, left_out: np.ndarray, results: dict[str, Any], options: StageOptions) -> MadeStage:
@@ -126,28 +141,68 @@ def make_stage(stage: StageData, left_out: np.ndarray, results: dict[str, Any], 
     return MadeStage(probe, record, controls.probes, records)
 
 
-def _measured(stage: StageData, train: np.ndarray, test: np.ndarray, options: StageOptions) -> dict[str, Any]:
-    """Choose and fit on some rows, measure on others.
+def assembled(loaded: LoadedModel, made: Sequence[MadeStage], training: dict[str, Any]) -> StageGuard:
+    """Put probes into a guard.
 
-    Returns:
-        JSON-ready: :func:`spider_sense.evidence.evidence` with every control, ``interval`` with the 95% interval of the
-        AUROC over groups, and what was chosen.
+    Args:
+        loaded: the model that they were trained on.
+        made: one a stage, and drift.
+        training: what they were trained on, for the manifest.
     """
+    chat = Chat(loaded.tokenizer)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        fingerprint=fingerprint(loaded),
+        template=Template(head=chat.head, tail=chat.tail),
+        detectors=tuple(item.record for item in made),
+        controls=tuple(record for item in made for record in item.control_records),
+        certified=(serving_config(loaded.model),),
+        training=training,
+        probes_digest="",
+    )
+    probes = tuple(item.probe for item in made)
+    return StageGuard(Guard(manifest, probes, tuple(probe for item in made for probe in item.controls)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Rows that were scored, and what scored them."""
+
+    rows: np.ndarray
+    scores: dict[str, np.ndarray]
+    """Of the probe, ``guard``, and of each control."""
+
+
+def _measured(stage: StageData, train: np.ndarray, test: np.ndarray, options: StageOptions) -> dict[str, Any]:
+    """Choose and fit on some rows, measure on others."""
     parts = _parts(stage, train, FRACTIONS, options.seed)
     chosen = _choose(stage, parts["train"], parts["validation"])
+    return _pooled(stage, chosen, [_scored(stage, chosen, train, test, options)], options)
+
+
+def _scored(stage: StageData, chosen: Candidate, train: np.ndarray, test: np.ndarray, options: StageOptions) -> _Scored:
     probe = _fit(stage, chosen, train)
     controls = _controls(stage, train, probe, options)
     scores_NH = stage.scores([probe, *controls.probes], test)
-    labels, texts = stage.labels[test], [stage.texts[index] for index in test]
-    others = {"length": controls.length.scores(texts), "tfidf": controls.tfidf.scores(texts)}
-    others |= {item.family: scores_NH[:, 1 + place] for place, item in enumerate(controls.probes)}
-    interval = auroc_interval(scores_NH[:, 0], labels, [stage.groups[index] for index in test], seed=options.seed)
+    texts = [stage.texts[index] for index in test]
+    scores = {"guard": scores_NH[:, 0], "length": controls.length.scores(texts), "tfidf": controls.tfidf.scores(texts)}
+    scores |= {item.family: scores_NH[:, 1 + place] for place, item in enumerate(controls.probes)}
+    return _Scored(test, scores)
+
+
+def _pooled(stage: StageData, chosen: Candidate, scored: Sequence[_Scored], options: StageOptions) -> dict[str, Any]:
+    """Return, JSON-ready, :func:`spider_sense.evidence.evidence` of all rows with every control, ``interval``, the 95%
+    interval of the AUROC over groups, and what was chosen."""
+    rows = np.concatenate([item.rows for item in scored])
+    scores = {name: np.concatenate([item.scores[name] for item in scored]) for name in scored[0].scores}
+    guard, labels = scores.pop("guard"), stage.labels[rows]
+    interval = auroc_interval(guard, labels, [stage.groups[index] for index in rows], seed=options.seed)
     assert interval is not None
     return {
-        **evidence(scores_NH[:, 0], labels, others),
+        **evidence(guard, labels, scores),
         "interval": {"low": interval.low, "high": interval.high},
-        "family": probe.family,
-        "sites": [str(site) for site in probe.maps],
+        "family": chosen.probe.family,
+        "sites": [str(site) for site in chosen.sites],
     }
 
 
@@ -192,5 +247,5 @@ def _controls(stage: StageData, rows: np.ndarray, probe: Probe, options: StageOp
     return Controls.fit([item.example for item in stage.examples], task, probe, FitOptions(seed=options.seed))
 
 
-def _half(name: str, seed: int) -> int:
-    return hashlib.sha256(f"{seed}:{name}".encode()).digest()[0] % 2
+def _fold(name: str, options: StageOptions) -> int:
+    return hashlib.sha256(f"{options.seed}:{name}".encode()).digest()[0] % options.folds
