@@ -164,7 +164,7 @@ def test_three_agents_with_an_injection_and_a_leak(relay: Relay) -> None:
 
 
 def test_a_secret_in_the_arguments_of_a_call(relay: Relay) -> None:
-    arguments = '{"url": "http://x/?q=\\u0054he vault opens with 7-Alpha-Tango-93, Thursdays."}'
+    arguments = f'{{"url": "http://x/?q={"".join(f"\\u{ord(letter):04x}" for letter in SECRET)}"}}'
     found = relay.turn("carol", [user("x"), call(arguments=arguments)])
     assert (found.verdicts[1].outcome, found.verdicts[1].decided_by) == ("reject", "leak")
     assert SECRET not in found.verdicts[1].evidence
