@@ -60,7 +60,7 @@ FORMATS = tuple(_TEMPLATES)
 
 
 def format_tokenizer(name: str, merges: Sequence[tuple[str, str]] = ()) -> "PreTrainedTokenizerFast":
-    """Build the tokenizer of a family: a token for each byte and for each merge of two tokens, and its control tokens."""
+    """Build the tokenizer of a family: a token for each byte, for each merge of two and for each control."""
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.decoders import ByteLevel as Decoder
     from tokenizers.models import BPE
