@@ -118,7 +118,7 @@ class Cascade:
     def _decide(self, artifact: Artifact, sensed: Sensed) -> StageVerdict:
         matches = self._matches(sensed)
         attack = next((match for match in matches if match.kind != "benign"), None)
-        look_alike = None if attack else next(iter(matches), None)
+        look_alike = next((match for match in matches if match.kind == "benign"), None)
         before = _Before(artifact, sensed, attack, look_alike, Ruling())
         convicted = self._convicted(before)
         if convicted is not None:

@@ -96,7 +96,7 @@ class SignatureBank:
         return _nearest(self.unit(pooled_D[None]), side)
 
     def added(self, signature: Signature) -> tuple["SignatureBank", str]:
-        """Take a signature in, after a trial.
+        """Take a signature in, after a trial; one that is there already changes nothing.
 
         Returns:
             The new bank, and the id that it went into: its own, or that of a near-duplicate it was merged with.
@@ -107,6 +107,8 @@ class SignatureBank:
         twin = self._twin(signature)
         if twin is None and any(item.about.id == signature.about.id for item in self.signatures):
             raise BankError(f"{signature.about.id} is taken by another signature; choose another --id, or remove it")
+        if twin is not None and twin.about.id == signature.about.id and twin.vector_D.equal(signature.vector_D):
+            return self, twin.about.id
         whole = signature if twin is None else merged(twin, signature)
         trial = self.tried_on().try_out(whole, fires, self.budget)
         taken = replace(whole, about=whole.about.model_copy(update={"trial": trial}))

@@ -164,7 +164,8 @@ def test_three_agents_with_an_injection_and_a_leak(relay: Relay) -> None:
 
 
 def test_a_secret_in_the_arguments_of_a_call(relay: Relay) -> None:
-    arguments = '{"url": "http://x/?q=\\u0054he vault opens with 7-Alpha-Tango-93, Thursdays."}'
+    escaped = "".join(r"\u%04x" % ord(letter) for letter in SECRET)  # noqa: UP031
+    arguments = f'{{"url": "http://x/?q={escaped}"}}'
     found = relay.turn("carol", [user("x"), call(arguments=arguments)])
     assert (found.verdicts[1].outcome, found.verdicts[1].decided_by) == ("reject", "leak")
     assert SECRET not in found.verdicts[1].evidence

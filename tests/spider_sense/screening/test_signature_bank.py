@@ -144,6 +144,7 @@ def test_near_duplicates_are_merged(bank: SignatureBank) -> None:
     assert len(both.signatures) == 1
     assert both.signatures[0].about.examples == 10
     assert both.signatures[0].about.provenance == "tests; x"
+    assert held.added(held.signatures[0])[0].signatures == held.signatures
     # Another kind is no duplicate, and a name is taken once.
     other = replace(twin, about=twin.about.model_copy(update={"kind": "misuse"}))
     assert len(held.added(other)[0].signatures) == 2
@@ -177,7 +178,9 @@ def test_a_nearer_signature_hides_none_that_fires(bank: SignatureBank) -> None:
 
 
 def test_an_empty_span_and_an_empty_bank(bank: SignatureBank) -> None:
-    held, _ = bank.added(drafted(bank))
+    away = from_examples("away", "injection", -torch.nn.functional.normalize(CENTRE, dim=0)[None], "tests", 0.1)
+    held = replace(bank, signatures=(away,))
+    assert held.match(torch.full((WIDTH,), 1e-3))
     assert held.match(torch.zeros(WIDTH)) == []
     assert bank.match(around(10, 1)[0]) == []
     assert bank.nearest(around(10, 1)[0]) is None
