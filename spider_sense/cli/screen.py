@@ -39,15 +39,20 @@ def screen(
     """Screen recorded conversations: what was sensed, what was asked of the judge, what was decided and why."""
     from spider_sense.models import load_model
     from spider_sense.screening.opening import open_screen
+    from spider_sense.screening.reader import ChatSpans
     from spider_sense.screening.settings import ScreenSettings
     from spider_sense.screening.tally import tally
     from spider_sense.screening.trace import read_traces
+    from spider_sense.screening.written_calls import ReplayReader
 
     settings = load_yaml(config, ScreenSettings) if config else ScreenSettings()
     # Read whole before the model is loaded: a bad line in the last place shows at once.
     traces = list(read_traces(trace))
     loaded = load_model(model, dtype, device)
-    with open_screen(settings, loaded, stages, signatures) as screen_, progress_bars() as progress:
+    reader = ReplayReader(ChatSpans(loaded.tokenizer))
+    if reader.writes:
+        console.print("the chat template leaves tool calls out, so they are put into the text as the model writes them")
+    with open_screen(settings, loaded, stages, signatures, reader) as screen_, progress_bars() as progress:
         screenings = [
             (item.id, screen_.check(item.messages, item.tools, item.principal))
             for item in progress.track(traces, description="Screening")

@@ -23,6 +23,7 @@ from spider_sense.screening.sense import ModelSense
 from spider_sense.screening.signature_bank import SignatureBank
 from spider_sense.screening.stage import Stage
 from spider_sense.screening.traffic import Traffic
+from spider_sense.screening.written_calls import ReplayReader
 from spider_sense.types import Site
 
 __all__ = ["Pool", "model_pool", "new_bank", "open_bank", "traffic_of", "with_traffic"]
@@ -43,7 +44,7 @@ def model_pool(loaded: LoadedModel, site: Site, stage: Stage, advance: Callable[
         stage: where the texts are seen.
         advance: called with 1 after each text.
     """
-    reader, sense = ChatSpans(loaded.tokenizer), ModelSense(loaded, None, site)
+    reader, sense = ReplayReader(ChatSpans(loaded.tokenizer)), ModelSense(loaded, None, site)
     return lambda texts: pool_texts(reader, sense, texts, stage, advance)
 
 

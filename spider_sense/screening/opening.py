@@ -12,6 +12,7 @@ from spider_sense.screening.envelope import Sealer
 from spider_sense.screening.judge_model import JudgeModel
 from spider_sense.screening.keys import OperatorKey
 from spider_sense.screening.leaks import LeakWatch
+from spider_sense.screening.protocols import SpanReader
 from spider_sense.screening.reader import ChatSpans
 from spider_sense.screening.screen import Screen
 from spider_sense.screening.secret_file import protect_all
@@ -25,7 +26,11 @@ __all__ = ["open_screen"]
 
 @contextmanager
 def open_screen(
-    settings: ScreenSettings, loaded: LoadedModel, stages: Path | None = None, bank: Path | None = None
+    settings: ScreenSettings,
+    loaded: LoadedModel,
+    stages: Path | None = None,
+    bank: Path | None = None,
+    reader: SpanReader | None = None,
 ) -> Iterator[Screen]:
     """Give a screen; its judge's connections are closed at the end of the block.
 
@@ -34,6 +39,7 @@ def open_screen(
         loaded: the served model.
         stages: folder of the stages' probes; without it every span is a suspect.
         bank: folder of signatures.
+        reader: finds the stages; by default in what the model's own chat template renders.
 
     Raises:
         ConfigError: if the settings do not fit one another.
@@ -47,7 +53,7 @@ def open_screen(
     with ExitStack() as stack:
         judge = stack.enter_context(JudgeModel(settings.judge)) if settings.judge else None
         yield Screen(
-            ChatSpans(loaded.tokenizer),
+            reader or ChatSpans(loaded.tokenizer),
             ModelSense(loaded, guard, held.site if held else None),
             Cascade(settings.stages, held, judge, rules),
             leaks=_leaks(settings, key),
