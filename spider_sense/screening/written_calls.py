@@ -1,7 +1,7 @@
 """Tool calls put into the text of a turn, as the model writes them, where its chat template leaves them out.
 
-SmolLM2's own template does. What such a server gives its model has no calls in it unless they stand in the text, so this
-is for recorded conversations and for examples, not for a loop that the server itself renders.
+SmolLM2's own template does. What such a server gives its model has no calls in it unless they stand in the text, so
+this is for recorded conversations and for examples, not for a loop that the server itself renders.
 """
 
 import json
