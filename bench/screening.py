@@ -6,90 +6,33 @@ Reads the prompt sets in SPIDER_SENSE_DATA. Captured activations are kept in the
 they are still of the same tokens and model. The last line is one JSON object.
 """
 
-import hashlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
-from _arms import Sighting, WordsJudge, arms, summarise
+from _arms import WordsJudge
 from _bank import signature_bank
 from _judge import model_judge
 from _picture import draw
-from _traces import BenchTrace, traces
-from rich.console import Console
+from _replay import added_share, compare, sighted
+from _stages import CONSOLE, FULL, QUICK, Size, captured, half_of_requests, measured, texts_of, unseen
+from _traces import traces
 from rich.table import Table
 
 from spider_sense.baselines import TfidfBaseline
-from spider_sense.chat import Chat
-from spider_sense.cli.train import progress_bars
-from spider_sense.config import Settings
 from spider_sense.models import LoadedModel, load_model
-from spider_sense.screening.artifact import Artifact
-from spider_sense.screening.cascade import Cascade
 from spider_sense.screening.drift import DRIFT
 from spider_sense.screening.protocols import Judge
 from spider_sense.screening.reader import ChatSpans
 from spider_sense.screening.sense import ModelSense
-from spider_sense.screening.signature_bank import SignatureBank
 from spider_sense.screening.stage import STAGES
-from spider_sense.screening.stage_data import StageData, stage_data
-from spider_sense.screening.stage_examples import StageExample, stage_examples
-from spider_sense.screening.stage_training import StageOptions, assembled, crossed, folded, make_stage, measure_files
-from spider_sense.training.collect import collect
+from spider_sense.screening.stage_training import assembled, make_stage
 from spider_sense.types import Site
 
-CONSOLE = Console(stderr=True)
-PAIRED, AGENTS = "bipia_train", "asb"
 REFERENCE, SERVED = "words", "SmolLM2"
-
-
-class Size(Settings):
-    """How much is done."""
-
-    sites: tuple[str, ...]
-    site: str
-    """Of the signatures, one of ``sites``."""
-    tokens: int
-    """Longer conversations are left out."""
-    rows: int
-    """Conversations taken of each stage of a file, pairs together."""
-    attacks: int
-    """Of each test agent in the traces."""
-    requests: int
-    """Customers' requests in the traces."""
-    asked: int
-    """Spans that the served model judges: it takes seconds each."""
-    timed: int
-    """Benign traces that are timed."""
-    options: StageOptions = StageOptions()
-
-
-FULL = Size(
-    sites=("resid.6", "resid.10", "resid.14", "resid.18", "resid.22", "resid.26"),
-    site="resid.18",
-    tokens=400,
-    rows=1000,
-    attacks=20,
-    requests=40,
-    asked=24,
-    timed=20,
-)
-QUICK = Size(
-    sites=("resid.10", "resid.14", "resid.18", "resid.22"),
-    site="resid.18",
-    tokens=260,
-    rows=100,
-    attacks=8,
-    requests=12,
-    asked=8,
-    timed=12,
-    options=StageOptions(folds=2),
-)
 
 
 def main(
@@ -137,109 +80,10 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Judge
     clear = [trace for trace in replayed if trace.attacked is None and trace.id not in suspects]
     latency = [added_share(reader, sense, bank, trace) for trace in clear[: size.timed]]
     words = {name: TfidfBaseline.fit(*texts_of(stages[name], ~left_out[name])) for name in STAGES}
-    compared = compare(seen, bank, {REFERENCE: WordsJudge(words), SERVED: served}, size)
+    compared = compare(seen, bank, {REFERENCE: WordsJudge(words), SERVED: served}, SERVED, size.asked)
     show_arms(compared)
     draw(compared, results, folder / "screening.png")
     return summary(results, compared, latency)
-
-
-def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[str, StageData]:
-    """Capture the conversations that are trained and measured on, and cut them to the stages."""
-    chat = Chat(loaded.tokenizer)
-    examples = [item for item in stage_examples(data) if _length(chat, item) <= size.tokens]
-    examples = _fewer(examples, size.rows)
-    with progress_bars() as progress:
-        found = collect(
-            loaded,
-            [item.example for item in examples],
-            [Site.parse(site) for site in size.sites],
-            folder,
-            max_tokens=size.tokens,
-            progress=progress,
-        )
-    return {name: stage_data(name, examples, found, loaded.tokenizer) for name in (*STAGES, DRIFT)}
-
-
-def measured(stage: StageData, size: Size) -> dict[str, Any]:
-    """Measure a probe on every file that it has not seen, and on the paired one by context and attack."""
-    CONSOLE.print(f"measuring {stage.name}: {int(stage.labels.sum())} attacks, {int((~stage.labels).sum())} harmless")
-    result = {"files": measure_files(stage, size.options)}
-    if stage.name in ("observation", DRIFT):
-        result["within"] = {f"{PAIRED}, other contexts and attacks": crossed(stage, PAIRED, size.options)}
-    if stage.name in ("plan", "action"):
-        result["within"] = {f"{AGENTS}, other agents": folded(stage, AGENTS, size.options)}
-    return result
-
-
-def unseen(stage: StageData, test_agents: list[str]) -> np.ndarray:
-    """Return which examples [N] are kept for the traces: half of the agents, half of the requests."""
-    requests = [
-        item.example.source == "tau2_agent_requests" and _order(item.example.id)[0] >= "8" for item in stage.examples
-    ]
-    agents = [group.partition("/")[0] for group in stage.groups]
-    return np.isin(agents, test_agents) | np.array(requests)
-
-
-def half_of_requests(data: Path) -> list[str]:
-    """Return the ids of the requests that :func:`unseen` keeps for the traces."""
-    rows = (data / "tau2_agent_requests.jsonl").read_text(encoding="utf-8").splitlines()
-    names = [json.loads(row)["id"] for row in rows]
-    return [name for name in names if _order(f"tau2_agent_requests/{name}")[0] >= "8"]
-
-
-def texts_of(stage: StageData, used: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Return the texts of some examples and their labels."""
-    rows = np.flatnonzero(used)
-    return [stage.texts[index] for index in rows], stage.labels[rows]
-
-
-def sighted(reader: ChatSpans, sense: ModelSense, trace: BenchTrace) -> list[Sighting]:
-    """Run a trace through the model and return what is sensed of each span."""
-    conversation = reader.read(trace.messages)
-    seen = []
-    for span, text, item in zip(conversation.spans, conversation.texts, sense.sense(conversation), strict=True):
-        purpose = "" if span.stage == "query" else trace.messages[0].content
-        seen.append(Sighting(trace, Artifact(span=span, text=text, purpose=purpose), item))
-    return seen
-
-
-@torch.inference_mode()
-def added_share(
-    reader: ChatSpans, sense: ModelSense, bank: SignatureBank, trace: BenchTrace, repeats: int = 3
-) -> float:
-    """Return the time that sensing and matching add to the model's own pass over a trace, as a share of that pass.
-
-    Bare and sensed passes alternate, and the fastest of each counts: what else the machine does only ever adds.
-    """
-    conversation, cascade = reader.read(trace.messages), Cascade(matcher=bank)
-    bare, sensed = [], []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        sense.run(conversation.ids)
-        bare.append(time.perf_counter() - start)
-        with sense.attached():
-            start = time.perf_counter()
-            sense.run(conversation.ids)
-            found = sense.read(conversation)
-            for span, text, item in zip(conversation.spans, conversation.texts, found, strict=True):
-                cascade.decide(Artifact(span=span, text=text), item)
-            sensed.append(time.perf_counter() - start)
-    return min(sensed) / min(bare) - 1
-
-
-def compare(
-    seen: list[Sighting], bank: SignatureBank, judges: dict[str, Judge], size: Size
-) -> dict[str, dict[str, Any]]:
-    """Let every arm decide; where the served model judges, on a part of the spans, half of them attacks."""
-    attacks = [item for item in seen if item.attack]
-    benign = [item for item in seen if item.trace.attacked is None]
-    part = [*_spread(attacks, size.asked // 2), *_spread(benign, size.asked // 2)]
-    result = {}
-    for name, arm in arms(bank, judges).items():
-        CONSOLE.print(f"deciding: {name}")
-        of = part if SERVED in name else seen
-        result[name] = summarise(of, [arm(item) for item in of])
-    return result
 
 
 def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], latency: list[float]) -> dict[str, Any]:
@@ -289,27 +133,6 @@ def show_arms(compared: dict[str, dict[str, Any]]) -> None:
         texts = [f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['n']}" for share in shares]
         table.add_row(name, *texts, f"{arm['seconds']['median']:.4f}", f"{arm['seconds']['p99']:.4f}")
     CONSOLE.print(table)
-
-
-def _spread(items: list[Sighting], count: int) -> list[Sighting]:
-    return [items[int(place)] for place in np.linspace(0, len(items) - 1, min(count, len(items)))]
-
-
-def _fewer(examples: list[StageExample], most: int) -> list[StageExample]:
-    """Take so many of each stage of a file, by hash, in the order that they came in."""
-    taken: set[str] = set()
-    for key in {(item.example.source, item.stage) for item in examples}:
-        rows = [item.example for item in examples if (item.example.source, item.stage) == key]
-        taken |= {row.id for row in sorted(rows, key=lambda row: (_order(row.group), row.id))[:most]}
-    return [item for item in examples if item.example.id in taken]
-
-
-def _length(chat: Chat, item: StageExample) -> int:
-    return len(chat.render(item.example.turns or item.example.text).ids)
-
-
-def _order(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
 
 
 if __name__ == "__main__":

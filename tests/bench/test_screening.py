@@ -10,6 +10,7 @@ import pytest
 
 from spider_sense.models import LoadedModel
 from spider_sense.screening.artifact import Artifact
+from spider_sense.screening.stage_training import StageOptions
 from spider_sense.screening.verdict import Answer
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -30,7 +31,7 @@ KEYS = {
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(BENCH)
     yield importlib.import_module("screening")
-    for name in ("screening", "_arms", "_bank", "_judge", "_picture", "_traces"):
+    for name in ("screening", "_arms", "_bank", "_judge", "_picture", "_replay", "_stages", "_traces"):
         sys.modules.pop(name, None)
 
 
@@ -98,7 +99,7 @@ def test_the_comparison_runs_from_prompt_sets_to_its_last_line(
         requests=3,
         asked=4,
         timed=2,
-        options=bench.StageOptions(folds=2),
+        options=StageOptions(folds=2),
     )
     (tmp_path / "data").mkdir()
     line = bench.run(agent_loaded, write_sets(tmp_path / "data"), size, tmp_path / "out", Nobody())
