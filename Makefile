@@ -9,7 +9,7 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-nest bench-nest-quick bench-extraction \
-	bench-extraction-quick full clean
+	bench-extraction-quick bench-screening bench-screening-quick full clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -72,6 +72,12 @@ bench-extraction: $(STAMP)  ## who is distilling this model, beside every baseli
 
 bench-extraction-quick: $(STAMP)  ## the same, reduced to minutes
 	$(BIN)/python bench/extraction.py --config configs/bench-extraction-quick.yaml
+
+bench-screening: $(STAMP)  ## probes of an agent's stages on files they have not seen, and the cascade against each of its parts
+	$(BIN)/python bench/screening.py
+
+bench-screening-quick: $(STAMP)  ## the same, reduced to minutes
+	$(BIN)/python bench/screening.py --quick
 
 runs/full/guard: | $(STAMP)
 	$(BIN)/spider-sense train --config configs/train-full.yaml

@@ -10,8 +10,10 @@ from spider_sense.cli import (
     generate,
     inspect,
     report,
+    screen,
     serve,
     sign,
+    signatures,
     train,
 )
 
@@ -25,7 +27,9 @@ __all__ = [
     "generate",
     "inspect",
     "report",
+    "screen",
     "serve",
     "sign",
+    "signatures",
     "train",
 ]
