@@ -96,9 +96,10 @@ def _instructions(rows: Sequence[Row], source: str) -> Iterator[StageExample]:
     """Give each text twice: as what a user asks, and as what a tool returns."""
     for row in rows:
         if row["label"] in ("injection", "benign"):
-            yield _build("query", source, f"{row['id']}-query", row["label"], [("user", row["text"])], row["category"])
+            asked, group = [("user", row["text"])], f"{source}:{row['id']}"
+            yield _build("query", source, f"{row['id']}-query", row["label"], asked, row["category"], group)
             turns = _observed(ASKED, "read_message", row["text"])
-            yield _build("observation", source, f"{row['id']}-observed", row["label"], turns, row["category"])
+            yield _build("observation", source, f"{row['id']}-observed", row["label"], turns, row["category"], group)
 
 
 def _requests(rows: Sequence[Row], source: str) -> Iterator[StageExample]:
@@ -162,7 +163,7 @@ def _build(
         label=label,
         category=stage,
         source=source,
-        group=group or f"{source}:{name.rpartition('-')[0]}",
+        group=group or f"{source}:{name}",
         turns=tuple(turns),
     )
     return StageExample(example, stage, attack if label == "injection" else "")

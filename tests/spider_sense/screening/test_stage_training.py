@@ -151,3 +151,8 @@ def test_the_package_s_own_examples_end_with_their_stage() -> None:
     assert all(item.example.turns and item.example.turns[-1][1] == item.example.text for item in examples)
     assert all(bool(item.attack) == item.positive for item in examples if item.stage == "observation")
     assert len({item.example.id for item in examples}) == len(examples)
+    # A pair is one group, and so is a text that stands alone.
+    asked = [item.example.group for item in examples if item.stage == "query"]
+    read = [item.example.group for item in examples if item.stage == "observation"]
+    assert len(set(asked)) == len(asked)
+    assert 2 * len(set(read)) == len(read)
