@@ -2,11 +2,13 @@
 
     python bench/_chat_endpoint.py smollm2
 
-Prints the port that it listens on, then serves until it is ended.
+Prints the port that it listens on, then serves until its standard input ends, as it does when its parent is killed.
 """
 
 import json
+import os
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -16,7 +18,7 @@ from spider_sense.models import LoadedModel, load_model
 
 
 def serve(loaded: LoadedModel) -> None:
-    """Serve a model at a free port of this machine, until the process is ended."""
+    """Serve a model at a free port of this machine, until standard input ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -31,6 +33,11 @@ def serve(loaded: LoadedModel) -> None:
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
             """Say nothing."""
 
+    def end_with_parent() -> None:
+        sys.stdin.read()
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     server = HTTPServer(("127.0.0.1", 0), Handler)
     sys.stdout.write(f"{server.server_port}\n")
     sys.stdout.flush()

@@ -19,7 +19,10 @@ def endpoint(model: str) -> Iterator[str]:
         The address that OpenAI clients take.
     """
     process = subprocess.Popen(  # noqa: S603 - the command is this file's own
-        [sys.executable, str(Path(__file__).with_name("_chat_endpoint.py")), model], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(Path(__file__).with_name("_chat_endpoint.py")), model],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     try:

@@ -8,6 +8,9 @@ they are still of the same tokens and model. The last line is one JSON object.
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +36,7 @@ from spider_sense.screening.stage_training import assembled, make_stage
 from spider_sense.types import Site
 
 REFERENCE, SERVED = "words", "SmolLM2"
+Served = Callable[[], AbstractContextManager[Judge]]
 
 
 def main(
@@ -46,11 +50,11 @@ def main(
     data = os.environ.get("SPIDER_SENSE_DATA")
     if not data:
         raise typer.BadParameter("SPIDER_SENSE_DATA is not set; name the folder of the prompt sets")
-    with model_judge("smollm2", SERVED) as judge:
-        print(json.dumps(run(load_model("smollm2"), Path(data), size, folder, judge)))  # noqa: T201 - the result
+    judge = partial(model_judge, "smollm2", SERVED)
+    print(json.dumps(run(load_model("smollm2"), Path(data), size, folder, judge)))  # noqa: T201 - the result
 
 
-def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Judge) -> dict[str, Any]:
+def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Served) -> dict[str, Any]:
     """Run the comparison.
 
     Args:
@@ -58,7 +62,7 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Judge
         data: folder of the prompt sets.
         size: how much is done.
         folder: for activations, probes and the picture.
-        served: a judge that asks a language model.
+        served: starts a judge that asks a language model.
 
     Returns:
         The last line.
@@ -66,6 +70,7 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Judge
     stages = captured(loaded, data, size, folder / "activations")
     results = {name: measured(stage, size) for name, stage in stages.items()}
     show_probes(results)
+    (folder / "probes.json").write_text(json.dumps(results), encoding="utf-8")
     agents = sorted({group.partition("/")[0] for group in stages["action"].groups})
     left_out = {name: unseen(stage, agents[1::2]) for name, stage in stages.items()}
     made = [make_stage(stage, left_out[name], results[name], size.options) for name, stage in stages.items()]
@@ -80,7 +85,8 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Judge
     clear = [trace for trace in replayed if trace.attacked is None and trace.id not in suspects]
     latency = [added_share(reader, sense, bank, trace) for trace in clear[: size.timed]]
     words = {name: TfidfBaseline.fit(*texts_of(stages[name], ~left_out[name])) for name in STAGES}
-    compared = compare(seen, bank, {REFERENCE: WordsJudge(words), SERVED: served}, SERVED, size.asked)
+    with served() as judge:
+        compared = compare(seen, bank, {REFERENCE: WordsJudge(words), SERVED: judge}, SERVED, size.asked)
     show_arms(compared)
     draw(compared, results, folder / "screening.png")
     return summary(results, compared, latency)

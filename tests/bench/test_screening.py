@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_the_comparison_runs_from_prompt_sets_to_its_last_line(
         options=StageOptions(folds=2),
     )
     (tmp_path / "data").mkdir()
-    line = bench.run(agent_loaded, write_sets(tmp_path / "data"), size, tmp_path / "out", Nobody())
+    line = bench.run(agent_loaded, write_sets(tmp_path / "data"), size, tmp_path / "out", lambda: nullcontext(Nobody()))
     assert line.keys() >= KEYS
     assert (tmp_path / "out" / "screening.png").stat().st_size > 10_000
     judged = line["arms"]["judge alone (SmolLM2)"]
