@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 
 from spider_sense.chat import Chat
@@ -104,7 +105,8 @@ def unseen(stage: StageData, test_agents: list[str]) -> np.ndarray:
         item.example.source == "tau2_agent_requests" and _order(item.example.id)[0] >= "8" for item in stage.examples
     ]
     agents = [group.partition("/")[0] for group in stage.groups]
-    return np.isin(agents, test_agents) | np.array(requests)
+    tested: npt.NDArray[np.bool_] = np.isin(agents, test_agents) | np.array(requests)
+    return tested
 
 
 def half_of_requests(data: Path) -> list[str]:

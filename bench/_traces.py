@@ -55,7 +55,9 @@ def traces(folder: Path, agents: Sequence[str], requests: Sequence[str], attacks
     ]
     for row in _rows(folder / "tau2_agent_requests.jsonl"):
         if row["id"] in requests:
-            result.append(_benign(f"tau2-{row['id']}", f"{row['text']} {row.get('known_info') or ''}", *tools, "tau2"))
+            result.append(
+                _benign(f"tau2-{row['id']}", f"{row['text']} {row.get('known_info') or ''}", tools[0], tools[1], "tau2")
+            )
     return result
 
 
@@ -65,7 +67,7 @@ def _benign(name: str, task: str, one: Row, other: Row, source: str) -> BenchTra
 
 
 def _attack(task: str, one: Row, other: Row, attack: Row, place: int) -> BenchTrace:
-    stage: Stage = ("query", "plan", "action", "observation")[place % 4]  # type: ignore[assignment]
+    stage: Stage = ("query", "plan", "action", "observation")[place % 4]
     wrapped = WRAPPINGS[place // 4 % len(WRAPPINGS)].format(attack["text"])
     plan = written_plan(one["tool"], other["tool"], task)
     call, output = written_call(one["tool"], {"request": task}), one["text"]

@@ -70,9 +70,9 @@ def add(
     held.save_pretrained(bank)
     about = next(item.about for item in held.signatures if item.about.id == into)
     merged = "" if into == name else f"; it is a near-duplicate of {into} and was merged with it"
-    typer.echo(
-        f"{into}: radius {about.radius:.2f}, fires on {about.trial.fired} of {about.trial.benign} benign{merged}"
-    )
+    trial = about.trial
+    assert trial is not None, "a signature that was added has been tried"
+    typer.echo(f"{into}: radius {about.radius:.2f}, fires on {trial.fired} of {trial.benign} benign{merged}")
 
 
 @signatures.command(name="list")

@@ -84,8 +84,8 @@ def _test(place: str, condition: Condition) -> str:
         case Condition(equals=str(word)):
             return _is(place, word)
     assert isinstance(condition.equals, float)
-    bound = _decimal(condition.equals)
-    return f"({place}.lessThanOrEqual({bound}) && {place}.greaterThanOrEqual({bound}))"
+    value = _decimal(condition.equals)
+    return f"({place}.lessThanOrEqual({value}) && {place}.greaterThanOrEqual({value}))"
 
 
 def _decimal(number: float) -> str:

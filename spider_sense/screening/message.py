@@ -72,7 +72,7 @@ class Message(_Record):
             return ""
         if not isinstance(content, list):
             return content
-        texts = [
+        texts: list[Any] = [
             part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
         ]
         if not all(isinstance(text, str) for text in texts):

@@ -132,7 +132,7 @@ class Screen:
         broken = self._broken(artifact, sent, context)
         if broken is not None:
             return replace(broken, zone=sensed.zone, verdicts=sensed.verdicts)
-        return self._cascade.decide(artifact, sensed if sent is None else _as_sent(sensed, sent))
+        return self._cascade.decide(artifact, _as_sent(sensed, sent) if isinstance(sent, Envelope) else sensed)
 
     def _broken(self, artifact: Artifact, sent: Sent | None, context: _Context) -> StageVerdict | None:
         """Return what is wrong whatever the probes say: a false envelope, a leak, a tool that was never offered."""

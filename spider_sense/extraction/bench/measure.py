@@ -38,7 +38,7 @@ def thresholds_by_stratum(score_N: Doubles, strata: Sequence[str], alpha: float)
     return found
 
 
-def median_queries(queries_N: Sequence[float]) -> float:
+def median_queries(queries_N: Sequence[float] | Doubles) -> float:
     """Return the median of requests to detection, infinite where fewer than half were found.
 
     Of an even number it is the upper of the two middle ones: nothing is averaged with infinity.

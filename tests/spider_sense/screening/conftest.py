@@ -38,7 +38,7 @@ class WordReader:
             if message.content and message.role in STAGES:
                 add(message.content, stage=STAGES[message.role], role=message.role, message=place)
             for number, call in enumerate(message.tool_calls):
-                called = {"tool": call.name, "arguments": call.arguments, "call": number}
+                called: dict[str, Any] = {"tool": call.name, "arguments": call.arguments, "call": number}
                 add(call.function.arguments, stage="action", role="assistant", message=place, **called)
         return Conversation(ids=tuple(range(words)), spans=tuple(spans), texts=tuple(texts))
 
@@ -55,7 +55,7 @@ class WordSense:
         return [self._sensed(span, text) for span, text in zip(conversation.spans, conversation.texts, strict=True)]
 
     def _sensed(self, span: Span, text: str) -> Sensed:
-        zone = next((zone for word, zone in self.zones.items() if word in text), "clear")
+        zone: Zone = next((zone for word, zone in self.zones.items() if word in text), "clear")
         return sensed(zone, tokens=span.stop - span.start)
 
 
@@ -89,7 +89,7 @@ class FixedJudge:
 
 def artifact(stage: Stage = "observation", text: str = "words", **fields: Any) -> Artifact:
     """Return an artifact of a stage."""
-    called = {"tool": "search", "arguments": {}} if stage == "action" else {}
+    called: dict[str, Any] = {"tool": "search", "arguments": {}} if stage == "action" else {}
     return Artifact(span=Span(stage=stage, start=0, stop=1, role="tool", message=0, **called), text=text, **fields)
 
 

@@ -75,5 +75,6 @@ def test_examples_are_pooled_at_their_stage(agent_loaded: Any, stage: Any) -> No
     pooled_1D = pool_texts(spans, sense, [text], stage)
     found = spans.read(staged(text, stage))
     expected = [row.pooled_D for span, row in zip(found.spans, sense.sense(found), strict=True) if span.stage == stage]
+    assert expected[-1] is not None
     assert pooled_1D[0].equal(expected[-1])
     assert pooled_1D.shape == (1, agent_loaded.model.config.hidden_size)

@@ -36,7 +36,7 @@ def table() -> np.ndarray:
 
 
 def _trace(table: np.ndarray, rows: np.ndarray, gap: float = 60.0) -> Trace:
-    return Trace(table[rows], np.arange(len(rows)) * gap, rows)
+    return Trace(table[rows], np.arange(len(rows), dtype=np.float64) * gap, rows)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_prada_sees_distances_that_are_not_normal(table: np.ndarray) -> None:
     made = np.repeat(table[:50], 2, axis=0) + np.tile([[0.0], [0.02]], (50, 1)) * generator.standard_normal(
         (100, WIDTH)
     )
-    attack = Prada().curve(Trace(_unit(made), np.arange(100.0), np.arange(100)))
+    attack = Prada().curve(Trace(_unit(made), np.arange(100, dtype=np.float64), np.arange(100)))
     assert natural[19] == -np.inf
     assert attack[-1] > 2 * natural[-1]
 

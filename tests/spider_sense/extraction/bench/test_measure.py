@@ -22,8 +22,8 @@ def test_the_threshold_holds_its_rate() -> None:
 
 
 def test_too_few_principals_give_no_threshold() -> None:
-    assert conformal_threshold(np.arange(98.0), 0.01) == np.inf
-    assert conformal_threshold(np.arange(99.0), 0.01) == 98.0
+    assert conformal_threshold(np.arange(98, dtype=np.float64), 0.01) == np.inf
+    assert conformal_threshold(np.arange(99, dtype=np.float64), 0.01) == 98.0
 
 
 def test_a_small_stratum_borrows() -> None:
