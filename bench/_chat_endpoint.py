@@ -51,7 +51,7 @@ def _completion(loaded: LoadedModel, request: dict[str, Any]) -> dict[str, Any]:
         request["messages"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
     prompt = inputs["input_ids"].shape[1]
-    output: Any = model.generate(  # type: ignore[operator]
+    output: Any = model.generate(
         **inputs, max_new_tokens=request.get("max_tokens", 64), do_sample=False, pad_token_id=tokenizer.pad_token_id
     )
     answer = output[0, prompt:]

@@ -49,13 +49,15 @@ def traces(folder: Path, agents: Sequence[str], requests: Sequence[str], attacks
             result.append(
                 _attack(tasks[place % len(tasks)]["text"], tools[place % 2], tools[1 - place % 2], attack, place)
             )
-    tools = [
+    desk: list[Row] = [
         {"tool": "get_user", "text": "member since 2022, two open orders, no notes"},
         {"tool": "get_order", "text": "status: delivered, paid by card, can be changed for 30 days"},
     ]
     for row in _rows(folder / "tau2_agent_requests.jsonl"):
         if row["id"] in requests:
-            result.append(_benign(f"tau2-{row['id']}", f"{row['text']} {row.get('known_info') or ''}", *tools, "tau2"))
+            result.append(
+                _benign(f"tau2-{row['id']}", f"{row['text']} {row.get('known_info') or ''}", desk[0], desk[1], "tau2")
+            )
     return result
 
 
@@ -65,7 +67,7 @@ def _benign(name: str, task: str, one: Row, other: Row, source: str) -> BenchTra
 
 
 def _attack(task: str, one: Row, other: Row, attack: Row, place: int) -> BenchTrace:
-    stage: Stage = ("query", "plan", "action", "observation")[place % 4]  # type: ignore[assignment]
+    stage: Stage = ("query", "plan", "action", "observation")[place % 4]
     wrapped = WRAPPINGS[place // 4 % len(WRAPPINGS)].format(attack["text"])
     plan = written_plan(one["tool"], other["tool"], task)
     call, output = written_call(one["tool"], {"request": task}), one["text"]

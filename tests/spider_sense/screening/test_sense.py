@@ -57,10 +57,10 @@ def probe(name: str, seed: int) -> Probe:
     return Probe(name, "logistic", Aggregator(kind="mean"), maps)
 
 
-def stages(loaded: LoadedModel, *probes: Probe, scores: Sequence[float] = (-9.0, 9.0)) -> StageGuard:
+def stages(loaded: LoadedModel, *probes: Probe, scores: tuple[float, float] = (-9.0, 9.0)) -> StageGuard:
     made = []
     for item in probes:
-        spread, names = np.linspace(*scores, 60), [str(place) for place in range(60)]
+        spread, names = np.linspace(scores[0], scores[1], 60), [str(place) for place in range(60)]
         record = Detector(
             name=item.name,
             family=item.family,
