@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 
 from spider_sense.chat import Chat
@@ -105,8 +104,8 @@ def unseen(stage: StageData, test_agents: list[str]) -> np.ndarray:
         item.example.source == "tau2_agent_requests" and _order(item.example.id)[0] >= "8" for item in stage.examples
     ]
     agents = [group.partition("/")[0] for group in stage.groups]
-    tested: npt.NDArray[np.bool_] = np.isin(agents, test_agents) | np.array(requests)
-    return tested
+    left_out: np.ndarray = np.isin(agents, test_agents) | np.array(requests)
+    return left_out
 
 
 def half_of_requests(data: Path) -> list[str]:

@@ -49,14 +49,14 @@ def traces(folder: Path, agents: Sequence[str], requests: Sequence[str], attacks
             result.append(
                 _attack(tasks[place % len(tasks)]["text"], tools[place % 2], tools[1 - place % 2], attack, place)
             )
-    tools = [
+    desk: list[Row] = [
         {"tool": "get_user", "text": "member since 2022, two open orders, no notes"},
         {"tool": "get_order", "text": "status: delivered, paid by card, can be changed for 30 days"},
     ]
     for row in _rows(folder / "tau2_agent_requests.jsonl"):
         if row["id"] in requests:
             result.append(
-                _benign(f"tau2-{row['id']}", f"{row['text']} {row.get('known_info') or ''}", tools[0], tools[1], "tau2")
+                _benign(f"tau2-{row['id']}", f"{row['text']} {row.get('known_info') or ''}", desk[0], desk[1], "tau2")
             )
     return result
 

@@ -76,7 +76,7 @@ class ChatSpans:
         self._check_rendered(slots.slots, cut, messages)
         ids, place_of = self._tokenise(text, cut)
         found = sorted(self._found(cut, slots.slots, messages), key=lambda item: item.start)
-        spans = _apart([_placed(item, place_of) for item in found])
+        spans = _apart([_placed(place_of, item) for item in found])
         texts = tuple(text[item.start : item.stop] for item in found)
         return Conversation(ids=tuple(ids), spans=spans, texts=texts)
 
@@ -210,8 +210,8 @@ def _roles(messages: Sequence[Message]) -> dict[int, Span]:
     return result
 
 
-def _placed(item: _Found, places: Sequence[tuple[int, int]]) -> Span:
-    """Return a span from the first token that has a character of it to the one after the last."""
+def _placed(places: Sequence[tuple[int, int]], item: _Found) -> Span:
+    """Return a span from the first token that has a character of it to the last one."""
     inside = [index for index, (first, last) in enumerate(places) if first < item.stop and last > item.start]
     return replace(item.span, start=inside[0], stop=inside[-1] + 1)
 
