@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spider_sense.config import Settings
 from spider_sense.extraction.simulator.campaigns import Cover, Start
@@ -55,7 +55,7 @@ class BenchConfig(Settings):
     seeds: tuple[int, ...] = Field(min_length=1)
     principals: Parts
     length: int = Field(gt=24)
-    """Requests of a stream at most."""
+    """Requests of an innocent stream at most: as many as an attacker's, or thresholds would speak of shorter lives."""
     horizon: int = Field(default=0, ge=0)
     """Requests of the streams that are drawn on to one length; 0 leaves them out."""
     cells: tuple[Cell, ...] = Field(min_length=1)
@@ -82,6 +82,16 @@ class BenchConfig(Settings):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Lifetime false alarms of a baseline, and of a group."""
     resamples: int = Field(default=1000, gt=0)
+
+    @model_validator(mode="after")
+    def _lives_as_long(self) -> Self:
+        longest = self.warm_up + self.after
+        if self.length < longest:
+            raise ValueError(
+                f"length is {self.length}, and attackers send {longest} requests; give at least as many, "
+                "or thresholds would speak of shorter lives"
+            )
+        return self
 
     @staticmethod
     def data() -> Path | None:

@@ -17,8 +17,9 @@ from spider_sense.extraction.simulator.traffic import Stream
 __all__ = ["Scene", "families_with_real_apps"]
 
 _FIT_MIXES = [Cell(share=share, cover=cover) for share in (1.0, 0.5, 0.25, 0.1) for cover in ("same", "random", "app")]
-_SHORTEST, _MEDIAN, _SPREAD = 24, 90, 0.6
-"""Requests of an innocent stream: log-normal, cut at both ends."""
+_SHORTEST = 24
+_LASTING = 1 / 3
+"""Share of innocent principals that live as long as the bench looks; the others' lengths are uniform."""
 
 _SIZES = (2, 3, 4, 5, 8, 10, 10, 15, 25)
 """Accounts of an innocent organisation."""
@@ -187,7 +188,8 @@ class Scene:
 
     def _length(self, name: str) -> int:
         generator = np.random.default_rng([self.seed, 1, *name.encode()])
-        return int(np.clip(_MEDIAN * generator.lognormal(0, _SPREAD), _SHORTEST, self.config.length))
+        lasts = generator.random() < _LASTING
+        return self.config.length if lasts else int(generator.integers(_SHORTEST, self.config.length + 1))
 
     def _person(self, name: str, said: tuple[str, ...]) -> Stream:
         generator = np.random.default_rng([self.seed, *name.encode()])

@@ -96,8 +96,8 @@ class Tenant:
         return np.random.default_rng([self.seed, *self.name.encode()])
 
     def _chosen(self, generator: np.random.Generator) -> list[Family]:
-        most = {"chat": 4, "harness": 2, "tutoring": 2}.get(self.kind, 1)
-        count = min(len(self.families), int(generator.integers(1, most + 1)))
+        fewest, most = {"chat": (2, 4), "harness": (1, 2), "tutoring": (1, 2)}.get(self.kind, (1, 1))
+        count = min(len(self.families), int(generator.integers(fewest, most + 1)))
         return [self.families[index] for index in generator.permutation(len(self.families))[:count]]
 
 

@@ -24,7 +24,7 @@ def config() -> BenchConfig:
         real_messages=20,
         seeds=(0,),
         principals=Parts(fit=4, calibrate=5, test=3),
-        length=60,
+        length=100,
         cells=(Cell(start="pivot"),),
         attackers=2,
         fit_attackers=3,
@@ -63,7 +63,7 @@ def test_no_text_of_the_test_part_is_seen_before(scene: Scene) -> None:
 
 def test_numbers_and_lengths(scene: Scene, config: BenchConfig) -> None:
     assert len(scene.benign("calibrate")) == 5 * 5
-    assert all(24 <= len(stream) <= 60 for stream in scene.benign("calibrate") if stream.family != "real people")
+    assert all(24 <= len(stream) <= 100 for stream in scene.benign("calibrate") if stream.family != "real people")
     assert len(scene.attackers(Cell(start="pivot"))) == 2 * len(scene.campaigns())
     assert all(stream.first_attack == 60 for stream in scene.attackers(Cell(start="pivot")))
     assert not any(

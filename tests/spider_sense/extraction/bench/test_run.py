@@ -45,7 +45,7 @@ def config(tmp_path: Path) -> BenchConfig:
         real_messages=20,
         seeds=(0,),
         principals=Parts(fit=12, calibrate=4, test=2),
-        length=40,
+        length=44,
         cells=(Cell(), Cell(start="pivot"), Cell(start="pivot", share=0.5)),
         attackers=1,
         fit_attackers=3,
