@@ -102,7 +102,9 @@ class Ours:
 
     def states(self, streams: Sequence[Stream]) -> Mapping[str, PrincipalState]:
         """Return the state of each stream's principal at its end."""
-        found = np.concatenate([replay.states for replay in self._replays(streams)]) if streams else []
+        if not streams:
+            return {}
+        found = np.concatenate([replay.states for replay in self._replays(streams)])
         return {stream.principal: PrincipalState(found[row : row + 1]) for row, stream in enumerate(streams)}
 
     def _replays(self, streams: Sequence[Stream]) -> Iterator[Replay]:

@@ -82,7 +82,8 @@ def window_rates(
     discrepancy = Discrepancy(unit_ND[used], median_distance(unit_ND[reference[:500]]))
 
     def draw(pool: Rows, count: int) -> Rows:
-        return place[generator.choice(pool, count)]
+        drawn: Rows = place[generator.choice(pool, count)]
+        return drawn
 
     null = [
         discrepancy.between([draw(other, window)], [draw(reference, window) for _ in range(_REFERENCES)])

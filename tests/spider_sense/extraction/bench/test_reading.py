@@ -24,7 +24,8 @@ def _plain(loaded: LoadedModel, layer: int, prompt: Any) -> np.ndarray:
     with torch.inference_mode():
         states: Any = loaded.model(torch.tensor([rendered.ids]), output_hidden_states=True)
     hidden_nD = states.hidden_states[layer + 1][0, rendered.skip :]
-    return (hidden_nD * torch.rsqrt(hidden_nD.square().mean(-1, keepdim=True) + EPS)).mean(0).numpy()
+    mean_D: np.ndarray = (hidden_nD * torch.rsqrt(hidden_nD.square().mean(-1, keepdim=True) + EPS)).mean(0).numpy()
+    return mean_D
 
 
 def test_it_is_the_mean_of_the_normalised_states(

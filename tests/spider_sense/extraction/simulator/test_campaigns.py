@@ -7,7 +7,7 @@ import pytest
 
 from spider_sense.extraction.simulator.accounts import Evidence, campaign_accounts, organisation
 from spider_sense.extraction.simulator.campaigns import COVERS, STARTS, Cover, Mixing, attacker
-from spider_sense.extraction.simulator.families import Family
+from spider_sense.extraction.simulator.families import Family, Kind
 from spider_sense.extraction.simulator.tenants import Tenant, resampled
 
 CHAT = Family(name="chat", kind="chat", texts=tuple(f"chat {place}" for place in range(40)))
@@ -19,7 +19,7 @@ CAMPAIGN = Family(
 
 
 def covers(cover: Cover) -> Sequence[Tenant]:
-    kind = "app" if cover == "app" else "chat"
+    kind: Kind = "app" if cover == "app" else "chat"
     return [
         Tenant(name=f"c{place}", kind=kind, families=[APP] if cover == "app" else [[CHAT], [OTHER]][place % 2])
         for place in range(4)
