@@ -14,12 +14,13 @@ from spider_sense.metrics import Interval, clopper_pearson
 __all__ = ["conformal_threshold", "grouped_interval", "median_queries", "rate_interval", "thresholds_by_stratum"]
 
 Doubles = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 LEAST = 99
 """Calibration principals below which a stratum borrows everybody's threshold: fewer give none at 1%."""
 
 
-def conformal_threshold(score_N: Doubles, alpha: float) -> float:
+def conformal_threshold(score_N: Floats, alpha: float) -> float:
     """Return what a new principal's highest score exceeds with probability at most alpha; infinite if N is too small.
 
     The ``ceil((N + 1) (1 - alpha))``-th smallest score of N principals that are exchangeable with the new one.
@@ -28,7 +29,7 @@ def conformal_threshold(score_N: Doubles, alpha: float) -> float:
     return float(np.sort(score_N)[place - 1]) if place <= len(score_N) else np.inf
 
 
-def thresholds_by_stratum(score_N: Doubles, strata: Sequence[str], alpha: float) -> dict[str, float]:
+def thresholds_by_stratum(score_N: Floats, strata: Sequence[str], alpha: float) -> dict[str, float]:
     """Return a threshold for each stratum with enough principals, and everybody's under the empty name."""
     names = np.array(strata)
     found = {"": conformal_threshold(score_N, alpha)}

@@ -6,7 +6,7 @@ Shape letters: T requests of a stream, N texts, D width of the embedding.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["Background", "Baseline", "Doubles", "Trace", "at_checkpoints"]
 
 Doubles = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 _CHECKPOINTS = (16, 32, 64, 128, 256, 512, 1024)
 _SHRINKAGE = 0.1
@@ -23,9 +24,9 @@ _SHRINKAGE = 0.1
 class Trace:
     """One principal's requests."""
 
-    vector_TD: Doubles
+    vector_TD: Floats
     """Of unit length."""
-    times: Doubles
+    times: Floats
     """Seconds, [T]."""
     rows: NDArray[np.int64]
     """Row of each text in the table of texts, [T]."""
@@ -33,7 +34,7 @@ class Trace:
     @cached_property
     def cosine_TT(self) -> Doubles:
         """Similarity of each request to each."""
-        return self.vector_TD @ self.vector_TD.T
+        return np.asarray(self.vector_TD @ self.vector_TD.T, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)

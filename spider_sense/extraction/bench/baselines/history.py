@@ -20,8 +20,7 @@ class RateLimit:
     def curve(self, trace: Trace) -> Doubles:
         """Return the count after each request, [T]."""
         begin = np.searchsorted(trace.times, trace.times - 3600)
-        counts: Doubles = np.arange(1, len(trace.times) + 1, dtype=np.float64) - begin
-        return counts
+        return (np.arange(1, len(trace.times) + 1) - begin).astype(np.float64)
 
 
 class NearDuplicates:
