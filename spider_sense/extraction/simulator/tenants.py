@@ -72,7 +72,8 @@ class Tenant:
             [text for text, _ in zip(texts, range(length), strict=False)],
             generator,
             family="+".join(sorted({family.name for family in chosen})),
-            system=chosen[0].system,
+            # Two customers with the same product do not share the very words of its system prompt.
+            system=f"{chosen[0].system} ({self.name})" if chosen[0].system else "",
         )
 
     def cover(self) -> Iterator[str]:
