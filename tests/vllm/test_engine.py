@@ -85,6 +85,16 @@ def test_verdicts_equal_offline_ones_cold_and_warm_and_no_token_changes(
     assert any(second["said"]["coverage"]["cached"] for second in warm)
 
 
+def test_an_engine_that_finds_its_own_graph_in_the_cache_scores_alike(
+    before_the_guard: Any, guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline
+) -> None:
+    settings, cache = {"guard": str(guard), "scores": True}, before_the_guard[1]
+    for _ in range(2):
+        (found,) = run_engine([prompts[:3]], settings, {"max_tokens": 4}, environment=cache, enforce_eager=False)
+        for one in found:
+            assert_equals_offline(one, guard, offline)
+
+
 def test_the_second_runner_says_the_same(
     guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline
 ) -> None:

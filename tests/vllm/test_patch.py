@@ -86,7 +86,7 @@ def test_two_of_eight_are_patched_and_nobody_else_is_touched(
     one_head: Callable[[str, float, float], Path],
     tmp_path: Path,
 ) -> None:
-    # Short enough that the patch comes on within the first block.
+    # Short enough that a patch comes on within the first block, of 128 tokens.
     eight = [ids[:100] for ids in eight]
     sampling = {"max_tokens": 40, "ignore_eos": True, "logprobs": 0}
     # All of them in every step, so that both engines compute the same shapes.
@@ -125,9 +125,11 @@ def test_two_of_eight_are_patched_and_nobody_else_is_touched(
         assert one["tokens"][: first + 1] == before["tokens"][: first + 1]
         assert one["logprobs"] != before["logprobs"]
     assert [found[place]["tokens"] for place in chosen] != [bare[place]["tokens"] for place in chosen]
-    # The first block of each ends within what was computed under the patch.
-    for one in later:
-        assert one["said"]["coverage"]["cached"] == 0
+    # A block that ends within what was computed under the patch is lent to nobody.
+    starts = [found[place]["said"]["patched_from"] for place in chosen]
+    assert min(starts) < 128
+    for one, start in zip(later, starts, strict=True):
+        assert one["said"]["coverage"]["cached"] == start // 128 * 128
         smol.assert_equals(one)
     events = [AuditEvent.model_validate_json(line) for line in (tmp_path / "a").read_text().splitlines()]
     closed = {event.request: event.patched_from for event in events if event.event == "close"}
