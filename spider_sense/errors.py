@@ -8,6 +8,7 @@ SpiderSenseError
  |   |- MismatchError  an artifact that belongs to another model, tokenizer or serving configuration
  |- PatchError         a neuron patch, or a set of neurons, that is damaged or does not fit
  |- SignatureError     an artifact whose signature is missing or wrong
+ |- StateError         what is kept of a principal is damaged or of another version
  |- MissingExtraError  an optional dependency that is not installed
 
 A message names the bad value, what is allowed, and the next step.
@@ -26,6 +27,7 @@ __all__ = [
     "SignatureError",
     "SiteError",
     "SpiderSenseError",
+    "StateError",
     "nearest",
 ]
 
@@ -60,6 +62,10 @@ class PatchError(SpiderSenseError):
 
 class SignatureError(SpiderSenseError):
     """A guard's signature is missing or does not match its files."""
+
+
+class StateError(SpiderSenseError):
+    """What is kept of a principal is damaged, or of another version, key or artifact."""
 
 
 class MissingExtraError(SpiderSenseError):

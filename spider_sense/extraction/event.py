@@ -1,0 +1,144 @@
+"""One request of a principal, as the extraction detector sees it: numbers and keyed hashes, no text."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spider_sense.errors import DataError
+from spider_sense.extraction.layout import LISTS, PROBES, SKETCH, LinkKind
+
+__all__ = ["Event", "EventBatch", "rounds"]
+
+_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Event:
+    """One request.
+
+    Raises:
+        DataError: if a number is not finite or a shape is wrong.
+    """
+
+    principal: str
+    time: float
+    """Seconds since the epoch."""
+    sketch: NDArray[np.float32] | None = None
+    """[64], or None for a request whose activations were not seen."""
+    probes: NDArray[np.float32] | None = None
+    """Up to 8 probe logits; None as for the sketch."""
+    tenant: str = ""
+    """Declared type of the principal, at most 24 ASCII letters: its stratum."""
+    opening: int = 0
+    """Keyed hash of the masked opening of the user's text; 0 is unknown."""
+    closing: int = 0
+    parameters: int = 0
+    """Keyed hash of the sampling parameters; 0 is unknown."""
+    links: tuple[tuple[LinkKind, int], ...] = ()
+    """Keyed hashes that tell nothing of the content; those of opening, parameters and activity are added by the
+    detector."""
+    tokens: int = 0
+    """Prompt tokens."""
+    turn: int = 0
+    """User turns before this one."""
+    questions: int = 1
+    """Questions in the request."""
+    biased: tuple[int, ...] = ()
+    """Token ids with a logit bias."""
+    top_logprobs: int = 0
+    max_tokens: int = 0
+    """0 if the request set none."""
+    known_list: int = -1
+    """Index of the known query list that the text stands in, or -1."""
+
+    def __post_init__(self) -> None:
+        if not self.principal:
+            raise DataError("an event has no principal; name whom the request is attributed to")
+        if not np.isfinite(self.time):
+            raise DataError(f"the time of an event of {self.principal!r} is {self.time}; give seconds since the epoch")
+        if not self.tenant.isascii() or len(self.tenant) > 24:
+            raise DataError(f"the tenant type {self.tenant!r} is not ASCII of at most 24 characters; shorten it")
+        if not -1 <= self.known_list < LISTS:
+            raise DataError(f"known_list is {self.known_list}; allowed are -1 to {LISTS - 1}")
+        for name, value, width in (("sketch", self.sketch, SKETCH), ("probes", self.probes, PROBES)):
+            if value is not None:
+                _check(name, value, width, self.principal)
+
+
+def _check(name: str, value: NDArray[np.float32], width: int, principal: str) -> None:
+    fits = value.ndim == 1 and (len(value) == width if name == "sketch" else len(value) <= width)
+    if not fits:
+        raise DataError(f"the {name} of an event of {principal!r} has shape {list(value.shape)}; allowed is [{width}]")
+    if not np.isfinite(value).all():
+        raise DataError(f"the {name} of an event of {principal!r} holds a number that is not finite")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EventBatch:
+    """N requests of N different principals, as arrays."""
+
+    time: NDArray[np.float64]
+    sketch: NDArray[np.float32]
+    """[N, 64]; a row of NaN where activations were not seen."""
+    probes: NDArray[np.float32]
+    """[N, 8]; NaN in the same rows, 0 in the columns that no probe has."""
+    tenant: NDArray[np.bytes_]
+    opening: NDArray[np.uint64]
+    closing: NDArray[np.uint64]
+    parameters: NDArray[np.uint64]
+    tokens: NDArray[np.int64]
+    turn: NDArray[np.int64]
+    questions: NDArray[np.int64]
+    top_logprobs: NDArray[np.int64]
+    max_tokens: NDArray[np.int64]
+    known_list: NDArray[np.int64]
+    biased: tuple[tuple[int, ...], ...]
+    links: tuple[tuple[tuple[LinkKind, int], ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @classmethod
+    def of(cls, events: Sequence[Event]) -> "EventBatch":
+        """Pack events; their principals must differ."""
+
+        def ints(name: str) -> NDArray[np.int64]:
+            return np.array([getattr(event, name) for event in events], dtype=np.int64)
+
+        def hashes(name: str) -> NDArray[np.uint64]:
+            return np.array([getattr(event, name) & _MASK for event in events], dtype=np.uint64)
+
+        sketch_NS = np.full((len(events), SKETCH), np.nan, dtype=np.float32)
+        probes_NP = np.full((len(events), PROBES), np.nan, dtype=np.float32)
+        for row, event in enumerate(events):
+            if event.sketch is not None:
+                sketch_NS[row] = event.sketch
+                probes_NP[row] = 0
+                if event.probes is not None:
+                    probes_NP[row, : len(event.probes)] = event.probes
+        return cls(
+            time=np.array([event.time for event in events], dtype=np.float64),
+            sketch=sketch_NS,
+            probes=probes_NP,
+            tenant=np.array([event.tenant for event in events], dtype="S24"),
+            opening=hashes("opening"),
+            closing=hashes("closing"),
+            parameters=hashes("parameters"),
+            tokens=ints("tokens"),
+            turn=ints("turn"),
+            questions=ints("questions"),
+            top_logprobs=ints("top_logprobs"),
+            max_tokens=ints("max_tokens"),
+            known_list=ints("known_list"),
+            biased=tuple(event.biased for event in events),
+            links=tuple(event.links for event in events),
+        )
+
+
+def rounds(streams: Sequence[Sequence[Event]]) -> Iterator[tuple[NDArray[np.int64], EventBatch]]:
+    """Yield the first events of all streams, then the second ones, and so on, with the streams that they belong to."""
+    for turn in range(max(map(len, streams), default=0)):
+        rows = np.array([index for index, stream in enumerate(streams) if turn < len(stream)], dtype=np.int64)
+        yield rows, EventBatch.of([streams[index][turn] for index in rows])

@@ -1,0 +1,122 @@
+"""The fixed binary layout of what is kept of one principal.
+
+Everything is numbers and keyed hashes; no text. All states of a population are one structured array, so that N
+principals are updated together.
+
+Shape letters: N principals, S sketch, P probes, J directions, B bins, K bets.
+"""
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "BETS",
+    "BINS",
+    "CHECKPOINTS",
+    "DIRECTIONS",
+    "EMPTY_LINK",
+    "FROZEN",
+    "LINK_KINDS",
+    "LINK_SLOTS",
+    "LISTS",
+    "MOMENTS",
+    "PROBES",
+    "SKETCH",
+    "STATE",
+    "VERSION",
+    "LinkKind",
+    "States",
+]
+
+VERSION = 1
+"""Of the layout; another layout gets another number."""
+
+SKETCH = 64
+"""Coordinates of a sketch."""
+PROBES = 8
+"""Probe logits that a state has room for."""
+DIRECTIONS = 24
+"""Numbers of a request that the own-history tier watches: 8 probes, 14 sketch coordinates, the sketch's norm and the
+logarithm of the prompt's length."""
+BINS = 32
+"""Bins of a direction, at quantiles of benign traffic."""
+BETS = (0.25, 0.5, 0.75)
+"""Exponents kappa of the bets ``kappa * p ** (kappa - 1)``."""
+FROZEN = 64
+"""Requests after which the frozen baseline is complete."""
+CHECKPOINTS = (16, 32, 64, 128, 256, 512, 1024)
+"""Numbers of requests at which the level tier looks."""
+LISTS = 8
+"""Known query lists that hits are counted of."""
+LINK_SLOTS = 16
+"""Keyed hashes that are kept of each kind of link evidence: the smallest ones, a bottom-k sketch."""
+EMPTY_LINK = np.uint64(2**64 - 1)
+
+LinkKind = Literal["payment", "network", "client", "declared", "parameters", "prefix", "template", "activity"]
+"""payment, network, client: of the account. declared: an identity that the operator says is linked. parameters: the
+tuple of sampling parameters. prefix: the system prompt. template: the masked opening. activity: template and
+ten-minute bin."""
+LINK_KINDS: tuple[LinkKind, ...] = get_args(LinkKind)
+
+MOMENTS = np.dtype(
+    [
+        ("count", "<u4"),
+        ("sketch", "<f4", SKETCH),
+        ("probe", "<f4", PROBES),
+        ("probe_squared", "<f4", PROBES),
+        ("probe_positive", "<u4", PROBES),
+        ("probe_high", "<u4", PROBES),
+    ]
+)
+
+STATE = np.dtype(
+    [
+        ("seed", "<u8"),  # keyed hash of the principal: drives every random choice
+        ("tenant", "S24"),  # its declared type, in ASCII
+        ("first", "<f8"),  # seconds
+        ("last", "<f8"),
+        ("count", "<u4"),  # requests
+        ("sketched", "<u4"),  # requests with activations
+        ("questions", "<u4"),
+        ("follow_ups", "<u4"),  # requests that are not the first turn
+        ("tokens", "<f4"),  # sum and sum of squares of ln(1 + prompt tokens)
+        ("tokens_squared", "<f4"),
+        # Half 0 links, half 1 scores: of the requests that linked a group none speaks for its guilt.
+        ("moments", MOMENTS, 2),
+        # Own history
+        ("history", "<u4", (DIRECTIONS, BINS)),
+        ("frozen", "u1", (DIRECTIONS, BINS)),
+        ("bets", "<f4", (2, DIRECTIONS, 2, len(BETS))),  # ln of Shiryaev-Roberts: [growing | frozen, J, sign, K]
+        # Structure
+        ("openings", "<u8", 16),  # Misra-Gries: hashes and counts
+        ("opening_counts", "<u4", 16),
+        ("closings", "<u8", 16),
+        ("closing_counts", "<u4", 16),
+        ("parameters", "<u8", 8),
+        ("parameter_counts", "<u4", 8),
+        ("distinct_openings", "u1", 256),  # HyperLogLog registers
+        ("cells_once", "u1", 512),  # bitmaps of 4,096 cells of the sketch space
+        ("cells_twice", "u1", 512),
+        ("recent", "i1", (32, SKETCH)),  # ring of the last sketches, of length 127
+        ("near_duplicates", "<u4"),
+        # Rules
+        ("biased_ids", "u1", 1024),  # HyperLogLog registers of distinct biased token ids
+        ("biased_requests", "<u4"),
+        ("revealed", "<u8"),  # logits that biased requests have shown
+        ("max_tokens", "<u4", 16),  # histogram of log2(max_tokens) of biased requests
+        ("list_hits", "<u4", LISTS),
+        # Links: the smallest hashes of each kind, ascending, filled up with EMPTY_LINK
+        ("links", "<u8", (len(LINK_KINDS), LINK_SLOTS)),
+        # Running maxima of the tiers' statistics, and what was decided
+        ("own", "<f8"),
+        ("level", "<f8"),
+        ("own_at", "<u4"),
+        ("level_at", "<u4"),
+        ("decided", "u1", 4),  # highest level decided by rule, own, level, group: 0 none, 1 watch, 2 limit, 3 act
+    ]
+)
+
+States = NDArray[np.void]
+"""Structured array [N] of :data:`STATE`."""
