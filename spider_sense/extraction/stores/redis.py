@@ -35,7 +35,7 @@ for i = 3, #KEYS do
   local tag = redis.call('HGET', KEYS[i], 'tag') or ''
   written[i - 2] = (tag == old or tag == new) and 1 or 0
   if tag == old then
-    redis.call('HSET', KEYS[i], 'tag', new, 'state', state)
+    redis.call('HSET', KEYS[i], 'tag', new, 'state', state, 'standing', standing)
     redis.call('ZADD', KEYS[1], 'GT', ARGV[1], name)
     if standing == '' then redis.call('HDEL', KEYS[2], name) else redis.call('HSET', KEYS[2], name, standing) end
   end
@@ -148,10 +148,10 @@ class RedisStore:
     def _write(self, changes: Mapping[str, Change], seen: float) -> dict[str, Entry]:
         """Try to change some principals once, and return those that nobody else changed meanwhile."""
         keys = [_STATE + name for name in changes]
-        found = self._pipe(lambda pipe: [pipe.hmget(key, "state", "tag") for key in keys])
-        entries = {name: changes[name](state) for name, (state, _) in zip(changes, found, strict=True)}
+        found = self._pipe(lambda pipe: [pipe.hmget(key, "state", "standing", "tag") for key in keys])
+        entries = {name: changes[name](_entry(*old)) for name, (*old, _) in zip(changes, found, strict=True)}
         args: list[Any] = [seen]
-        for (name, entry), (_, tag) in zip(entries.items(), found, strict=True):
+        for (name, entry), (*_, tag) in zip(entries.items(), found, strict=True):
             args += [name, tag or b"", secrets.token_bytes(8), entry.standing, entry.state]
         written = self._set(keys=[_SEEN, _OWN, *keys], args=args)
         kept = {name: entry for (name, entry), done in zip(entries.items(), written, strict=True) if done}
@@ -273,13 +273,19 @@ class RedisStore:
         try:
             yield
         except self._refused as error:
-            raise StoreError(f"{self._url}: {error}; see which commands this user may give (docs/extraction.md)") from error
+            raise StoreError(
+                f"{self._url}: {error}; see which commands this user may give (docs/extraction.md)"
+            ) from error
         except self._error as error:
             raise StoreError(f"{self._url}: {error}; see whether the server runs and can be reached") from error
         except ValueError as error:
             if hasattr(self, "_db"):
                 raise
             raise StoreError(f"{self._url}: {error}; write redis://HOST:6379/0, rediss:// or unix://PATH") from error
+
+
+def _entry(state: bytes | None, standing: bytes | None) -> Entry | None:
+    return None if state is None or standing is None else Entry(state, standing.decode())
 
 
 def _batches(names: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -89,13 +89,14 @@ class SqliteStore:
         """Return a principal's state, None if there is none."""
         check_names([principal])
         with self._told():
-            return self._state(principal)
+            entry = self._entry(principal)
+        return None if entry is None else entry.state
 
     def update(self, changes: Mapping[str, Change], seen: float | None = None) -> dict[str, Entry]:
         """Change some principals in one transaction."""
         check_names(changes)
         with self._told(), self._transaction():
-            kept = {name: change(self._state(name)) for name, change in changes.items()}
+            kept = {name: change(self._entry(name)) for name, change in changes.items()}
             self._db.executemany(
                 "INSERT INTO principal (name, seen, standing, state) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE "
                 "SET seen = max(seen, excluded.seen), standing = excluded.standing, state = excluded.state",
@@ -202,13 +203,13 @@ class SqliteStore:
         busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreError(
-                f"{self.path}: erased, but another process reads the file, so that its log still holds what was erased; "
-                "erase once more when it has ended"
+                f"{self.path}: erased, but another process reads the file, so that its log still holds what was "
+                "erased; erase once more when it has ended"
             )
 
-    def _state(self, name: str) -> bytes | None:
-        row = self._db.execute("SELECT state FROM principal WHERE name = ?", (name,)).fetchone()
-        return None if row is None else row[0]
+    def _entry(self, name: str) -> Entry | None:
+        row = self._db.execute("SELECT state, standing FROM principal WHERE name = ?", (name,)).fetchone()
+        return None if row is None else Entry(*row)
 
     def _party(self, name: str) -> str | None:
         row = self._db.execute("SELECT party FROM party WHERE name = ?", (name,)).fetchone()

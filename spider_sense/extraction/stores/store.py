@@ -1,7 +1,7 @@
 """What a store of principals must do, whatever keeps it.
 
-A state is bytes that the store never reads. It is changed by a pure function of itself, which a store may call more than
-once: where two writers meet, one of them is asked again.
+A state is bytes that the store never reads. It is changed by a pure function of itself, which a store may call more
+than once: where two writers meet, one of them is asked again.
 """
 
 import time
@@ -26,8 +26,9 @@ class Entry:
     """What is to be done about it, in the words of whoever folds; empty for nothing."""
 
 
-Change = Callable[[bytes | None], Entry]
-"""Takes a principal's state, None of one that is new, and returns what is to be kept. It must have no side effects."""
+Change = Callable[[Entry | None], Entry]
+"""Takes what is kept of a principal, None of one that is new, and returns what is to be kept. It must have no side
+effects."""
 
 
 class StoreError(SpiderSenseError):

@@ -16,6 +16,10 @@ MARK = b"\xc3what nobody may find again"
 WRITERS = Path(__file__).with_name("writers.py")
 
 
+def shout(old: Entry | None) -> Entry:
+    return Entry((old.state if old else b"") + b"!")
+
+
 def files(folder: Path) -> bytes:
     return b"".join(each.read_bytes() for each in sorted(folder.rglob("*")) if each.is_file())
 
@@ -23,7 +27,7 @@ def files(folder: Path) -> bytes:
 def test_an_erased_principal_is_in_no_file(own_server: Any) -> None:
     store = RedisStore(own_server.url)
     for size in (1, 40, 400):
-        store.update({"ann@example.org": lambda state, size=size: Entry(MARK * size, "act")})
+        store.update({"ann@example.org": lambda old, size=size: Entry(MARK * size, "act")})
     store.mark_groups({"ann@example.org": "limit"})
     store.link(["ann@example.org", "bob"])
     store._db.config_set("save", "3600 1")
@@ -65,10 +69,10 @@ def test_a_killed_server_loses_nothing_that_was_acknowledged(own_server: Any) ->
 
 def test_a_server_that_is_away_for_a_moment(own_server: Any) -> None:
     store = RedisStore(own_server.url, patience=1.0)
-    store.update({"ann": lambda state: Entry(b"1")})
+    store.update({"ann": lambda old: Entry(b"1")})
     own_server.kill()
     with pytest.raises(StoreError, match="see whether the server runs"):
-        store.update({"ann": lambda state: Entry(b"2")})
+        store.update({"ann": lambda old: Entry(b"2")})
     own_server.start()
     assert store.read("ann") == b"1"
     store.close()
@@ -83,7 +87,7 @@ def test_the_same_command_twice_counts_once(server: Any) -> None:
         return real(**options)
 
     store._set = twice
-    store.update({"ann": lambda state: Entry((state or b"") + b"!")})
+    store.update({"ann": shout})
     assert store.read("ann") == b"!"
     assert len(calls) == 1
     store.close()
@@ -92,12 +96,12 @@ def test_the_same_command_twice_counts_once(server: Any) -> None:
 def test_a_writer_that_never_gets_its_turn_gives_up(server: Any) -> None:
     store, other = RedisStore(server.url, patience=0.2), RedisStore(server.url)
 
-    def change(state: bytes | None) -> Entry:
-        other.update({"ann": lambda state: Entry(b"other")})
+    def change(old: Entry | None) -> Entry:
+        other.update({"ann": lambda old: Entry(b"other")})
         return Entry(b"mine")
 
     with pytest.raises(StoreError, match=r"other writers changed 'ann' for 0\.2 s.*1 of 2 changes are kept") as told:
-        store.update({"ann": change, "bob": lambda state: Entry(b"mine")})
+        store.update({"ann": change, "bob": lambda old: Entry(b"mine")})
     assert told.value.committed == {"bob"}
     assert (store.read("ann"), store.read("bob")) == (b"other", b"mine")
 
@@ -107,7 +111,7 @@ def test_many_writers_of_one_principal_all_get_their_turn(server: Any) -> None:
 
     def work(store: RedisStore) -> None:
         for _ in range(20):
-            store.update({"ann": lambda state: Entry((state or b"") + b"!")})
+            store.update({"ann": shout})
 
     threads = [threading.Thread(target=work, args=(store,)) for store in stores]
     for thread in threads:

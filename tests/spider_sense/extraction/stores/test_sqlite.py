@@ -21,10 +21,10 @@ def test_an_erased_principal_is_in_no_file(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with_others = SqliteStore(path)
     for number in range(200):
-        with_others.update({f"other {number}": lambda state: Entry(bytes(5000))})
+        with_others.update({f"other {number}": lambda old: Entry(bytes(5000))})
     for size in (1, 40, 400):  # it grows and shrinks, and moves to other pages
-        with_others.update({"ann@example.org": lambda state, size=size: Entry(MARK * size, "act")})
-    with_others.update({"ann@example.org": lambda state: Entry(MARK, "act")})
+        with_others.update({"ann@example.org": lambda old, size=size: Entry(MARK * size, "act")})
+    with_others.update({"ann@example.org": lambda old: Entry(MARK, "act")})
     with_others.mark_groups({"ann@example.org": "limit"})
     with_others.link(["ann@example.org", "other 1"])
     assert MARK in files(path)
@@ -37,7 +37,7 @@ def test_an_erased_principal_is_in_no_file(tmp_path: Path) -> None:
 
 def test_expiry_leaves_nothing_in_the_file(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "store")
-    store.update({"ann": lambda state: Entry(MARK)}, seen=1.0)
+    store.update({"ann": lambda old: Entry(MARK)}, seen=1.0)
     store.expire(2.0)
     assert MARK not in files(tmp_path / "store")
     store.close()
@@ -45,7 +45,7 @@ def test_expiry_leaves_nothing_in_the_file(tmp_path: Path) -> None:
 
 def test_a_reader_that_keeps_the_log_is_told(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "store", patience=0.1)
-    store.update({"ann": lambda state: Entry(MARK)})
+    store.update({"ann": lambda old: Entry(MARK)})
     reader = sqlite3.connect(tmp_path / "store", isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM principal").fetchall()
@@ -85,10 +85,10 @@ def test_a_file_that_another_process_holds(tmp_path: Path) -> None:
     holder = sqlite3.connect(tmp_path / "store", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match=r"locked; another process has held the file for 0\.1 s"):
-        store.update({"ann": lambda state: Entry(b"1")})
+        store.update({"ann": lambda old: Entry(b"1")})
     assert store.read("ann") is None
     holder.close()
-    assert store.update({"ann": lambda state: Entry(b"1")})
+    assert store.update({"ann": lambda old: Entry(b"1")})
     store.close()
 
 
@@ -124,16 +124,16 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 def test_a_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "store"
     store = SqliteStore(path)
-    store.update({f"principal {number}": lambda state: Entry(bytes(3000)) for number in range(200)})
+    store.update({f"principal {number}": lambda old: Entry(bytes(3000)) for number in range(200)})
     store.close()
     content = bytearray(path.read_bytes())
     content[8192:] = b"\xa5" * (len(content) - 8192)
     path.write_bytes(content)
     damaged = SqliteStore(path)
-    with pytest.raises(StoreError, match="malformed.*move it away"):
+    with pytest.raises(StoreError, match=r"malformed.*move it away"):
         list(damaged.principals())
     with pytest.raises(StoreError, match="malformed"):
-        damaged.update({"new": lambda state: Entry(b"1")})
+        damaged.update({"new": lambda old: Entry(b"1")})
     damaged.close()
 
 

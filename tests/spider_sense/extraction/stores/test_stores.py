@@ -26,8 +26,8 @@ def count(state: bytes | None) -> int:
     return int.from_bytes(state[:8]) if state else 0
 
 
-def plus_one(state: bytes | None) -> Entry:
-    return Entry((count(state) + 1).to_bytes(8))
+def plus_one(old: Entry | None) -> Entry:
+    return Entry((count(old and old.state) + 1).to_bytes(8))
 
 
 def test_what_is_put_is_read(store: Store) -> None:
@@ -43,13 +43,13 @@ def test_what_is_put_is_read(store: Store) -> None:
 def test_a_change_is_handed_the_state_of_before(store: Store) -> None:
     seen = []
 
-    def change(state: bytes | None) -> Entry:
-        seen.append(state)
-        return Entry(b"next")
+    def change(old: Entry | None) -> Entry:
+        seen.append(old)
+        return Entry(b"next", "watch")
 
     store.update({"ann": change})
     store.update({"ann": change})
-    assert seen == [None, b"next"]
+    assert seen == [None, Entry(b"next", "watch")]
 
 
 def test_it_is_there_for_whoever_opens_it_next(store: Store, place: str) -> None:
@@ -66,7 +66,7 @@ def test_it_is_there_for_whoever_opens_it_next(store: Store, place: str) -> None
 def test_a_change_that_raises_changes_nothing(store: Store) -> None:
     store.update({"ann": put(b"1")})
     with pytest.raises(ZeroDivisionError):
-        store.update({"ann": put(b"2"), "bob": lambda state: 1 // 0})  # type: ignore[arg-type, return-value]
+        store.update({"ann": put(b"2"), "bob": lambda old: 1 // 0})  # type: ignore[arg-type, return-value]
     assert dict(store.principals()) == {"ann": b"1"}
     assert store.update({"ann": plus_one})["ann"]
 
@@ -136,16 +136,16 @@ def test_an_erased_principal_begins_anew(store: Store) -> None:
 def test_one_that_is_erased_while_it_is_changed_stays_erased(store: Store, place: str) -> None:
     """A writer that read the state before must not bring it back."""
     store.update({"ann": put(b"secret past")})
-    handed: list[bytes | None] = []
+    handed: list[Entry | None] = []
     eraser = threading.Thread(target=lambda: (other.erase(["ann"]), done.set()))
     other, done = open_store(place, 30.0), threading.Event()
 
-    def change(state: bytes | None) -> Entry:
-        handed.append(state)
+    def change(old: Entry | None) -> Entry:
+        handed.append(old)
         if len(handed) == 1:
             eraser.start()
             done.wait(0.5)
-        return Entry((state or b"") + b"!")
+        return Entry((old.state if old else b"") + b"!")
 
     store.update({"ann": change})
     eraser.join()
@@ -201,7 +201,9 @@ def test_processes_lose_no_update(place: str) -> None:
 
 def test_a_killed_writer_loses_nothing_that_was_acknowledged(place: str) -> None:
     for seed in range(3):
-        worker = subprocess.Popen([sys.executable, WRITERS, "load", place, str(seed)], stdout=subprocess.PIPE, text=True)
+        worker = subprocess.Popen(
+            [sys.executable, WRITERS, "load", place, str(seed)], stdout=subprocess.PIPE, text=True
+        )
         assert worker.stdout is not None
         lines = [worker.stdout.readline() for _ in range(300)]
         time.sleep(0.05 * seed)

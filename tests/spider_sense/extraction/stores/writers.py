@@ -6,9 +6,9 @@ import sys
 from spider_sense.extraction.stores import Entry, open_store
 
 
-def plus_one(state: bytes | None) -> Entry:
+def plus_one(old: Entry | None) -> Entry:
     """Count; the rest of the state is there so that it has the size of a real one."""
-    count = int.from_bytes(state[:8]) if state else 0
+    count = int.from_bytes(old.state[:8]) if old else 0
     return Entry((count + 1).to_bytes(8) + bytes(4000), "odd" if count % 2 == 0 else "")
 
 
@@ -16,7 +16,7 @@ def add(place: str, updates: int) -> None:
     """Count up three principals that other processes count up too."""
     store = open_store(place, 60.0)
     for _ in range(updates):
-        store.update({name: plus_one for name in random.sample(("ann", "bob", "cid"), 2)})
+        store.update(dict.fromkeys(random.sample(("ann", "bob", "cid"), 2), plus_one))
     store.close()
 
 
@@ -26,7 +26,8 @@ def load(place: str, seed: int) -> None:
     while True:
         names = order.sample([f"{seed}-{number}" for number in range(50)], 8)
         for name, entry in store.update(dict.fromkeys(names, plus_one)).items():
-            print(name, int.from_bytes(entry.state[:8]), flush=True)
+            sys.stdout.write(f"{name} {int.from_bytes(entry.state[:8])}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

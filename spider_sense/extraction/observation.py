@@ -1,0 +1,76 @@
+"""What an engine tells of one request while it is served; it lives in memory until it has been folded."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spider_sense.extraction.event import Event
+from spider_sense.extraction.keys import Key
+from spider_sense.extraction.turns import Turns
+
+__all__ = ["Asked", "Observation", "event_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """How a request was asked for."""
+
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    """Sampling parameters that tell one client program from another."""
+    biased: tuple[int, ...] = ()
+    """Token ids with a logit bias."""
+    top_logprobs: int = 0
+    max_tokens: int = 0
+    """0 if the request set none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observation:
+    """One request whose prompt has been read."""
+
+    principal: str
+    prompt: Sequence[int]
+    """Its token ids."""
+    asked: Asked
+    reading: Callable[[], NDArray[np.float32]] | None
+    """Waits for the device and returns [64 + P], the sketch and the probe logits; None where the prompt was not seen
+    whole."""
+    time: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+
+
+def event_of(seen: Observation, key: Key, turns: Turns, sketch: int, party: str | None = None) -> Event:
+    """Return a request as the detector sees it: numbers and keyed hashes.
+
+    Args:
+        seen: the request.
+        key: hashes.
+        turns: takes the prompt apart.
+        sketch: length of the sketch; the rest of the reading are probe logits.
+        party: names all principals that are declared one with this one.
+    """
+    parts = turns.parts(seen.prompt)
+    opening, closing = key.edges(parts.text)
+    prefix = [("prefix", key.hash("prefix", parts.prefix))] if parts.prefix else []
+    declared = [("declared", key.hash("declared", party))] if party is not None else []
+    reading = None if seen.reading is None else seen.reading()
+    whole = None if reading is None or not np.isfinite(reading).all() else reading
+    return Event(
+        principal=seen.principal,
+        time=seen.time,
+        sketch=None if whole is None else whole[:sketch],
+        probes=None if whole is None else whole[sketch:],
+        opening=opening,
+        closing=closing,
+        parameters=key.parameters(seen.asked.parameters),
+        links=(*prefix, *declared),  # type: ignore[arg-type]
+        tokens=len(seen.prompt),
+        turn=parts.turn,
+        questions=max(1, parts.text.count("?")),
+        biased=seen.asked.biased,
+        top_logprobs=seen.asked.top_logprobs,
+        max_tokens=seen.asked.max_tokens,
+    )
