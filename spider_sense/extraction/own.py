@@ -1,0 +1,96 @@
+"""Tier 1: has a principal's stream changed against its own past?
+
+Every direction has a smoothed conformal p-value for either sign. Bets on them go into Shiryaev-Roberts e-detectors (Shin,
+Ramdas and Rinaldo 2023), whose mixture is one:
+
+    p = (#{past beyond} + U (#{past in the same bin} + 1)) / t
+    M = (M + 1) kappa p ** (kappa - 1)
+
+As long as the requests are exchangeable, ``M - n`` is a supermartingale for n bets placed: an alarm at ``M >= c`` has
+probability at most n / c within n requests. Real streams drift, so what decides is a threshold over principals; the
+statistic is ``ln(M / max(n, 32))``, which keeps one scale for short and long lives. A second set of bets compares with the
+first 64 requests alone, which a slow ramp cannot drag along; its p-values rest on the estimated baseline, so only the
+threshold over principals bounds it.
+
+Shape letters: N principals, J directions, B bins, K bets.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spider_sense.extraction.layout import BETS, FROZEN, PROBES, States
+from spider_sense.extraction.mixing import mix, uniform
+
+__all__ = ["LEAST", "bet", "leading_direction", "statistic"]
+
+LEAST = 20
+"""Requests before the first bet."""
+SHORTEST = 32
+"""Bets below which the statistic is divided by this number instead."""
+
+_KAPPA = np.array(BETS)
+_STREAM = np.uint64(0x5851F42D4C957F2D)
+"""Keeps the uniform numbers apart from the choice of halves, which comes from the same seed."""
+
+
+def bet(states_N: States, bins_NJ: NDArray[np.int64], active: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Bet against the requests' bins, add them to the histories, in place, and return the statistic [N].
+
+    Args:
+        states_N: after ``record``, so that ``sketched`` counts this request.
+        bins_NJ: from ``binned``.
+        active: directions that carry something, [J].
+    """
+    past = states_N["sketched"].astype(np.int64) - 1
+    u_N = uniform(mix(states_N["seed"] ^ _STREAM, past.astype(np.uint64)))
+    for which, name in enumerate(("history", "frozen")):
+        ready = past >= (LEAST if which == 0 else FROZEN)
+        if ready.any():
+            rows = np.flatnonzero(ready)
+            log_p = np.log(_p_values(states_N[name][rows], bins_NJ[rows], u_N[rows]))
+            gain = np.log(_KAPPA) + (_KAPPA - 1) * log_p[..., None]
+            states_N["bets"][rows, which] = np.logaddexp(states_N["bets"][rows, which], 0) + gain
+    every = np.arange(len(states_N))[:, None], np.arange(bins_NJ.shape[1])[None]
+    states_N["history"][*every, bins_NJ] += 1
+    states_N["frozen"][*every, bins_NJ] += (past < FROZEN)[:, None].astype(np.uint8)
+    return statistic(states_N, active)
+
+
+def _p_values(
+    counts_NJB: NDArray[np.uint32], bins_NJ: NDArray[np.int64], u_N: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return smoothed conformal p-values [N, J, 2]: of a number as high, and of one as low."""
+    below_or_in = np.cumsum(counts_NJB, axis=2, dtype=np.int64)
+    total = below_or_in[:, :, -1]
+    at = np.take_along_axis(below_or_in, bins_NJ[:, :, None], axis=2)[:, :, 0]
+    same = np.take_along_axis(counts_NJB, bins_NJ[:, :, None], axis=2)[:, :, 0].astype(np.int64)
+    ties = u_N[:, None] * (same + 1)
+    return np.stack([total - at + ties, at - same + ties], axis=2) / (total + 1)[:, :, None]
+
+
+def statistic(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return ``ln(M / max(n, 32))`` of the mixture, [N]; -inf before the first bet.
+
+    Half of the weight lies on the probes, half on the other directions, evenly on both baselines, signs and bets.
+    """
+    bets = states_N["bets"].astype(np.float64)
+    probes = np.arange(len(active)) < PROBES
+    parts = [_log_mean(bets[:, :, active & side], (1, 2, 3, 4)) for side in (probes, ~probes) if (active & side).any()]
+    mixture = _log_mean(np.stack(parts, axis=1), (1,))
+    placed = states_N["sketched"].astype(np.int64) - LEAST
+    return mixture - np.log(np.maximum(placed, SHORTEST))
+
+
+def leading_direction(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return which direction's evidence is the largest, [N]."""
+    bets = np.where(active[:, None, None], states_N["bets"], -np.inf)
+    result: NDArray[np.int64] = bets.max(axis=(1, 3, 4)).argmax(axis=1)
+    return result
+
+
+def _log_mean(x: NDArray[np.float64], axis: tuple[int, ...]) -> NDArray[np.float64]:
+    peak = np.maximum(x.max(axis=axis, keepdims=True), -1e300)
+    mean = np.exp(x - peak).mean(axis=axis)
+    with np.errstate(divide="ignore"):
+        result: NDArray[np.float64] = np.log(mean) + peak.reshape(mean.shape)
+    return result

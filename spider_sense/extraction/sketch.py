@@ -1,0 +1,144 @@
+"""The sketch: 64 numbers of a request, and the logits of the extraction probes.
+
+Both are linear in the mean hidden state of the prompt, so ordinary heads of a guard compute them in the hot path.
+
+Shape letters: N requests, D width, S sketch, P probes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spider_sense.errors import DataError, MissingExtraError
+from spider_sense.extraction.layout import PROBES, SKETCH
+from spider_sense.scoring import Aggregator, Probe, SiteMap
+from spider_sense.types import Site
+
+__all__ = ["Sketch", "mean_heads"]
+
+SHRINKAGE = 0.1
+"""Weight of the mean variance in a shrunken covariance."""
+LEAST = 100
+"""Benign requests that a fit needs."""
+PENALTY = 0.01
+
+
+def mean_heads(
+    site: Site, weight_DH: NDArray[np.float32], bias_H: NDArray[np.float32], names: Sequence[str]
+) -> list[Probe]:
+    """Return H heads whose readouts are ``mean(h / rms(h)) @ weight + bias`` so far.
+
+    At the last prompt token that is the mean over the prompt. The span is all tokens, because a head that folds prompts
+    alone cannot resume from a KV block of an answer.
+    """
+    weight, bias = torch.from_numpy(weight_DH), torch.from_numpy(bias_H)
+    mean = Aggregator(kind="mean", span="all")
+    return [
+        Probe(name, "extraction", mean, {site: SiteMap(weight[:, [head]], bias[[head]])})
+        for head, name in enumerate(names)
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sketch:
+    """Projections of the mean hidden state.
+
+    The sketch whitens what differs between the requests of one benign principal (covariance W) and orders the
+    coordinates by how much more the principals differ from one another (covariance B): the leading eigenvectors of
+    ``B v = lambda W v``.
+    """
+
+    mean: NDArray[np.float32]
+    """[D], of benign requests, every principal weighing the same."""
+    projection: NDArray[np.float32]
+    """[D, 64]"""
+    weights: NDArray[np.float32]
+    """[D, P], of the probes."""
+    biases: NDArray[np.float32]
+    """[P]"""
+    names: tuple[str, ...]
+    """Of the probes, P."""
+
+    @classmethod
+    def fit(
+        cls, hidden_ND: NDArray[np.float32], principals: Sequence[str], families: Mapping[str, NDArray[np.float32]]
+    ) -> "Sketch":
+        """Fit on benign requests, and a probe for each campaign family against all of them.
+
+        Args:
+            hidden_ND: mean hidden states of benign requests.
+            principals: whose each is, N names; a principal's requests weigh one together.
+            families: mean hidden states of each probe's positives, at most 8 probes.
+
+        Raises:
+            DataError: if there are too few requests or principals, or too many probes.
+            MissingExtraError: if scipy or scikit-learn is not installed.
+        """
+        if len(principals) != len(hidden_ND):
+            raise DataError(f"{len(principals)} principals for {len(hidden_ND)} requests; give one for each")
+        if len(families) > PROBES:
+            raise DataError(f"{len(families)} probes: {', '.join(families)}; at most {PROBES} are allowed")
+        names, owner_N, counts = np.unique(np.array(principals), return_inverse=True, return_counts=True)
+        if len(hidden_ND) < LEAST or len(names) < 2 or hidden_ND.shape[1] < SKETCH:
+            raise DataError(
+                f"a sketch cannot be fitted on {len(hidden_ND)} requests of {len(names)} principals with "
+                f"{hidden_ND.shape[1]} numbers each; at least {LEAST} requests of 2 principals and {SKETCH} are needed"
+            )
+        weight_N = 1.0 / counts[owner_N]
+        means = np.stack([np.bincount(owner_N, column * weight_N) for column in hidden_ND.T.astype(np.float64)], axis=1)
+        mean = means.mean(axis=0)
+        within_ND = hidden_ND - means[owner_N]
+        within = _shrunk((within_ND * weight_N[:, None]).T @ within_ND / len(names))
+        between = (means - mean).T @ (means - mean) / len(names)
+        projection = _leading(between, within)
+        probes = [_probe(hidden_ND, weight_N, positives) for positives in families.values()]
+        weights = np.stack([probe[0] for probe in probes], axis=1) if probes else np.zeros((len(mean), 0))
+        biases = np.array([probe[1] for probe in probes])
+        return cls(*(x.astype(np.float32) for x in (mean, projection, weights, biases)), tuple(families))
+
+    def project(self, hidden_ND: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return sketches [N, 64] and probe logits [N, P]."""
+        return (hidden_ND - self.mean) @ self.projection, hidden_ND @ self.weights + self.biases
+
+    def heads(self, site: Site) -> list[Probe]:
+        """Return 64 + P heads of a guard whose readouts at the end of a prompt are sketch and probe logits."""
+        names = [f"extraction.sketch.{index}" for index in range(SKETCH)]
+        names += [f"extraction.{name}" for name in self.names]
+        weight_DH = np.concatenate([self.projection, self.weights], axis=1)
+        return mean_heads(site, weight_DH, np.concatenate([-self.mean @ self.projection, self.biases]), names)
+
+
+def _shrunk(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    size = len(covariance)
+    return (1 - SHRINKAGE) * covariance + SHRINKAGE * np.trace(covariance) / size * np.eye(size)
+
+
+def _leading(between: NDArray[np.float64], within: NDArray[np.float64]) -> NDArray[np.float64]:
+    try:
+        from scipy.linalg import eigh
+    except ImportError as error:
+        raise MissingExtraError("scipy", "train") from error
+    _, vectors = eigh(between, within)
+    result: NDArray[np.float64] = vectors[:, ::-1][:, :SKETCH]
+    # An eigenvector's sign is arbitrary; fixed here, a fit repeats bit by bit.
+    largest = np.take_along_axis(result, np.abs(result).argmax(axis=0)[None], axis=0)
+    return result * np.sign(largest)
+
+
+def _probe(
+    benign_ND: NDArray[np.float32], weight_N: NDArray[np.float64], positive_ND: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], float]:
+    """Fit a logistic regression in standardised space; both classes weigh the same."""
+    from sklearn.linear_model import LogisticRegression
+
+    both = np.concatenate([benign_ND, positive_ND]).astype(np.float64)
+    weights = np.concatenate([weight_N / weight_N.sum(), np.full(len(positive_ND), 1 / len(positive_ND))])
+    mean, scale = both.mean(axis=0), both.std(axis=0) + 1e-6
+    model = LogisticRegression(C=PENALTY, max_iter=2000)
+    labels = np.repeat([0, 1], [len(benign_ND), len(positive_ND)])
+    model.fit((both - mean) / scale, labels, sample_weight=weights * len(both) / 2)
+    weight = np.asarray(model.coef_[0], dtype=np.float64) / scale
+    return weight, float(model.intercept_[0] - mean @ weight)
