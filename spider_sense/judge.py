@@ -17,6 +17,7 @@ from torch import Tensor
 from spider_sense.audit import AuditEvent, AuditLog
 from spider_sense.chat import unscored
 from spider_sense.errors import ConfigError, GuardError
+from spider_sense.extraction.feed_counts import FeedNote
 from spider_sense.extraction.observation import Asked
 from spider_sense.extraction.standing import Standing
 from spider_sense.extraction.watch import Heard, Watch
@@ -25,12 +26,12 @@ from spider_sense.policy import SEVERITY, Decision, Policy
 from spider_sense.scoring import Bank, Probe, Request, RequestRows, Scorer
 from spider_sense.types import UNKNOWN, Coverage, Verdict, Zone
 
-__all__ = ["Case", "Judge", "Reading"]
+__all__ = ["NOTHING", "Case", "Judge", "Reading"]
 
 Event = Literal["open", "verdict", "action", "close"]
 
 _BREACH = 2
-_NOTHING, _EXEMPT = "nothing asks for an action", "its principal is exempt: nothing is done about it"
+NOTHING, _EXEMPT = "nothing asks for an action", "its principal is exempt: nothing is done about it"
 _ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
 
 
@@ -183,9 +184,7 @@ class Judge:
             thresholds=self._thresholds(len(prompt)),
             peak=np.full(heads, -np.inf, dtype=np.float32),
             zone=np.zeros(heads, dtype=np.int8),
-            decision=Decision(
-                action="observe", verdict=None, reason=_EXEMPT if principal in self._exempt else _NOTHING
-            ),
+            decision=Decision(action="observe", verdict=None, reason=_EXEMPT if principal in self._exempt else NOTHING),
             detectors=self._names,
         )
         with ExitStack() as undo:
@@ -262,6 +261,15 @@ class Judge:
                 if self._decide(case, standing):
                     changed.append(case)
         return changed
+
+    @property
+    def watches(self) -> bool:
+        """Whether extraction is watched for."""
+        return self._watch is not None
+
+    def take_counts(self) -> FeedNote | None:
+        """Return what became of the requests that extraction was told of since the last call, None if nothing."""
+        return None if self._watch is None else self._watch.feed.counts.take()
 
     def close(self, case: Case) -> None:
         """End a request and forget its state; its last verdicts stay readable."""

@@ -4,7 +4,7 @@ Shape letters: B requests, S numbers read of a prompt.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -36,15 +36,12 @@ class Watch:
 
     Args:
         feed: takes what is read.
-        probes: what reads it: a sketch, and the detector's own probes. They fold all tokens, and are read when the last
-            one of the prompt has been folded: heads that read prompts alone would make an engine forget KV blocks.
+        probes: what reads it: a sketch, and the detector's own probes. They are read when the last token of the prompt
+            has been folded.
     """
 
     def __init__(self, feed: Feed, probes: Sequence[Probe]) -> None:
-        self.feed = feed
-        self.probes = tuple(
-            replace(probe, aggregator=probe.aggregator.model_copy(update={"span": "all"})) for probe in probes
-        )
+        self.feed, self.probes = feed, tuple(probes)
 
     def standing(self, principal: str) -> Standing | None:
         """Return how a principal stands, None if nothing is to be said of it."""

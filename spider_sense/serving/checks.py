@@ -15,8 +15,8 @@ from spider_sense.types import Action
 
 __all__ = ["check_settings", "exchange", "graph_of"]
 
-CAN: tuple[Action, ...] = ("observe", "flag", "throttle", "escalate", "patch", "stop")
-"""Actions that can be carried out; flag, throttle and escalate stand in the answer and in the audit log."""
+CAN: tuple[Action, ...] = ("observe", "flag", "throttle", "omit_reasoning", "verify", "escalate", "patch", "stop")
+"""Actions that can be carried out; flag, verify and escalate stand in the answer and in the audit log."""
 OP_VERSION = 1
 """Raised whenever what is compiled into the model's graph changes."""
 

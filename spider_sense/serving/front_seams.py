@@ -18,6 +18,7 @@ from spider_sense.serving.about import about
 from spider_sense.serving.door import PRINCIPAL, THROTTLE, Door, principals_of
 from spider_sense.serving.findings import Note
 from spider_sense.serving.principals import name_principal
+from spider_sense.serving.reasoning import HUSH, Hush, hushed_chat
 from spider_sense.serving.settings import KEY, find_settings
 from spider_sense.serving.throttle import Throttle
 
@@ -38,12 +39,14 @@ def install(wrap: Wrap) -> None:
         wrap: puts a function around one of an owner, by its name.
     """
     from vllm import plugins
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.v1.engine import async_llm, core_client, output_processor
 
     wrap(async_llm.AsyncLLM, "__init__", _began)
     for client in (core_client.AsyncMPClient, core_client.DPAsyncMPClient):
         wrap(client, "add_request_async", _named)
     wrap(core_client.AsyncMPClient, "get_output_async", _received)
+    wrap(OpenAIServingChat, "create_chat_completion", hushed_chat)
     wrap(output_processor.OutputProcessor, "do_tracing", _traced)
     wrap(output_processor, "instrument_manual", _spanned)
     wrap(plugins, "load_endpoint_plugins", _endpoints)
@@ -64,11 +67,11 @@ def check(policy: Policy, usage_context: Any = None, *_: Any, **__: Any) -> None
 
     if envs.VLLM_USE_RUST_FRONTEND:
         raise ConfigError("VLLM_USE_RUST_FRONTEND: requests would come in past the guard's front end; unset it")
-    if "throttle" not in policy.actions:
-        return
-    if getattr(usage_context, "name", None) != "OPENAI_API_SERVER":
-        raise ConfigError("the policy's action 'throttle' needs the HTTP server; start it with `vllm serve`")
-    Throttle(policy.throttle)
+    needs = [action for action in ("throttle", "omit_reasoning") if action in policy.actions]
+    if needs and getattr(usage_context, "name", None) != "OPENAI_API_SERVER":
+        raise ConfigError(f"the policy's action {needs[0]!r} needs the HTTP server; start it with `vllm serve`")
+    if "throttle" in policy.actions:
+        Throttle(policy.throttle)
 
 
 def send(clients: int, outputs: dict[int, Any], note: Note) -> None:
@@ -82,8 +85,9 @@ def send(clients: int, outputs: dict[int, Any], note: Note) -> None:
     from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
     counts = next(iter(outputs), 0)
-    for client in {counts, *(range(clients) if note["throttled"] else ())}:
-        told = note if client == counts else Note(seconds=0.0, ended=[], throttled=note["throttled"])
+    for_all = Note(seconds=0.0, ended=[], throttled=note["throttled"], hushed=note.get("hushed", []))
+    for client in {counts, *(range(clients) if for_all["throttled"] or for_all["hushed"] else ())}:
+        told = note if client == counts else for_all
         letter = EngineCoreOutput(request_id=KEY, new_token_ids=[], kv_transfer_params={**told})
         outputs.setdefault(client, EngineCoreOutputs()).outputs.append(letter)
 
@@ -99,6 +103,8 @@ def _began(original: Callable[..., Any], engine: Any, *args: Any, **options: Any
     setattr(engine.engine_core, _METRICS, GuardMetrics(guard, policy, version("spider-sense")))
     throttle = Throttle(policy.throttle) if "throttle" in policy.actions else None
     setattr(engine.engine_core, _THROTTLE, throttle)
+    if policy.extraction is not None:
+        setattr(engine.engine_core, HUSH, Hush(policy.extraction.reasoning_seconds))
 
 
 async def _named(original: Callable[..., Any], client: Any, request: Any) -> Any:
@@ -124,6 +130,8 @@ async def _received(original: Callable[..., Any], client: Any) -> Any:
             metrics.count(note)
         if throttle is not None:
             throttle.slow(note["throttled"])
+        if (hush := getattr(client, HUSH, None)) is not None:
+            hush.add(note.get("hushed", ()))
     return received
 
 

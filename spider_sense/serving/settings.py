@@ -44,6 +44,8 @@ class ServingSettings(Settings):
     principal_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
     """Header that names who sends a request. It is believed, so it has to be set by a proxy that clients cannot go
     around; without it the API key tells, where the server has any."""
+    extraction: Path | None = None
+    """YAML file of ``ExtractionSettings``: who mines the model is watched for; None for nobody."""
     exempt_principals: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Those whose requests are scored and recorded, and never acted on."""
     graph: str | None = Field(default=None, repr=False)
