@@ -11,7 +11,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from spider_sense.extraction.decision import Decision
@@ -19,31 +18,19 @@ from spider_sense.extraction.detector import Detector
 from spider_sense.extraction.event import Event
 from spider_sense.extraction.feed_counts import Fate, FeedCounts
 from spider_sense.extraction.observation import Observation
+from spider_sense.extraction.settings import ExtractionSettings
 from spider_sense.extraction.standing import CLEAR, Standing, decision_of, strictest, text_of
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.stores import Entry, Store, StoreError
 
-__all__ = ["Encode", "Feed", "Pace"]
+__all__ = ["Encode", "Feed"]
 
 Encode = Callable[[Observation, str | None], Event]
 """Takes a request and the name of its principal's declared party, if it has one."""
 _LOG = logging.getLogger(__name__)
+_HOUR = 3600.0
 _LONGEST_WAIT = 5.0
 """Seconds between tries while a store fails."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How much a feed takes at once."""
-
-    queue: int = 4096
-    """Requests that wait at most; further ones are dropped, and counted."""
-    batch: int = 256
-    """Requests that are committed together."""
-    flush_seconds: float = 0.2
-    """That a request waits at most for others to be committed with it."""
-    refresh_seconds: float = 5.0
-    """Between two looks at what others, replicas and operators, have written."""
 
 
 class Feed:
@@ -53,15 +40,15 @@ class Feed:
         store: where states are kept; closed with the feed.
         detector: what finds.
         encode: makes an event of what was seen.
-        pace: how much at once.
+        settings: how much at once, and for how long it is kept.
 
     Raises:
         StoreError: if the store cannot be read.
     """
 
-    def __init__(self, store: Store, detector: Detector, encode: Encode, pace: Pace = Pace()) -> None:
-        self._store, self._detector, self._encode, self._pace = store, detector, encode, pace
-        self._waiting: queue.Queue[tuple[float, Observation]] = queue.Queue(pace.queue)
+    def __init__(self, store: Store, detector: Detector, encode: Encode, settings: ExtractionSettings) -> None:
+        self._store, self._detector, self._encode, self._pace = store, detector, encode, settings
+        self._waiting: queue.Queue[tuple[float, Observation]] = queue.Queue(settings.queue)
         self._found: dict[str, Decision] = {}
         self._parties: dict[str, str] = {}
         self._lost: set[str] = set()
@@ -69,6 +56,8 @@ class Feed:
         self._closing = threading.Event()
         self.counts = FeedCounts()
         """What has become of the requests so far."""
+        for party in settings.linked:
+            store.link(party)
         self._refresh()
         self._thread = threading.Thread(target=self._run, name="spider-sense-extraction", daemon=True)
         self._thread.start()
@@ -108,7 +97,7 @@ class Feed:
         self._store.close()
 
     def _run(self) -> None:
-        refreshed = time.monotonic()
+        refreshed = expired = time.monotonic()
         while not self._closing.is_set():
             batch = self._take()
             try:
@@ -116,6 +105,9 @@ class Feed:
                 if self._down or time.monotonic() - refreshed > self._pace.refresh_seconds:
                     self._refresh()
                     refreshed = time.monotonic()
+                if time.monotonic() - expired > _HOUR:
+                    self._expire()
+                    expired = time.monotonic()
             except Exception as error:
                 self._fail(error)
             now = time.monotonic()
@@ -204,6 +196,11 @@ class Feed:
             found[name] = strictest([found[name], decision]) or decision if name in found else decision
         self._parties = {name: min(party) for party in self._store.links() for name in party}
         self._found, self._down = found, ""
+
+    def _expire(self) -> None:
+        if self._pace.retention_days is not None:
+            erased = self._store.expire(time.time() - self._pace.retention_days * 24 * _HOUR)
+            _LOG.info("%d principals were erased, not seen for %g days", erased, self._pace.retention_days)
 
     def _lose(self, name: str, fate: Fate, number: int = 1) -> None:
         self.counts.add(fate, number)

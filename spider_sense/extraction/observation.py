@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from spider_sense.extraction.event import Event
 from spider_sense.extraction.keys import Key
+from spider_sense.extraction.layout import SKETCH, LinkKind
 from spider_sense.extraction.turns import Turns
 
-__all__ = ["Asked", "Observation", "event_of"]
+__all__ = ["Asked", "Observation", "Reader"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,35 +43,48 @@ class Observation:
     """Seconds since 1970."""
 
 
-def event_of(seen: Observation, key: Key, turns: Turns, sketch: int, party: str | None = None) -> Event:
-    """Return a request as the detector sees it: numbers and keyed hashes.
+class Reader:
+    """Makes events of observations: numbers and keyed hashes.
 
     Args:
-        seen: the request.
         key: hashes.
-        turns: takes the prompt apart.
-        sketch: length of the sketch; the rest of the reading are probe logits.
-        party: names all principals that are declared one with this one.
+        turns: takes prompts apart.
+        tenants: declared types of principals.
     """
-    parts = turns.parts(seen.prompt)
-    opening, closing = key.edges(parts.text)
-    prefix = [("prefix", key.hash("prefix", parts.prefix))] if parts.prefix else []
-    declared = [("declared", key.hash("declared", party))] if party is not None else []
-    reading = None if seen.reading is None else seen.reading()
-    whole = None if reading is None or not np.isfinite(reading).all() else reading
-    return Event(
-        principal=seen.principal,
-        time=seen.time,
-        sketch=None if whole is None else whole[:sketch],
-        probes=None if whole is None else whole[sketch:],
-        opening=opening,
-        closing=closing,
-        parameters=key.parameters(seen.asked.parameters),
-        links=(*prefix, *declared),  # type: ignore[arg-type]
-        tokens=len(seen.prompt),
-        turn=parts.turn,
-        questions=max(1, parts.text.count("?")),
-        biased=seen.asked.biased,
-        top_logprobs=seen.asked.top_logprobs,
-        max_tokens=seen.asked.max_tokens,
-    )
+
+    def __init__(self, key: Key, turns: Turns, tenants: Mapping[str, str]) -> None:
+        self._key, self._turns, self._tenants = key, turns, tenants
+
+    def __call__(self, seen: Observation, party: str | None) -> Event:
+        """Return a request as the detector sees it.
+
+        Args:
+            seen: the request.
+            party: names all principals that are declared one with this one; None for nobody.
+        """
+        parts = self._turns.parts(seen.prompt)
+        opening, closing = self._key.edges(parts.text)
+        links: list[tuple[LinkKind, int]] = []
+        if parts.prefix:
+            links.append(("prefix", self._key.hash("prefix", parts.prefix)))
+        if party is not None:
+            links.append(("declared", self._key.hash("declared", party)))
+        reading = None if seen.reading is None else seen.reading()
+        whole = None if reading is None or not np.isfinite(reading).all() else reading
+        return Event(
+            principal=seen.principal,
+            time=seen.time,
+            sketch=None if whole is None else whole[:SKETCH],
+            probes=None if whole is None else whole[SKETCH:],
+            tenant=self._tenants.get(seen.principal, ""),
+            opening=opening,
+            closing=closing,
+            parameters=self._key.parameters(seen.asked.parameters),
+            links=tuple(links),
+            tokens=len(seen.prompt),
+            turn=parts.turn,
+            questions=max(1, parts.text.count("?")),
+            biased=seen.asked.biased,
+            top_logprobs=seen.asked.top_logprobs,
+            max_tokens=seen.asked.max_tokens,
+        )
