@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spider_sense.audit import AuditEvent, AuditLog
 from spider_sense.chat import unscored
-from spider_sense.errors import ConfigError, GuardError
+from spider_sense.errors import GuardError
 from spider_sense.extraction.feed_counts import FeedNote
 from spider_sense.extraction.observation import Asked
 from spider_sense.extraction.standing import Standing
@@ -130,7 +130,7 @@ class Judge:
         watch: Watch | None = None,
     ) -> None:
         _check_spans(guard)
-        _check_watch(policy, watch)
+        policy.check_watched(watch is not None)
         self._watch, self._unread = watch, dict[int, Case]()
         self._audit, self._keep_history, self._on_decision = audit, keep_history, on_decision
         self._exempt = frozenset(exempt)
@@ -144,7 +144,7 @@ class Judge:
             GuardError: if its probes do not fit the taps; nothing is changed then.
         """
         _check_spans(guard)
-        _check_watch(policy, self._watch)
+        policy.check_watched(self._watch is not None)
         try:
             self.bank.exchange(self._probes(guard))
         except ValueError as error:
@@ -323,19 +323,6 @@ def _heard(case: Case) -> Heard:
     assert case.asked is not None
     principal = case.request.principal or UNKNOWN
     return Heard(principal, tuple(case.prompt), case.asked, whole=not case.request.missing)
-
-
-def _check_watch(policy: Policy, watch: Watch | None) -> None:
-    if watch is None and policy.extraction is not None:
-        raise ConfigError(
-            "the policy has a section extraction, and nothing watches for it; say where its detector and its store "
-            "are, or take the section out"
-        )
-    if watch is not None and policy.extraction is None:
-        raise ConfigError(
-            "extraction is watched for, and the policy does not say what to do about it; add a section such as "
-            "extraction: {limit: throttle, act: stop}"
-        )
 
 
 def _check_spans(guard: Guard) -> None:

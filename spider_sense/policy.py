@@ -186,6 +186,23 @@ class Policy(Settings):
                     f"the policy speaks of detector {rule.detector!r}; {nearest(rule.detector, detectors)}"
                 )
 
+    def check_watched(self, watched: bool) -> None:
+        """Check that it says what to do about extraction if that is watched for, and only then.
+
+        Raises:
+            ConfigError: if not.
+        """
+        if self.extraction is not None and not watched:
+            raise ConfigError(
+                "the policy has a section extraction, and nothing watches for it; say where its detector and its store "
+                "are, or take the section out"
+            )
+        if self.extraction is None and watched:
+            raise ConfigError(
+                "extraction is watched for, and the policy does not say what to do about it; add a section such as "
+                "extraction: {limit: throttle, act: stop}"
+            )
+
     @classmethod
     def default(cls) -> Self:
         """Return the policy that stops a breach and flags a suspect."""

@@ -1,5 +1,31 @@
 """Imports every verb, which registers it."""
 
-from spider_sense.cli import bench, calibrate, demo, evade, evaluate, generate, inspect, report, serve, sign, train
+from spider_sense.cli import (
+    bench,
+    calibrate,
+    demo,
+    evade,
+    evaluate,
+    generate,
+    inspect,
+    principals,
+    report,
+    serve,
+    sign,
+    train,
+)
 
-__all__ = ["bench", "calibrate", "demo", "evade", "evaluate", "generate", "inspect", "report", "serve", "sign", "train"]
+__all__ = [
+    "bench",
+    "calibrate",
+    "demo",
+    "evade",
+    "evaluate",
+    "generate",
+    "inspect",
+    "principals",
+    "report",
+    "serve",
+    "sign",
+    "train",
+]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from spider_sense.extraction.event import Event
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import SKETCH, LinkKind
+from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.turns import Turns
 
 __all__ = ["Asked", "Observation", "Reader"]
@@ -50,10 +51,11 @@ class Reader:
         key: hashes.
         turns: takes prompts apart.
         tenants: declared types of principals.
+        lists: known query lists; None for none.
     """
 
-    def __init__(self, key: Key, turns: Turns, tenants: Mapping[str, str]) -> None:
-        self._key, self._turns, self._tenants = key, turns, tenants
+    def __init__(self, key: Key, turns: Turns, tenants: Mapping[str, str], lists: KnownLists | None = None) -> None:
+        self._key, self._turns, self._tenants, self._lists = key, turns, tenants, lists
 
     def __call__(self, seen: Observation, party: str | None) -> Event:
         """Return a request as the detector sees it.
@@ -87,4 +89,5 @@ class Reader:
             biased=seen.asked.biased,
             top_logprobs=seen.asked.top_logprobs,
             max_tokens=seen.asked.max_tokens,
+            known_list=-1 if self._lists is None else self._lists.find(parts.text),
         )

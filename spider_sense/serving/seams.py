@@ -14,13 +14,14 @@ import torch
 
 from spider_sense.audit import AuditLog
 from spider_sense.errors import ConfigError, SpiderSenseError
+from spider_sense.extraction.online import open_watch, read_artifact
 from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
 from spider_sense.serving import front_seams, patch_seams
 from spider_sense.serving.actor import ACTOR, Actor
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
-from spider_sense.serving.checks import check_settings, exchange, graph_of
+from spider_sense.serving.checks import check_reasoning, check_settings, exchange, graph_of
 from spider_sense.serving.choices import collected, gathered
 from spider_sense.serving.core_seams import RUN, begun, canary_report, made, reloaded, run_core
 from spider_sense.serving.engine_guard import EngineGuard, Step
@@ -114,6 +115,7 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
         return original(*rest, **options)
     guard = check_settings(settings)
     front_seams.check(settings.load_policy(), *rest, **options)
+    check_reasoning(settings.load_policy(), args.reasoning_parser)
     told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": graph_of(guard, settings)})
     args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
     config = original(*rest, **options)
@@ -157,6 +159,8 @@ def _check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
     model = config.model_config
     found = checkpoint_fingerprint(Path(model.model), _tokenizer(config))
     guard.check_model(found, _serving(model), settings.allow_uncertified)
+    if settings.extraction is not None:
+        read_artifact(settings.load_extraction()).check_model(found)
     patched = patch_seams.find_patch(settings)
     if patched is not None:
         patched[0].check_model(found)
@@ -188,6 +192,7 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
     if worker.rank % config.parallel_config.tensor_parallel_size:
         return result
     guard = Guard.from_pretrained(settings.guard)
+    watch = None if settings.extraction is None else open_watch(settings.load_extraction(), _tokenizer(config))
     judge = Judge(
         guard,
         settings.load_policy(),
@@ -197,10 +202,11 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
         dtype=config.model_config.dtype,
         rows=config.scheduler_config.max_num_batched_tokens,
         exempt=settings.exempt_principals,
+        watch=watch,
     )
     attach_taps(worker.model_runner.get_model(), judge.bank)
     decode = _tokenizer(config).decode if settings.audit is not None and settings.audit_text else None
-    setattr(worker.model_runner, _GUARD, EngineGuard(judge, decode))
+    setattr(worker.model_runner, _GUARD, EngineGuard(judge, decode, config.model_config.max_model_len))
     return result
 
 

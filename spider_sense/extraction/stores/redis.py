@@ -16,13 +16,14 @@ from typing import Any
 from uuid import uuid4
 
 from spider_sense.errors import MissingExtraError
-from spider_sense.extraction.stores.store import Change, Entry, StoreError, check_names, moment
+from spider_sense.extraction.stores.store import Change, Entry, StoreError, check_names, check_owner, moment
 
 __all__ = ["RedisStore"]
 
 _VERSION = "1"
 _PREFIX = "{spider-sense}:"
-_SEEN, _OWN, _GROUP, _PARTY, _SCHEMA = (_PREFIX + name for name in ("seen", "own", "group", "party", "schema"))
+_SEEN, _OWN, _GROUP, _PARTY = (_PREFIX + name for name in ("seen", "own", "group", "party"))
+_SCHEMA, _OWNER = _PREFIX + "schema", _PREFIX + "owner"
 _STATE = _PREFIX + "state:"
 _BATCH = 256
 """Principals in one command, for whose time the server does nothing else."""
@@ -60,6 +61,17 @@ return erased
 """
 """KEYS: seen, own, group, party, and the states. ARGV: the time before which they were seen, or nothing; principals."""
 
+_CLEAR = """
+local cleared = 0
+for i = 3, #KEYS do
+  local own, group = redis.call('HDEL', KEYS[1], ARGV[i - 1]), redis.call('HDEL', KEYS[2], ARGV[i - 1])
+  if own == 1 then redis.call('HSET', KEYS[i], 'standing', '', 'tag', ARGV[1]) end
+  if own + group > 0 then cleared = cleared + 1 end
+end
+return cleared
+"""
+"""KEYS: own, group, and the states. ARGV: a new tag, so that no writer brings a standing back; principals."""
+
 _LINK = """
 local old = {}
 for i = 2, #ARGV do
@@ -96,7 +108,8 @@ class RedisStore:
         self._url, self._patience = _without_password(url), patience
         with self._told():
             self._db: Any = redis.Redis.from_url(url, socket_timeout=patience, socket_connect_timeout=patience)
-            self._set, self._erase, self._link = map(self._db.register_script, (_SET, _ERASE, _LINK))
+            scripts = (_SET, _ERASE, _CLEAR, _LINK)
+            self._set, self._erase, self._clear, self._link = map(self._db.register_script, scripts)
             self._check_server()
 
     def _check_server(self) -> None:
@@ -115,6 +128,13 @@ class RedisStore:
                 f"{self._url} has schema version {found}, this library reads {_VERSION}; use the version of "
                 "spider-sense that wrote it, or another database of the server"
             )
+
+    def claim(self, owner: str) -> None:
+        """Say what its states are made by, for good."""
+        with self._told():
+            self._db.setnx(_OWNER, owner)
+            found = self._db.get(_OWNER).decode()
+        check_owner(self._url, found, owner)
 
     def read(self, principal: str) -> bytes | None:
         """Return a principal's state, None if there is none."""
@@ -183,6 +203,13 @@ class RedisStore:
             if marked:
                 pipe.hset(_GROUP, mapping=marked)
             pipe.execute()
+
+    def clear(self, principals: Collection[str]) -> int:
+        """Take back the standings of some principals."""
+        check_names(principals)
+        with self._told():
+            keys = [_OWN, _GROUP, *(_STATE + name for name in principals)]
+            return int(self._clear(keys=keys, args=[secrets.token_bytes(8), *principals]))
 
     def link(self, principals: Collection[str]) -> None:
         """Declare that some principals, and all that they are linked with, are one."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from spider_sense.extraction.stores.store import Change, Entry, StoreError, check_names, moment
+from spider_sense.extraction.stores.store import Change, Entry, StoreError, check_names, check_owner, moment
 
 __all__ = ["SqliteStore"]
 
@@ -22,6 +22,7 @@ _SCHEMA = (
     "CREATE TABLE principal (name TEXT PRIMARY KEY, seen REAL NOT NULL, standing TEXT NOT NULL, state BLOB NOT NULL)",
     "CREATE INDEX by_seen ON principal (seen)",
     "CREATE INDEX by_standing ON principal (name) WHERE standing <> ''",
+    "CREATE TABLE owner (only_one INTEGER PRIMARY KEY, owner TEXT NOT NULL)",
     "CREATE TABLE group_standing (name TEXT PRIMARY KEY, standing TEXT NOT NULL)",
     "CREATE TABLE party (name TEXT PRIMARY KEY, party TEXT NOT NULL)",
     "CREATE INDEX by_party ON party (party)",
@@ -85,6 +86,13 @@ class SqliteStore:
             )
         return True
 
+    def claim(self, owner: str) -> None:
+        """Say what its states are made by, for good."""
+        with self._told(), self._transaction():
+            self._db.execute("INSERT OR IGNORE INTO owner VALUES (1, ?)", (owner,))
+            (found,) = self._db.execute("SELECT owner FROM owner").fetchone()
+        check_owner(str(self.path), found, owner)
+
     def read(self, principal: str) -> bytes | None:
         """Return a principal's state, None if there is none."""
         check_names([principal])
@@ -133,6 +141,17 @@ class SqliteStore:
         with self._told(), self._transaction():
             self._db.execute("DELETE FROM group_standing")
             self._db.executemany("INSERT INTO group_standing VALUES (?, ?)", rows)
+
+    def clear(self, principals: Collection[str]) -> int:
+        """Take back the standings of some principals."""
+        check_names(principals)
+        cleared = 0
+        with self._told(), self._transaction():
+            for name in principals:
+                own = self._db.execute("UPDATE principal SET standing = '' WHERE name = ? AND standing <> ''", (name,))
+                group = self._db.execute("DELETE FROM group_standing WHERE name = ?", (name,))
+                cleared += own.rowcount + group.rowcount > 0
+        return cleared
 
     def link(self, principals: Collection[str]) -> None:
         """Declare that some principals, and all that they are linked with, are one."""

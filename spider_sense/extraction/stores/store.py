@@ -11,7 +11,7 @@ from typing import Protocol
 
 from spider_sense.errors import SpiderSenseError
 
-__all__ = ["LONGEST_NAME", "Change", "Entry", "Store", "StoreError", "check_names"]
+__all__ = ["LONGEST_NAME", "Change", "Entry", "Store", "StoreError", "check_names", "check_owner", "moment"]
 
 LONGEST_NAME = 512
 """Bytes of a principal's name in UTF-8."""
@@ -51,6 +51,9 @@ class Store(Protocol):
     longer than ``LONGEST_NAME``.
     """
 
+    def claim(self, owner: str) -> None:
+        """Say what its states are made by; raise ``StoreError`` if they are another's, and so not comparable."""
+
     def read(self, principal: str) -> bytes | None:
         """Return a principal's state, None if there is none."""
 
@@ -73,6 +76,9 @@ class Store(Protocol):
 
     def mark_groups(self, standings: Mapping[str, str]) -> None:
         """Replace all that is said of principals because of the group that they are in."""
+
+    def clear(self, principals: Collection[str]) -> int:
+        """Take back the standings of some principals, and return how many had one; their states stay."""
 
     def link(self, principals: Collection[str]) -> None:
         """Declare that some principals, and all that they are linked with, are one; they may be new."""
@@ -109,6 +115,19 @@ def check_names(principals: Collection[str]) -> None:
                 f"{name[:40]!r} cannot be a principal's name: it takes 1 to {LONGEST_NAME} bytes of UTF-8 without a "
                 "zero; name whom a request belongs to by something shorter, such as a digest"
             )
+
+
+def check_owner(place: str, found: str, owner: str) -> None:
+    """Check that the states at a place are made by an owner.
+
+    Raises:
+        StoreError: if they are another's.
+    """
+    if found != owner:
+        raise StoreError(
+            f"{place} holds states that were made by {found}, not by {owner}: by another extraction guard, or under "
+            "another key; use that one, or begin a new store"
+        )
 
 
 def moment(seen: float | None) -> float:

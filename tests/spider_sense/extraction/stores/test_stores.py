@@ -103,6 +103,47 @@ def test_standings_are_those_of_a_principal_and_of_its_group(store: Store) -> No
     assert list(store.standings()) == [("cid", "act")]
 
 
+def test_what_is_cleared_stays_clear(store: Store) -> None:
+    store.update({"ann": put(b"1", "act"), "bob": put(b"1", "watch"), "cid": put(b"1")})
+    store.mark_groups({"ann": "limit", "dan": "limit"})
+    assert store.clear(["ann", "dan", "cid", "nobody"]) == 2
+    assert dict(store.standings()) == {"bob": "watch"}
+    handed = []
+    store.update({"ann": lambda old: handed.append(old) or Entry(b"2")})  # type: ignore[func-returns-value]
+    assert handed == [Entry(b"1", "")]
+    assert store.clear(["ann"]) == 0
+
+
+def test_a_writer_does_not_bring_back_what_was_cleared(store: Store, place: str) -> None:
+    store.update({"ann": put(b"1", "act")})
+    other, done, handed = open_store(place, 30.0), threading.Event(), []
+    clearer = threading.Thread(target=lambda: (other.clear(["ann"]), done.set()))
+
+    def change(old: Entry | None) -> Entry:
+        handed.append(old)
+        if len(handed) == 1:
+            clearer.start()
+            done.wait(0.5)
+        assert old is not None
+        return Entry(b"2", old.standing)
+
+    store.update({"ann": change})
+    clearer.join()
+    assert dict(store.standings()) == {}
+    assert store.read("ann") == b"2"
+    other.close()
+
+
+def test_states_of_another_maker_are_refused(store: Store, place: str) -> None:
+    store.claim("guard one")
+    store.claim("guard one")
+    other = open_store(place)
+    with pytest.raises(StoreError, match=r"made by guard one, not by guard two.*begin a new store"):
+        other.claim("guard two")
+    other.claim("guard one")
+    other.close()
+
+
 def test_links_join_what_was_linked_before(store: Store) -> None:
     store.link(["a", "b"])
     store.link(["c", "d"])
