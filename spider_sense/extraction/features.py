@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spider_sense.extraction.counting import distinct
-from spider_sense.extraction.layout import BINS, PROBES, States
+from spider_sense.extraction.layout import PROBES, States
 from spider_sense.extraction.profile import SCORING
 
 __all__ = ["FEATURES", "GROUP_FEATURES", "LEADING", "mean_sketch", "member_vector", "vector"]
@@ -15,8 +15,9 @@ __all__ = ["FEATURES", "GROUP_FEATURES", "LEADING", "mean_sketch", "member_vecto
 LEADING = 24
 """Coordinates of the mean sketch among the features."""
 TOP = 0.1
-"""Share of the requests whose probe logits the ``top`` features average: cover traffic cannot dilute them."""
+"""Share of the requests whose probe logits ``top decile`` averages: cover traffic does not dilute it."""
 
+_SUMS = ("sketch", "probe", "probe_squared", "probe_positive", "probe_high")
 _PROBE_FEATURES = tuple(
     f"probe {index} {part}" for part in ("mean", "sd", "positive", "high") for index in range(PROBES)
 )
@@ -41,18 +42,15 @@ def vector(states_N: States, centres_JB: NDArray[np.float32]) -> NDArray[np.floa
     """
     moments = states_N["moments"]
     n = moments["count"].sum(axis=1)
-    both = {name: moments[name].astype(np.float64).sum(axis=1) for name in moments.dtype.names or () if name != "count"}
-    content = _content(n, both)
-    return np.concatenate(
-        [content, _tops(states_N, centres_JB), _spread(states_N, both["sketch"]), _traffic(states_N)], axis=1
-    )
+    both = {name: moments[name].sum(axis=1, dtype=np.float64) for name in _SUMS}
+    spread = _spread(states_N, both["sketch"])
+    return np.concatenate([_content(n, both), _tops(states_N, centres_JB), spread, _traffic(states_N)], axis=1)
 
 
 def member_vector(states_N: States) -> NDArray[np.float64]:
     """Return [N, G]: content of the scoring half alone, whose requests linked nobody."""
     moments = states_N["moments"][:, SCORING]
-    names = [name for name in moments.dtype.names or () if name != "count"]
-    return _content(moments["count"], {name: moments[name].astype(np.float64) for name in names})
+    return _content(moments["count"], {name: moments[name].astype(np.float64) for name in _SUMS})
 
 
 def mean_sketch(states_N: States) -> NDArray[np.float64]:
@@ -80,9 +78,8 @@ def _tops(states_N: States, centres_JB: NDArray[np.float32]) -> NDArray[np.float
 
 def _spread(states_N: States, sums_NS: NDArray[np.float64]) -> NDArray[np.float64]:
     n = np.maximum(states_N["sketched"], 1).astype(np.float64)
-    once, twice = (
-        np.bitwise_count(states_N[name]).sum(axis=1, dtype=np.int64) for name in ("cells_once", "cells_twice")
-    )
+    cells = ("cells_once", "cells_twice")
+    once, twice = (np.bitwise_count(states_N[name]).sum(axis=1, dtype=np.int64) for name in cells)
     concentration = np.log1p(((sums_NS / n[:, None]) ** 2).sum(axis=1))
     return np.stack([concentration, once / n, (once - twice) / n, states_N["near_duplicates"] / n], axis=1)
 
@@ -96,6 +93,3 @@ def _traffic(states_N: States) -> NDArray[np.float64]:
     rates = [states_N[name] / n for name in ("follow_ups", "questions", "biased_requests")]
     hits = states_N["list_hits"].max(axis=1) / n
     return np.stack([*tops, different, *rates, hits, mean, sd], axis=1)
-
-
-assert BINS > 1 / TOP

@@ -18,7 +18,7 @@ _ADDED = (
     *("count", "sketched", "questions", "follow_ups", "tokens", "tokens_squared", "history", "near_duplicates"),
     *("biased_requests", "revealed", "max_tokens", "list_hits"),
 )
-_MAXED = ("distinct_openings", "biased_ids", "own", "level", "last", "decided")
+_MAXED = ("distinct_openings", "biased_ids", "widest_bias", "own", "level", "last", "decided")
 _COUNTED = (("openings", "opening_counts"), ("closings", "closing_counts"), ("parameters", "parameter_counts"))
 
 

@@ -1,4 +1,4 @@
-"""Random numbers without a generator: each is a function of what it is for, so that a replay repeats them bit by bit."""
+"""Random numbers without a generator: each is a function of what it is for, so a replay repeats them bit by bit."""
 
 import numpy as np
 from numpy.typing import NDArray

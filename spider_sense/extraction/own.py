@@ -1,19 +1,22 @@
 """Tier 1: has a principal's stream changed against its own past?
 
-Every direction has a smoothed conformal p-value for either sign. Bets on them go into Shiryaev-Roberts e-detectors (Shin,
-Ramdas and Rinaldo 2023), whose mixture is one:
+Every direction has a smoothed conformal p-value for either sign. Bets on them go into Shiryaev-Roberts e-detectors
+(Shin, Ramdas and Rinaldo 2023), whose mixture is one:
 
     p = (#{past beyond} + U (#{past in the same bin} + 1)) / t
     M = (M + 1) kappa p ** (kappa - 1)
 
 As long as the requests are exchangeable, ``M - n`` is a supermartingale for n bets placed: an alarm at ``M >= c`` has
 probability at most n / c within n requests. Real streams drift, so what decides is a threshold over principals; the
-statistic is ``ln(M / max(n, 32))``, which keeps one scale for short and long lives. A second set of bets compares with the
-first 64 requests alone, which a slow ramp cannot drag along; its p-values rest on the estimated baseline, so only the
-threshold over principals bounds it.
+statistic is ``ln(M / max(n, 32))``, which keeps one scale for short and long lives. A second set of bets compares with
+the first 64 requests alone, which a slow ramp cannot drag along. What is estimated once is wrong for ever, so there p is
+an upper bound, ``(k + 1 + 2 sqrt(k + 1)) / 65`` with k of the 64 as far out; the threshold over principals covers the
+rest.
 
 Shape letters: N principals, J directions, B bins, K bets.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,12 +46,12 @@ def bet(states_N: States, bins_NJ: NDArray[np.int64], active: NDArray[np.bool_])
     """
     past = states_N["sketched"].astype(np.int64) - 1
     u_N = uniform(mix(states_N["seed"] ^ _STREAM, past.astype(np.uint64)))
-    for which, name in enumerate(("history", "frozen")):
-        ready = past >= (LEAST if which == 0 else FROZEN)
-        if ready.any():
-            rows = np.flatnonzero(ready)
-            log_p = np.log(_p_values(states_N[name][rows], bins_NJ[rows], u_N[rows]))
-            gain = np.log(_KAPPA) + (_KAPPA - 1) * log_p[..., None]
+    for which, (name, first) in enumerate((("history", LEAST), ("frozen", FROZEN))):
+        rows = np.flatnonzero(past >= first)
+        if len(rows):
+            tails = _tails(states_N[name][rows], bins_NJ[rows])
+            p = _smoothed(*tails, u_N[rows]) if which == 0 else _bounded(*tails)
+            gain = np.log(_KAPPA) + (_KAPPA - 1) * np.log(p)[..., None]
             states_N["bets"][rows, which] = np.logaddexp(states_N["bets"][rows, which], 0) + gain
     every = np.arange(len(states_N))[:, None], np.arange(bins_NJ.shape[1])[None]
     states_N["history"][*every, bins_NJ] += 1
@@ -56,16 +59,26 @@ def bet(states_N: States, bins_NJ: NDArray[np.int64], active: NDArray[np.bool_])
     return statistic(states_N, active)
 
 
-def _p_values(
-    counts_NJB: NDArray[np.uint32], bins_NJ: NDArray[np.int64], u_N: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return smoothed conformal p-values [N, J, 2]: of a number as high, and of one as low."""
-    below_or_in = np.cumsum(counts_NJB, axis=2, dtype=np.int64)
-    total = below_or_in[:, :, -1]
-    at = np.take_along_axis(below_or_in, bins_NJ[:, :, None], axis=2)[:, :, 0]
-    same = np.take_along_axis(counts_NJB, bins_NJ[:, :, None], axis=2)[:, :, 0].astype(np.int64)
-    ties = u_N[:, None] * (same + 1)
-    return np.stack([total - at + ties, at - same + ties], axis=2) / (total + 1)[:, :, None]
+Counts = NDArray[np.int64]
+
+
+def _tails(counts_NJB: NDArray[np.integer[Any]], bins_NJ: Counts) -> tuple[Counts, Counts, Counts]:
+    """Return how many earlier requests lie beyond the bin, [N, J, 2] for above and below, in it, and in all, [N, J, 1]."""
+    up_to = np.cumsum(counts_NJB, axis=2, dtype=np.int64)
+    at = np.take_along_axis(up_to, bins_NJ[:, :, None], axis=2)
+    same = np.take_along_axis(counts_NJB, bins_NJ[:, :, None], axis=2).astype(np.int64)
+    total = up_to[:, :, -1:]
+    return np.concatenate([total - at, at - same], axis=2), same, total
+
+
+def _smoothed(beyond: Counts, same: Counts, total: Counts, u_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = (beyond + u_N[:, None, None] * (same + 1)) / (total + 1)
+    return result
+
+
+def _bounded(beyond: Counts, same: Counts, total: Counts) -> NDArray[np.float64]:
+    k = beyond + same + 1
+    return np.minimum((k + 2 * np.sqrt(k)) / (total + 1), 1)
 
 
 def statistic(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.float64]:

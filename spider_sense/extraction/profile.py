@@ -88,6 +88,7 @@ def _count_bias(states_N: States, batch: EventBatch, salt: np.uint64) -> None:
         index, rank = register_of(mix(np.full(len(ids), salt), ids), len(registers))
         np.maximum.at(registers, index, rank)
         states_N["biased_requests"][row] += 1
+        states_N["widest_bias"][row] = max(int(states_N["widest_bias"][row]), len(ids))
         states_N["revealed"][row] += np.uint64(min(len(ids), max(int(batch.top_logprobs[row]), 0)))
         longest = np.array([max(int(batch.max_tokens[row]), 0)], dtype=np.uint64)
         # Without a limit the answer may be long.

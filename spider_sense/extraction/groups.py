@@ -1,0 +1,154 @@
+"""Tier 3: accounts that belong together, found by evidence that says nothing of the content.
+
+Every principal keeps the smallest keyed hashes of each kind of evidence (a bottom-k MinHash sketch: two principals that
+share evidence tend to keep the same of it). Hashes are the buckets in which candidate pairs meet. A pair's weight is a
+sum of log-likelihood ratios, one for each kind, of its rarest common hash against meeting by chance; pairs above a
+bound are joined.
+
+Shape letters: N principals, K kinds, L slots.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spider_sense.extraction.features import LEADING, mean_sketch, member_vector
+from spider_sense.extraction.layout import EMPTY_LINK, LINK_KINDS, LinkKind, States
+from spider_sense.extraction.population import LEAST_HALF, Population
+from spider_sense.extraction.profile import SCORING
+from spider_sense.extraction.state import PrincipalState
+
+__all__ = ["Edge", "Group", "group_score", "linked", "stacked"]
+
+CHANCE = 1e-6
+"""Probability with which a pair may be joined by chance: there are about N squared pairs."""
+SHARED = 0.5
+"""Probability that two accounts of one hand share a piece of evidence of a kind."""
+HUBS = 32
+"""Holders of a hash that every other holder is compared with, so that a large group costs no square."""
+COMMON = 0.1
+"""Share of the variance of members' scores that the members of an honest group have in common."""
+
+_FAMILY: dict[LinkKind, LinkKind] = {"activity": "template"}
+"""Kinds that say the same thing count once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Two principals that are joined, and why."""
+
+    one: str
+    other: str
+    weight: float
+    """Sum of log-likelihood ratios, in nats; infinite if the operator declared it."""
+    kinds: tuple[LinkKind, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Principals that belong together."""
+
+    members: tuple[str, ...]
+    edges: tuple[Edge, ...]
+
+    def evidence(self) -> str:
+        """Say in words what joins them."""
+        kinds = sorted({kind for edge in self.edges for kind in edge.kinds})
+        return f"{len(self.members)} accounts share {', '.join(kinds)}"
+
+
+def stacked(states: Mapping[str, PrincipalState]) -> States:
+    """Return the states of N principals as one array, [N]."""
+    return np.concatenate([state.states for state in states.values()])
+
+
+def linked(states: Mapping[str, PrincipalState], population: Population) -> list[Group]:
+    """Return the groups of two and more, the largest first.
+
+    Args:
+        states: by principal.
+        population: says how rare a piece of evidence is among honest principals.
+    """
+    if not states:
+        return []
+    names = list(states)
+    edges = [edge for edge in _edges(names, stacked(states)["links"], population) if edge.weight >= -math.log(CHANCE)]
+    parent = {name: name for edge in edges for name in (edge.one, edge.other)}
+    for edge in edges:
+        parent[_root(parent, edge.one)] = _root(parent, edge.other)
+    members, joined = defaultdict(list), defaultdict(list)
+    for name in parent:
+        members[_root(parent, name)].append(name)
+    for edge in edges:
+        joined[_root(parent, edge.one)].append(edge)
+    groups = [Group(tuple(sorted(members[root])), tuple(joined[root])) for root in members]
+    return sorted(groups, key=lambda group: (-len(group.members), group.members))
+
+
+def _root(parent: dict[str, str], name: str) -> str:
+    while parent[name] != name:
+        parent[name] = parent[parent[name]]
+        name = parent[name]
+    return name
+
+
+def _edges(names: list[str], links_NKL: NDArray[np.uint64], population: Population) -> Iterator[Edge]:
+    weights: dict[tuple[int, int], dict[LinkKind, float]] = defaultdict(dict)
+    for index, kind in enumerate(LINK_KINDS):
+        family = _FAMILY.get(kind, kind)
+        for token, holders in _buckets(links_NKL[:, index]):
+            weight = math.inf if kind == "declared" else _weight(token, population)
+            for pair in _pairs(holders) if weight > 0 else ():
+                weights[pair][family] = max(weights[pair].get(family, 0.0), weight)
+    for (one, other), kinds in weights.items():
+        yield Edge(names[one], names[other], sum(kinds.values()), tuple(kinds))
+
+
+def _buckets(links_NL: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield every hash that at least two rows hold, and the rows."""
+    tokens, rows = links_NL.ravel(), np.repeat(np.arange(len(links_NL)), links_NL.shape[1])
+    order = np.argsort(tokens, kind="stable")
+    tokens, rows = tokens[order], rows[order]
+    starts = np.flatnonzero(np.concatenate([[True], tokens[1:] != tokens[:-1]]))
+    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        if end - start > 1 and tokens[start] != EMPTY_LINK:
+            yield int(tokens[start]), rows[start:end]
+
+
+def _pairs(holders: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    for place, hub in enumerate(holders[:HUBS].tolist()):
+        for other in holders[place + 1 :].tolist():
+            yield hub, other
+
+
+def _weight(token: int, population: Population) -> float:
+    """Return the log-likelihood ratio of sharing a hash: by one hand against by chance.
+
+    By chance both hold it with the square of its prevalence among honest principals; one that was never seen there
+    counts as held by one of them.
+    """
+    prevalence = population.prevalence.get(token, 1) / (population.principals + 1)
+    return math.log(SHARED) - 2 * math.log(prevalence)
+
+
+def group_score(states_N: States, population: Population) -> float:
+    """Return how far a group lies from honest principals, in standard deviations; -inf with fewer than two members.
+
+    It reads the scoring half of the members' requests alone. The larger of two numbers: the members' mean score, and
+    ``T^2 = m (mean - mu)' Sigma^-1 (mean - mu)`` of their mean sketches on a normal scale (Wilson and Hilferty 1931),
+    which knows no campaign. The m members count as ``1 / (1 / m + 0.1)``, since honest groups have things in common.
+    """
+    scored = states_N[states_N["moments"]["count"][:, SCORING] >= LEAST_HALF]
+    if len(scored) < 2:
+        return -math.inf
+    worth = 1 / (1 / len(scored) + COMMON)
+    mean, sd = population.member_scores
+    level = (float(population.member.score(member_vector(scored)).mean()) - mean) / sd * math.sqrt(worth)
+    away = mean_sketch(scored)[:, :LEADING].mean(axis=0) - population.member_mean
+    ratio = worth * float(away @ population.member_precision @ away) / LEADING
+    spread = 2 / (9 * LEADING)
+    return max(level, (ratio ** (1 / 3) - (1 - spread)) / math.sqrt(spread))

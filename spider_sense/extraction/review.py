@@ -1,0 +1,132 @@
+"""What only a whole population shows: linked groups, and whom to act on if few of those may be honest."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spider_sense.extraction.decision import LEVELS, TIERS, Decision, Level, Tier
+from spider_sense.extraction.discovery import benjamini_hochberg
+from spider_sense.extraction.groups import Group, group_score, linked, stacked
+from spider_sense.extraction.layout import States
+from spider_sense.extraction.state import PrincipalState
+from spider_sense.extraction.thresholds import EVERYBODY, Calibration
+from spider_sense.extraction.words import level_words, own_words
+
+if TYPE_CHECKING:
+    from spider_sense.extraction.tiers import TieredDetector
+
+__all__ = ["review"]
+
+DISCOVERY = 0.05
+"""Bound on the expected share of honest principals among those that are selected."""
+WATCHED = 0.05
+"""Share of honest groups that may be watched."""
+UNCALIBRATED = 3.0
+"""Standard deviations from which a group is watched if there is no calibration."""
+_LIMIT = LEVELS.index("limit") + 1
+
+
+def review(detector: "TieredDetector", states: Mapping[str, PrincipalState]) -> tuple[Decision, ...]:
+    """Return findings about groups, one for each member, and about principals that were selected together."""
+    found = [
+        decision for group in linked(states, detector.population) for decision in _judge_group(detector, group, states)
+    ]
+    return (*found, *_discoveries(detector, states))
+
+
+def _judge_group(detector: "TieredDetector", group: Group, states: Mapping[str, PrincipalState]) -> Iterator[Decision]:
+    members = stacked({name: states[name] for name in group.members})
+    together = _together(members)
+    if int(detector.rules.judge(together)[0]) == len(LEVELS):
+        words = (group.evidence(), *detector.rules.evidence(together, 0))
+        yield from _of_members(group, members, "rule", "act", float(len(LEVELS)), 1.0, None, True, words)
+    score, calibration = group_score(members, detector.population), detector.calibration
+    threshold = detector.threshold("group", EVERYBODY)
+    watch = UNCALIBRATED if calibration is None else calibration.threshold("group", share=WATCHED)
+    if score <= min(threshold, watch):
+        return
+    p_value = None if calibration is None else calibration.p_value("group", EVERYBODY, score)
+    certified = calibration is not None and calibration.certified("group", EVERYBODY)
+    also = int((members["decided"][:, [TIERS.index("own"), TIERS.index("level")]] >= _LIMIT).any(axis=1).sum())
+    level: Level = "watch" if score <= threshold else "act" if also else "limit"
+    words = (group.evidence(), f"their other requests lie {score:.1f} standard deviations from honest principals'")
+    words += (f"{also} of them crossed a threshold alone",) if also else ()
+    crossed = threshold if score > threshold else watch
+    yield from _of_members(group, members, "group", level, score, crossed, p_value, certified, words)
+
+
+def _of_members(
+    group: Group,
+    members: States,
+    tier: Tier,
+    level: Level,
+    score: float,
+    threshold: float,
+    p_value: float | None,
+    certified: bool,
+    words: tuple[str, ...],
+) -> Iterator[Decision]:
+    for name, state in zip(group.members, members, strict=True):
+        yield Decision(
+            principal=name,
+            level=level,
+            tier=tier,
+            score=score,
+            threshold=threshold,
+            p_value=p_value,
+            count=int(state["count"]),
+            time=float(state["last"]),
+            stratum=EVERYBODY,
+            certified=certified,
+            evidence=words,
+            group=group.members,
+        )
+
+
+def _together(members: States) -> States:
+    """Return one state with what all members did with logit biases, as if one account had."""
+    one = members[:1].copy()
+    for name in ("count", "sketched", "biased_requests", "revealed", "max_tokens"):
+        one[name] = members[name].sum(axis=0)
+    one["biased_ids"] = members["biased_ids"].max(axis=0)
+    one["widest_bias"] = members["widest_bias"].max()
+    one["list_hits"] = members["list_hits"].sum(axis=0)
+    return one
+
+
+def _discoveries(detector: "TieredDetector", states: Mapping[str, PrincipalState]) -> Iterator[Decision]:
+    """Yield whom Benjamini and Hochberg's procedure selects; their p-values split the budget over the tiers."""
+    calibration = detector.calibration
+    if calibration is None or not states:
+        return
+    best = {name: min(_p_values(calibration, state)) for name, state in states.items()}
+    chosen = benjamini_hochberg(np.array([p for p, _ in best.values()]), DISCOVERY)
+    for (name, (p_value, tier)), selected in zip(best.items(), chosen.tolist(), strict=True):
+        if selected:
+            state = states[name]
+            words = (own_words if tier == "own" else level_words)(detector.population, state.states)
+            yield Decision(
+                principal=name,
+                level="act",
+                tier=tier,
+                score=float(state.states[tier][0]),
+                threshold=detector.threshold(tier, state.tenant),
+                p_value=p_value,
+                count=state.count,
+                time=state.last,
+                stratum=state.tenant,
+                certified=calibration.certified(tier, state.tenant),
+                evidence=(
+                    f"selected among {len(states)} principals at a false-discovery rate of {DISCOVERY:.0%}",
+                    *words,
+                ),
+            )
+
+
+def _p_values(calibration: Calibration, state: PrincipalState) -> Iterator[tuple[float, Tier]]:
+    whole = calibration.budget.own + calibration.budget.level
+    tiers: tuple[Tier, ...] = ("own", "level")
+    for tier in tiers:
+        p_value = calibration.p_value(tier, state.tenant, float(state.states[tier][0]))
+        yield min(p_value * whole / calibration.budget.share(tier), 1.0), tier

@@ -1,0 +1,100 @@
+"""Tier 0: rules that need no calibration.
+
+A **logit sweep** steals the output matrix (Carlini et al. 2024, Finlayson et al. 2024): requests with logit biases read
+logits of ever other tokens. R logits of D different tokens are at most R / D complete columns, so the rank that can
+have been assembled is at most ``min(D, R / D)``; a quarter of the model's width is what must not be reached.
+
+Shape letters: N principals.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spider_sense.extraction.counting import distinct
+from spider_sense.extraction.layout import States
+
+__all__ = ["Rules"]
+
+SHARE = 1 / 8
+"""Of the model's width: the rank at which a sweep is acted on."""
+SHORT = 4
+"""Generated tokens up to which a biased request is a reading, not an answer."""
+MANY = 1000
+"""Distinct biased ids that no set of class labels has, if the answers are short."""
+MANY_LONG = 4 * MANY
+"""The same whatever the answers' length."""
+HITS, HIT_SHARE = 16, 0.5
+"""Known-list hits, and their share of a principal's requests, that are worth a look."""
+UNSEEN = 16
+"""Requests from which missing activations are worth a look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rules for one model."""
+
+    width: int
+    """Of the hidden state: the rank of the output matrix."""
+
+    def judge(self, states_N: States) -> NDArray[np.int64]:
+        """Return the level of each principal, [N]: 0 nothing, 1 watch, 3 act."""
+        near = self._sweeps(states_N, 0.5) | self._hits(states_N) | self._unseen(states_N)
+        return np.where(self._sweeps(states_N, 1.0), 3, near.astype(np.int64))
+
+    def rank(self, states_N: States) -> NDArray[np.float64]:
+        """Return the rank that can have been assembled at most, [N]."""
+        ids = distinct(states_N["biased_ids"])
+        return np.minimum(ids, states_N["revealed"] / np.maximum(ids, 1))
+
+    def evidence(self, states_N: States, row: int) -> tuple[str, ...]:
+        """Say in words what the rules found of one principal."""
+        one = states_N[row : row + 1]
+        words = []
+        if self._sweeps(one, 0.5)[0]:
+            words.append(
+                f"{int(one['biased_requests'][0])} requests with logit biases on about "
+                f"{distinct(one['biased_ids'])[0]:.0f} different tokens showed {int(one['revealed'][0])} logits: "
+                f"a rank of at most {self.rank(one)[0]:.0f} of {self.width}"
+            )
+        if self._hits(one)[0]:
+            hits = int(one["list_hits"].max())
+            words.append(f"{hits} of {int(one['count'][0])} requests stand in one known query list")
+        if self._unseen(one)[0]:
+            words.append(f"activations of {int(one['sketched'][0])} of {int(one['count'][0])} requests were seen")
+        return tuple(words)
+
+    def _sweeps(self, states_N: States, part: float) -> NDArray[np.bool_]:
+        """Return where a given part of what a sweep takes has been seen, [N].
+
+        A fixed set of labels is none, however often it is asked: a sweep biases at least twice as many tokens as its
+        widest request.
+        """
+        result = states_N["biased_requests"] > 0
+        if result.any():
+            biased = states_N[result]
+            ids = distinct(biased["biased_ids"])
+            moving = ids > 2 * biased["widest_bias"].astype(np.float64)
+            many = ids > part * np.where(_median_is_short(biased), MANY, MANY_LONG)
+            result[result] = many | (moving & (self.rank(biased) >= part * SHARE * self.width))
+        return result
+
+    def _hits(self, states_N: States) -> NDArray[np.bool_]:
+        hits = states_N["list_hits"].max(axis=1)
+        result: NDArray[np.bool_] = (hits >= HITS) & (hits >= HIT_SHARE * states_N["count"])
+        return result
+
+    def _unseen(self, states_N: States) -> NDArray[np.bool_]:
+        result: NDArray[np.bool_] = (states_N["count"] >= UNSEEN) & (2 * states_N["sketched"] < states_N["count"])
+        return result
+
+
+def _median_is_short(states_N: States) -> NDArray[np.bool_]:
+    """Whether at least half of the biased requests asked for at most ``SHORT`` tokens, [N].
+
+    Column c of the histogram holds limits of bit length c; 4 has three bits, as have 5 to 7.
+    """
+    short = states_N["max_tokens"][:, : SHORT.bit_length() + 1].sum(axis=1, dtype=np.int64)
+    result: NDArray[np.bool_] = 2 * short >= states_N["biased_requests"]
+    return result

@@ -1,0 +1,176 @@
+"""The detector: rules, own history, level, and linked groups, with the error budget split over them.
+
+Shape letters: N principals, T requests of the longest stream.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spider_sense.extraction.decision import LEVELS, TIERS, Decision, Tier
+from spider_sense.extraction.event import Event, EventBatch
+from spider_sense.extraction.features import vector
+from spider_sense.extraction.keys import Key
+from spider_sense.extraction.layout import CHECKPOINTS, States
+from spider_sense.extraction.population import Population
+from spider_sense.extraction.rules import Rules
+from spider_sense.extraction.state import PrincipalState
+from spider_sense.extraction.thresholds import Calibration
+from spider_sense.extraction.tracker import Tracker, walk
+from spider_sense.extraction.words import level_words, own_words
+
+__all__ = ["Replay", "TieredDetector"]
+
+WATCH = 0.05
+"""Share of honest principals that each tier may ever have watched."""
+_OWN, _LEVEL = TIERS.index("own"), TIERS.index("level")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replay:
+    """The tiers' running maxima along N streams; NaN after a stream's end."""
+
+    own_NT: NDArray[np.float64]
+    level_NT: NDArray[np.float64]
+    rule_NT: NDArray[np.float64]
+    """0 nothing, 1 watch, 3 act."""
+    states: States
+    """[N], after the last request."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TieredDetector:
+    """Implements ``Detector``; see there.
+
+    Without a calibration nothing is more than watched, except for the rules.
+    """
+
+    population: Population
+    calibration: Calibration | None
+    key: Key
+    width: int
+    """Of the model's hidden state."""
+    tracker: Tracker = field(init=False)
+    rules: Rules = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tracker", self.population.tracker(self.key))
+        object.__setattr__(self, "rules", Rules(self.width))
+
+    def open(self, principal: str) -> PrincipalState:
+        """Return the state of a principal that was never seen."""
+        return PrincipalState.open(self.key.seed(principal))
+
+    def update(self, state: PrincipalState, event: Event) -> tuple[PrincipalState, tuple[Decision, ...]]:
+        """Return the next state and the decisions that this event brought about."""
+        states, decisions = self.step(state.states, EventBatch.of([event]), [event.principal])
+        return PrincipalState(states), decisions
+
+    def step(
+        self, states_N: States, batch: EventBatch, principals: Sequence[str]
+    ) -> tuple[States, tuple[Decision, ...]]:
+        """Do the same for N principals with one request each."""
+        states = self.advance(states_N, batch)
+        levels_N4 = self._levels(states)
+        fresh = levels_N4 > states["decided"]
+        states["decided"] = np.maximum(states["decided"], levels_N4)
+        decisions = [
+            self._decision(states, int(row), TIERS[tier], int(levels_N4[row, tier]), principals[row])
+            for row, tier in np.argwhere(fresh)
+        ]
+        return states, tuple(decisions)
+
+    def advance(self, states_N: States, batch: EventBatch) -> States:
+        """Return the states after one request each, with their running maxima; nothing is decided."""
+        states = states_N.copy()
+        self.tracker.advance(states, batch)
+        for checkpoint in CHECKPOINTS:
+            model = self.population.model_at(checkpoint)
+            rows = np.flatnonzero((states["count"] == checkpoint) & (states["sketched"] > 0))
+            if model is not None and len(rows):
+                scores = model.score(vector(states[rows], self.population.centres))
+                better = rows[scores > states["level"][rows]]
+                states["level"][better] = scores[scores > states["level"][rows]]
+                states["level_at"][better] = checkpoint
+        return states
+
+    def replay(self, streams: Sequence[Sequence[Event]]) -> Replay:
+        """Carry N streams, one principal each, through all their events.
+
+        Raises:
+            DataError: if a stream is empty or has two principals.
+        """
+        shape = len(streams), max(map(len, streams), default=0)
+        own, level, rule = (np.full(shape, np.nan) for _ in range(3))
+        turn = 0
+
+        def step(rows: NDArray[np.int64], states: States, batch: EventBatch) -> States:
+            nonlocal turn
+            states = self.advance(states, batch)
+            own[rows, turn], level[rows, turn] = states["own"], states["level"]
+            rule[rows, turn] = self.rules.judge(states)
+            turn += 1
+            return states
+
+        states = walk(streams, self.key, step)
+        return Replay(own, level, rule, states)
+
+    def review(self, states: Mapping[str, PrincipalState]) -> tuple[Decision, ...]:
+        """Look at linked groups, and select whom to act on under false-discovery control."""
+        from spider_sense.extraction.review import review
+
+        return review(self, states)
+
+    def threshold(self, tier: Tier, tenant: str, share: float | None = None) -> float:
+        """Return a tier's threshold; infinity without a calibration."""
+        return np.inf if self.calibration is None else self.calibration.threshold(tier, tenant, share)
+
+    def _levels(self, states_N: States) -> NDArray[np.uint8]:
+        """Return the level of each tier, [N, 4]: 0 nothing, 1 watch, 2 limit, 3 act."""
+        result = np.zeros((len(states_N), len(TIERS)), dtype=np.uint8)
+        result[:, TIERS.index("rule")] = self.rules.judge(states_N)
+        for name in np.unique(states_N["tenant"]):
+            rows, tenant = states_N["tenant"] == name, bytes(name).decode("ascii")
+            for tier in ("own", "level"):
+                scores = states_N[tier][rows]
+                crossed = scores > self.threshold(tier, tenant)
+                result[rows, TIERS.index(tier)] = np.where(crossed, 2, scores > self._watch(tier, tenant))
+        both = (result[:, _OWN] >= 2) & (result[:, _LEVEL] >= 2)
+        for column in (_OWN, _LEVEL):
+            result[both, column] = 3
+        return result
+
+    def _watch(self, tier: Tier, tenant: str) -> float:
+        if self.calibration is None:
+            # An e-value of 20, and the 95th percentile of the principals that set the scale.
+            return -np.log(WATCH) if tier == "own" else 1.0
+        return self.calibration.threshold(tier, tenant, WATCH)
+
+    def _decision(self, states_N: States, row: int, tier: Tier, level: int, principal: str) -> Decision:
+        state, calibration = states_N[row], self.calibration
+        tenant = bytes(state["tenant"]).decode("ascii")
+        if tier == "rule":
+            score, threshold, p_value, certified = float(level), 1.0, None, True
+            evidence, stratum = self.rules.evidence(states_N, row), ""
+        else:
+            score = float(state[tier])
+            threshold = self.threshold(tier, tenant) if level > 1 else self._watch(tier, tenant)
+            p_value = None if calibration is None else calibration.p_value(tier, tenant, score)
+            certified = calibration is not None and calibration.certified(tier, tenant)
+            words = own_words if tier == "own" else level_words
+            evidence, stratum = words(self.population, states_N[row : row + 1]), tenant
+        return Decision(
+            principal=principal,
+            level=LEVELS[level - 1],
+            tier=tier,
+            score=score,
+            threshold=threshold,
+            p_value=p_value,
+            count=int(state["count"]),
+            time=float(state["last"]),
+            stratum=stratum,
+            certified=certified,
+            evidence=evidence,
+        )

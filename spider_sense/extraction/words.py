@@ -1,0 +1,53 @@
+"""Evidence in words, for the human who decides.
+
+Shape letters: F features.
+"""
+
+import numpy as np
+
+from spider_sense.extraction.directions import COORDINATES
+from spider_sense.extraction.features import FEATURES, vector
+from spider_sense.extraction.layout import LISTS, PROBES, States
+from spider_sense.extraction.own import leading_direction
+from spider_sense.extraction.population import Population
+
+__all__ = ["level_words", "own_words"]
+
+SHOWN = 3
+"""Features that a sentence names."""
+
+
+def own_words(population: Population, state_1: States) -> tuple[str, ...]:
+    """Say along which direction a principal left its own history."""
+    names = [
+        *(f"the probe for {name}" for name in population.probe_names),
+        *[""] * (PROBES - len(population.probe_names)),
+        *(f"sketch coordinate {index}" for index in range(COORDINATES)),
+        "how unusual requests are",
+        "the length of prompts",
+    ]
+    direction = names[int(leading_direction(state_1, population.active)[0])]
+    at = int(state_1["own_at"][0])
+    return (f"requests no longer look like the principal's own earlier ones: {direction} moved, by request {at}",)
+
+
+def level_words(population: Population, state_1: States) -> tuple[str, ...]:
+    """Say which features set a principal apart from honest ones, the strongest first."""
+    at = int(state_1["level_at"][0])
+    model = population.model_at(at)
+    if model is None:
+        return ()
+    parts = model.contributions(vector(state_1, population.centres)[0])
+    order = [index for index in np.argsort(-parts)[:SHOWN] if parts[index] > 0]
+    named = ", ".join(_named(FEATURES[index], population) for index in order)
+    words = [f"after {at} requests the principal looks unlike honest ones; most telling now: {named}"]
+    hits = int(state_1["list_hits"].sum())
+    if hits:
+        words.append(f"{hits} requests stand in one of up to {LISTS} known query lists")
+    return tuple(words)
+
+
+def _named(feature: str, population: Population) -> str:
+    for index, name in reversed(list(enumerate(population.probe_names))):
+        feature = feature.replace(f"probe {index} ", f"probe for {name}: ")
+    return feature
