@@ -3,14 +3,21 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spider_sense.calibration import BucketThresholds, Calibration, Threshold
+from spider_sense.extraction.feed_counts import FeedCounts
+from spider_sense.extraction.observation import Observation
+from spider_sense.extraction.sketch import mean_heads
+from spider_sense.extraction.standing import CLEAR, Standing
+from spider_sense.extraction.watch import Watch
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import SCHEMA_VERSION, Detector, Guard, Manifest, Template
 from spider_sense.models import LoadedModel
 from spider_sense.scoring import Aggregator, Bank, Probe, Scorer, SiteMap
+from spider_sense.scoring.bank import EPS
 from spider_sense.sites import resolve
 from spider_sense.types import Site
 
@@ -133,6 +140,40 @@ def offline_peak(which: Guard, model: Any, ids: Sequence[int], prompt_length: in
     skip = len(HEAD) if tuple(ids[: len(HEAD)]) == HEAD else 1
     request = scorer.open("offline", prompt_length, skip, TAIL)
     return scorer.score_sequence(bank.logits(len(ids)), request)[0]
+
+
+class Recorder:
+    """Stands in the place of an extraction feed: keeps what it is offered, and says what it is told to."""
+
+    def __init__(self) -> None:
+        self.seen: list[Observation] = []
+        self.standings: dict[str, Standing] = {}
+        self.counts = FeedCounts()
+
+    def standing(self, principal: str) -> Standing:
+        return self.standings.get(principal, CLEAR)
+
+    def offer(self, seen: Observation) -> None:
+        self.seen.append(seen)
+        self.counts.add("folded")
+
+
+def watch() -> tuple[Watch, Recorder]:
+    """Return a watch whose sketch has three numbers, and the feed that it tells."""
+    recorder: Any = Recorder()
+    weight = torch.randn(WIDTH, 3, generator=torch.Generator().manual_seed(9)).numpy()
+    heads = mean_heads(Site.parse("resid.1"), weight, np.array([0.5, 0, -1], np.float32), ("x.0", "x.1", "x.2"))
+    return Watch(recorder, heads), recorder
+
+
+def plain_reading(model: Any, watching: Watch, ids: Sequence[int]) -> np.ndarray:
+    """Return what the watch's heads say of a prompt, by their formula."""
+    site = Site.parse("resid.1")
+    skip = len(HEAD) if tuple(ids[: len(HEAD)]) == HEAD else 1
+    hidden_TD = hidden_states(model, ids, [site])[site][skip:]
+    mean_D = (hidden_TD / (hidden_TD.square().mean(-1, keepdim=True) + EPS).sqrt()).mean(0)
+    maps = [probe.maps[site] for probe in watching.probes]
+    return torch.cat([mean_D @ each.weight + each.bias for each in maps]).numpy()
 
 
 def pad(prompts: Sequence[Sequence[int]], side: str = "left") -> dict[str, Tensor]:

@@ -144,7 +144,7 @@ def test_the_shadow_policy_never_acts(zone: Zone, missing: int) -> None:
         (
             {"rules": [{"detector": "misuse", "zone": "breach", "action": "block"}]},
             "policy.yaml: rules.0.action: 'block' is not allowed; input should be 'observe', 'flag', 'steer', 'patch',"
-            " 'escalate', 'stop' or 'throttle'",
+            " 'escalate', 'stop', 'throttle', 'verify' or 'omit_reasoning'",
         ),
         ({"rules": [], "on_missing": "ignore"}, "policy.yaml: on_missing: 'ignore' is not allowed; input should be"),
         (

@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spider_sense.errors import SpiderSenseError
+from spider_sense.extraction.standing import Standing
 from spider_sense.fingerprint import serving_config
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
 from spider_sense.models import LoadedModel
-from spider_sense.policy import Policy, Rule
+from spider_sense.policy import Extraction, Policy, Rule
 from spider_sense.serving import engine_guard
 from spider_sense.serving.checks import exchange, graph_of
 from spider_sense.serving.engine_guard import EngineGuard
@@ -27,17 +28,27 @@ from spider_sense.serving.principals import name_principal
 from spider_sense.serving.settings import ServingSettings
 
 SIZE, BLOCKS = 4, 64
+WATCHING = Policy(
+    rules=(), on_missing="observe", extraction=Extraction(watch="observe", limit="omit_reasoning", act="stop")
+)
 
 
 class Engine:
     """As much of an engine as the guard sees: requests, blocks with a prefix cache, steps of any shape."""
 
     def __init__(
-        self, what: LoadedModel, guard: Any, helpers: Any, cached: bool = True, second_runner: bool = False
+        self,
+        what: LoadedModel,
+        guard: Any,
+        helpers: Any,
+        cached: bool = True,
+        second_runner: bool = False,
+        watch: Any = None,
     ) -> None:
         self.second_runner = second_runner
         self.what, self.helpers, self.which = what, helpers, guard
-        self.guard = EngineGuard(Judge(guard, Policy.shadow()))
+        policy = Policy.shadow() if watch is None else WATCHING
+        self.guard = EngineGuard(Judge(guard, policy, watch=watch), longest=1000)
         if cached:
             self.guard.keep_blocks(SIZE, BLOCKS)
         self.sites = self.guard.judge.bank.sites
@@ -55,7 +66,9 @@ class Engine:
         self.requests[name] = SimpleNamespace(
             ids=ids, prompt=len(prompt), known=len(prompt), done=0, furthest=0, blocks=[], state="new", hidden=hidden
         )
-        self.requests[name].params = SimpleNamespace(extra_args=None)
+        self.requests[name].params = SimpleNamespace(
+            extra_args=None, max_tokens=1000 - len(prompt), logit_bias={7: 1.0, 5: -1.0}, logprobs=4, temperature=0.5
+        )
         name_principal(self.requests[name].params, principal)
 
     def preempt(self, name: str) -> None:
@@ -177,7 +190,8 @@ def test_whatever_the_scheduler_does_the_score_is_that_of_a_plain_pass(
 ) -> None:
     draw = np.random.default_rng(seed)
     which = guards.guard(tiny_loaded, guards.many_probes())
-    engine = Engine(tiny_loaded, which, guards, second_runner=bool(seed % 2))
+    watch, recorder = guards.watch()
+    engine = Engine(tiny_loaded, which, guards, second_runner=bool(seed % 2), watch=watch)
     shared = draw.integers(3, 60, 9).tolist()
     for index in range(4):
         prompt = prompt_of(draw, shared[: draw.integers(0, 10)], int(draw.integers(2, 12)))
@@ -193,6 +207,71 @@ def test_whatever_the_scheduler_does_the_score_is_that_of_a_plain_pass(
         engine.step({name: int(draw.integers(1, 8)) for name in chosen}, drafts)
     for name in engine.found:
         engine.check(name, guards)
+    read = [tuple(seen.prompt) for seen in recorder.seen]
+    done = [one for one in engine.requests.values() if one.furthest >= one.prompt]
+    assert sorted(read) == sorted(tuple(one.ids[: one.prompt]) for one in done)
+    for seen in recorder.seen:
+        want = guards.plain_reading(tiny_loaded.model, watch, seen.prompt)
+        np.testing.assert_allclose(seen.reading(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_turn_goes_on_from_the_first_ones_answer_and_is_read_whole(
+    tiny_loaded: LoadedModel, guards: Any
+) -> None:
+    watch, recorder = guards.watch()
+    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:3]), guards, watch=watch)
+    first, answer = [1, 5, *range(10, 20)], list(range(20, 30))
+    engine.add("first", first, answer)
+    while engine.requests["first"].done < 20:
+        engine.step({"first": 5})
+    engine.finished.add("first")
+    second = [*first, *answer[:8], 40, 41]
+    engine.add("second", second, [42])
+    engine.step({"second": 100})
+    findings, row = engine.found["second"]
+    assert findings.coverage_B3[row].tolist() == [len(second) - 20, 20, 0]
+    want = guards.plain_reading(tiny_loaded.model, watch, second)
+    np.testing.assert_allclose(recorder.seen[-1].reading(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_told_of_a_request(tiny_loaded: LoadedModel, guards: Any) -> None:
+    watch, recorder = guards.watch()
+    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards, watch=watch)
+    names = {"a": "team-a", "b": None, "spider_sense canary 0": None, "0_c": "team-c", "1_c": "team-c"}
+    for name, principal in names.items():
+        engine.add(name, [1, 5, 10, 11], [12, 13], principal)
+    engine.step(dict.fromkeys(names, 4))
+    assert sorted(seen.principal for seen in recorder.seen) == ["team-a", "team-c", "unknown"]
+    asked = recorder.seen[0].asked
+    assert (asked.biased, asked.top_logprobs, asked.max_tokens) == ((5, 7), 4, 0)
+    assert asked.parameters == {"temperature": 0.5}
+    findings = engine.found["a"][0]
+    assert findings.extraction is not None
+    assert findings.extraction["requests"] == {"folded": 3}
+
+
+def test_a_client_is_not_told_how_its_principal_stands(tiny_loaded: LoadedModel, guards: Any) -> None:
+    watch, recorder = guards.watch()
+    recorder.standings = {
+        "miner": Standing("act", "own: moved"), "half": Standing("limit", "level"), "lost": Standing("unknown", "down")
+    }  # fmt: skip
+    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards, watch=watch)
+    for place, name in enumerate(("miner", "half", "lost", "honest")):
+        engine.add(name, [1, 5, *range(10 + place, 20 + place)], [12, 13], name)
+    engine.step(dict.fromkeys(("miner", "half", "lost", "honest"), 4))
+    assert not engine.found["miner"][0].stops, "before its prompt is read it would never be heard"
+    engine.step(dict.fromkeys(("miner", "half", "lost", "honest"), 100))
+    findings = engine.found["miner"][0]
+    said = {name: findings.answer(row, ("h",), "g", scores=True) for row, name in enumerate(findings.ids)}
+    assert [said[name]["action"] for name in ("miner", "half", "lost", "honest")] == ["stop", "observe"] * 2
+    assert (said["half"]["reason"], said["miner"]["reason"]) == (said["honest"]["reason"], said["lost"]["reason"])
+    assert findings.stops == {"miner": "refused", "lost": "refused"}
+    assert findings.hushed == ("half",)
+    assert {one["action"] for one in map(findings.ended, range(4))} == {"stop", "observe", "omit_reasoning"}
+    assert sorted(seen.principal for seen in recorder.seen) == ["half", "honest", "lost", "miner"]
+    cases = {name: served.case for name, served in engine.guard._served.items()}
+    assert cases["half"].decision.reason == "extraction limit (level): extraction.limit says omit_reasoning"
+    assert cases["lost"].decision.reason == "extraction unknown (down): extraction.on_unknown says stop"
 
 
 def test_copies_that_begin_in_one_step_share_what_it_fills(tiny_loaded: LoadedModel, guards: Any) -> None:

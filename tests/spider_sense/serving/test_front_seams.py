@@ -16,6 +16,7 @@ from spider_sense.policy import Policy
 from spider_sense.serving import front_seams
 from spider_sense.serving.about import about
 from spider_sense.serving.door import PRINCIPAL
+from spider_sense.serving.reasoning import HUSH, Hush, hushed_chat
 from spider_sense.serving.settings import ServingSettings
 
 SAID = {
@@ -190,6 +191,41 @@ def test_every_process_hears_who_is_slowed_and_one_counts(monkeypatch: pytest.Mo
         assert sorted(notes) == reached
         assert all(note["throttled"] == throttled for note in notes.values())
         assert [notes[client]["seconds"] for client in reached] == [0.5 * (client == 1) for client in reached]
+
+
+def test_every_process_hears_who_is_hushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = SimpleNamespace(EngineCoreOutput=SimpleNamespace, EngineCoreOutputs=lambda: SimpleNamespace(outputs=[]))
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine", outputs)
+    sent: dict[int, Any] = {}
+    front_seams.send(2, sent, {"seconds": 0.5, "ended": [], "throttled": [], "hushed": ["a"]})
+    assert [sent[client].outputs[0].kv_transfer_params["hushed"] for client in (0, 1)] == [["a"], ["a"]]
+
+
+@pytest.mark.parametrize(("principal", "wants"), [("a", False), ("b", True), (None, True)])
+def test_reasoning_is_left_out_for_as_long_as_it_is_to_be(principal: str | None, wants: bool) -> None:
+    now = [0.0]
+    hush = Hush(10, lambda: now[0])
+    hush.add(["a"])
+    engine = SimpleNamespace(engine_core=SimpleNamespace(**{HUSH: hush}))
+    request = SimpleNamespace(include_reasoning=True)
+
+    async def original(request: Any, raw: Any) -> Any:
+        return request.include_reasoning, raw
+
+    def ask(engine: Any) -> Any:
+        request.include_reasoning = True
+        token = PRINCIPAL.set(principal)
+        try:
+            return asyncio.run(hushed_chat(original, SimpleNamespace(engine_client=engine), request, "raw"))
+        finally:
+            PRINCIPAL.reset(token)
+
+    assert ask(engine) == (wants, "raw")
+    assert ask(SimpleNamespace()) == (True, "raw")
+    now[0] = 9.0
+    assert ask(engine) == (wants, "raw")
+    now[0] = 11.0
+    assert ask(engine) == (True, "raw")
 
 
 def test_what_is_said_of_a_guard_is_what_lies_on_disk(guard: Path) -> None:
