@@ -14,10 +14,9 @@ from spider_sense.data import Example
 from spider_sense.extraction.sketch import mean_heads
 from spider_sense.models import LoadedModel
 from spider_sense.offline import score_examples
-from spider_sense.scoring import Probe
 from spider_sense.types import Site
 
-__all__ = ["Pooled", "pooled", "scored"]
+__all__ = ["Pooled", "pooled"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,19 +51,6 @@ def pooled(
     width = int(loaded.model.config.get_text_config().hidden_size)
     names = [f"coordinate.{index}" for index in range(width)]
     heads = mean_heads(site, np.eye(width, dtype=np.float32), np.zeros(width, dtype=np.float32), names)
-    return scored(loaded, heads, prompts, max_tokens=max_tokens, batch_tokens=batch_tokens, advance=advance)
-
-
-def scored(
-    loaded: LoadedModel,
-    heads: Sequence[Probe],
-    prompts: Sequence[str | Sequence[Turn]],
-    *,
-    max_tokens: int = 512,
-    batch_tokens: int = 2048,
-    advance: Callable[[int], None] | None = None,
-) -> Pooled:
-    """Return the readouts of heads at the last token of each prompt; see :func:`pooled`."""
     examples = [_example(index, prompt) for index, prompt in enumerate(prompts)]
     result = score_examples(loaded, heads, examples, max_tokens=max_tokens, batch_tokens=batch_tokens, advance=advance)
     return Pooled(result.prompt_NH.astype(np.float32), result.tokens)

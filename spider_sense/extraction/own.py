@@ -9,9 +9,9 @@ Every direction has a smoothed conformal p-value for either sign. Bets on them g
 As long as the requests are exchangeable, ``M - n`` is a supermartingale for n bets placed: an alarm at ``M >= c`` has
 probability at most n / c within n requests. Real streams drift, so what decides is a threshold over principals; the
 statistic is ``ln(M / max(n, 32))``, which keeps one scale for short and long lives. A second set of bets compares with
-the first 64 requests alone, which a slow ramp cannot drag along. What is estimated once is wrong for ever, so there p is
-an upper bound, ``(k + 1 + 2 sqrt(k + 1)) / 65`` with k of the 64 as far out; the threshold over principals covers the
-rest.
+the first 64 requests alone, which a slow ramp cannot drag along. What is estimated once is wrong for ever, so there p
+is an upper bound, ``(k + 1 + 2 sqrt(k + 1)) / 65`` with k of the 64 as far out; the threshold over principals covers
+the rest.
 
 Shape letters: N principals, J directions, B bins, K bets.
 """
@@ -63,7 +63,7 @@ Counts = NDArray[np.int64]
 
 
 def _tails(counts_NJB: NDArray[np.integer[Any]], bins_NJ: Counts) -> tuple[Counts, Counts, Counts]:
-    """Return how many earlier requests lie beyond the bin, [N, J, 2] for above and below, in it, and in all, [N, J, 1]."""
+    """Return how many earlier requests lie above and below the bin, [N, J, 2], in it, and in all, [N, J, 1]."""
     up_to = np.cumsum(counts_NJB, axis=2, dtype=np.int64)
     at = np.take_along_axis(up_to, bins_NJ[:, :, None], axis=2)
     same = np.take_along_axis(counts_NJB, bins_NJ[:, :, None], axis=2).astype(np.int64)

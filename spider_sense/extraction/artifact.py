@@ -1,0 +1,250 @@
+"""The extraction guard on disk: ``extraction.json`` and ``extraction.safetensors``."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spider_sense.errors import ConfigError, GuardError, MismatchError, SiteError
+from spider_sense.extraction.decision import Tier
+from spider_sense.extraction.keys import Key
+from spider_sense.extraction.layout import VERSION
+from spider_sense.extraction.level import LevelModel
+from spider_sense.extraction.lists import KnownLists
+from spider_sense.extraction.population import Population
+from spider_sense.extraction.sketch import Sketch
+from spider_sense.extraction.thresholds import EVERYBODY, Budget, Calibration
+from spider_sense.extraction.tiers import TieredDetector
+from spider_sense.fingerprint import Fingerprint, check_match
+from spider_sense.folders import ArtifactKind, Record, sha256
+from spider_sense.types import Site
+
+__all__ = ["KIND", "Artifact", "ExtractionManifest"]
+
+MANIFEST, TENSORS = "extraction.json", "extraction.safetensors"
+KIND = ArtifactKind(
+    noun="extraction guard",
+    manifest=MANIFEST,
+    version=VERSION,
+    maker="spider-sense extraction fit",
+    again="fit",
+    error=GuardError,
+)
+
+
+class ModelRecord(Record):
+    """The numbers of a level model that are no arrays."""
+
+    centre: float
+    spread: float
+
+
+class ExtractionManifest(Record):
+    """``extraction.json``."""
+
+    schema_version: int = VERSION
+    """That of the states' layout: another one reads no states of this one."""
+    base: Fingerprint | None
+    """The model whose hidden states the sketch reads; None if the events came with activations."""
+    site: str
+    width: int = Field(ge=1)
+    """Of the hidden state."""
+    key_digest: str
+    """Names the key; the hashes of another one are not comparable."""
+    probes: tuple[str, ...]
+    lists: tuple[str, ...] = ()
+    levels: dict[int, ModelRecord] = Field(min_length=1)
+    member: ModelRecord
+    member_scores: tuple[float, float]
+    principals: int
+    """Honest principals that the population was fitted on."""
+    budget: Budget | None = None
+    """None before calibration."""
+    strata: dict[str, int] = Field(default_factory=dict)
+    """Honest principals of calibration, by tenant type."""
+    tensors_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Artifact:
+    """Sketch, population, known lists and thresholds, for one model and one key."""
+
+    sketch: Sketch
+    population: Population
+    site: Site
+    key_digest: str
+    base: Fingerprint | None = None
+    lists: KnownLists | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def width(self) -> int:
+        """Of the hidden state."""
+        return len(self.sketch.mean)
+
+    @property
+    def digest(self) -> str:
+        """Short name of this artifact; what is stored under another one is not comparable."""
+        hashed = hashlib.sha256(self._manifest().model_dump_json().encode())
+        for name, tensor in sorted(_tensors(self).items()):
+            hashed.update(name.encode() + tensor.numpy().tobytes())
+        return hashed.hexdigest()[:16]
+
+    def check_model(self, found: Fingerprint) -> None:
+        """Check that the sketch was fitted on this model.
+
+        Raises:
+            MismatchError: with both values.
+        """
+        if self.base is None:
+            raise MismatchError(
+                f"this extraction guard was fitted on activations without a model, so {found.base_model} cannot be "
+                "compared with it; give events with activations, or fit on text with --model"
+            )
+        check_match(self.base, found, "fit an extraction guard for this model")
+
+    def check_key(self, key: Key) -> None:
+        """Check that a key is the one of the fit.
+
+        Raises:
+            MismatchError: with both digests.
+        """
+        if key.digest != self.key_digest:
+            raise MismatchError(
+                f"the key is {key.digest}, the extraction guard was fitted under {self.key_digest}; use that key, "
+                "or fit and calibrate again under this one"
+            )
+
+    def detector(self, key: Key) -> TieredDetector:
+        """Return the detector.
+
+        Raises:
+            MismatchError: if the key is another one.
+        """
+        self.check_key(key)
+        return TieredDetector(self.population, self.calibration, key, self.width)
+
+    def calibrated(self, calibration: Calibration) -> "Artifact":
+        """Return the same with thresholds."""
+        return replace(self, calibration=calibration)
+
+    def save_pretrained(self, folder: str | Path) -> "Artifact":
+        """Write it, in the place of an older one, and return it as it is read back."""
+        with KIND.staged(Path(folder)) as beside:
+            save_file(_tensors(self), beside / TENSORS)
+            manifest = self._manifest().model_copy(update={"tensors_digest": sha256(beside / TENSORS)})
+            (beside / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            return Artifact.from_pretrained(beside)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Artifact":
+        """Read it.
+
+        Raises:
+            GuardError: if a file is missing, damaged, of another version, or not the one that the manifest names.
+        """
+        folder = Path(folder)
+        manifest = KIND.read_manifest(folder, ExtractionManifest)
+        tensors = KIND.read_tensors(folder / TENSORS, manifest.tensors_digest)
+        try:
+            return _artifact(manifest, {name: tensor.numpy() for name, tensor in tensors.items()})
+        except (KeyError, SiteError, ConfigError) as error:
+            raise GuardError(f"{folder}: {error}: manifest and tensors do not fit; fit or copy it again") from error
+
+    def _manifest(self) -> ExtractionManifest:
+        population, calibration = self.population, self.calibration
+        strata = {} if calibration is None else calibration.maxima["own"]
+        return ExtractionManifest(
+            base=self.base,
+            site=str(self.site),
+            width=self.width,
+            key_digest=self.key_digest,
+            probes=self.sketch.names,
+            lists=() if self.lists is None else self.lists.names,
+            levels={at: ModelRecord(centre=m.centre, spread=m.spread) for at, m in population.levels.items()},
+            member=ModelRecord(centre=population.member.centre, spread=population.member.spread),
+            member_scores=population.member_scores,
+            principals=population.principals,
+            budget=None if calibration is None else calibration.budget,
+            strata={name: len(values) for name, values in strata.items()},
+        )
+
+
+_SKETCH = ("mean", "projection", "weights", "biases")
+_POPULATION = ("edges", "centres", "active", "member_mean", "member_precision")
+_MODEL = ("mean", "scale", "weight")
+
+
+def _tensors(artifact: Artifact) -> dict[str, Tensor]:
+    population = artifact.population
+    arrays = {f"sketch.{name}": getattr(artifact.sketch, name) for name in _SKETCH}
+    arrays |= {f"population.{name}": getattr(population, name) for name in _POPULATION}
+    models = {f"level.{at}": model for at, model in population.levels.items()} | {"member": population.member}
+    for name, model in models.items():
+        arrays |= {f"{name}.{part}": getattr(model, part) for part in _MODEL}
+        # An infinite scale marks a feature that never varied; the file holds finite numbers only.
+        arrays[f"{name}.scale"] = np.where(np.isfinite(model.scale), model.scale, -1.0)
+    arrays["prevalence.tokens"] = np.array(list(population.prevalence), dtype=np.uint64).view(np.int64)
+    arrays["prevalence.counts"] = np.array(list(population.prevalence.values()), dtype=np.int64)
+    if artifact.lists is not None:
+        arrays["lists.owner"] = artifact.lists.owner_M
+        arrays["lists.signatures"] = artifact.lists.signatures_MH.view(np.int32)
+    for tier, maxima in (artifact.calibration.maxima if artifact.calibration else {}).items():
+        for stratum, values in maxima.items():
+            # A principal without the evidence a tier needs has -inf; the file holds finite numbers only.
+            arrays[f"maxima.{tier}.{stratum}"] = np.maximum(values, -1e300)
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def _artifact(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray]) -> Artifact:
+    lists = None
+    if manifest.lists:
+        lists = KnownLists.restore(manifest.lists, arrays["lists.owner"], arrays["lists.signatures"].view(np.uint32))
+    sketch = Sketch(**{name: arrays[f"sketch.{name}"] for name in _SKETCH}, names=manifest.probes)
+    if len(sketch.mean) != manifest.width or len(sketch.biases) != len(manifest.probes):
+        raise ConfigError(f"{len(sketch.mean)} numbers wide where {manifest.width} are named")
+    tokens = arrays["prevalence.tokens"].view(np.uint64)
+    population = Population(
+        **{name: arrays[f"population.{name}"] for name in _POPULATION},
+        levels={at: _model(f"level.{at}", record, arrays) for at, record in sorted(manifest.levels.items())},
+        member=_model("member", manifest.member, arrays),
+        member_scores=manifest.member_scores,
+        prevalence=dict(zip(tokens.tolist(), arrays["prevalence.counts"].tolist(), strict=True)),
+        principals=manifest.principals,
+        probe_names=manifest.probes,
+    )
+    return Artifact(
+        sketch=sketch,
+        population=population,
+        site=Site.parse(manifest.site),
+        key_digest=manifest.key_digest,
+        base=manifest.base,
+        lists=lists,
+        calibration=_calibration(manifest, arrays),
+    )
+
+
+def _model(name: str, record: ModelRecord, arrays: Mapping[str, np.ndarray]) -> LevelModel:
+    parts = {part: arrays[f"{name}.{part}"] for part in _MODEL}
+    parts["scale"] = np.where(parts["scale"] < 0, np.inf, parts["scale"])
+    return LevelModel(**parts, centre=record.centre, spread=record.spread)
+
+
+def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray]) -> Calibration | None:
+    if manifest.budget is None:
+        return None
+    tiers: tuple[Tier, ...] = ("own", "level")
+    maxima: dict[Tier, dict[str, np.ndarray]] = {
+        tier: {stratum: arrays[f"maxima.{tier}.{stratum}"] for stratum in manifest.strata} for tier in tiers
+    }
+    maxima["group"] = {EVERYBODY: arrays[f"maxima.group.{EVERYBODY}"]}
+    return Calibration(maxima, manifest.budget)
+
+
+assert {field.name for field in fields(Sketch)} == {*_SKETCH, "names"}

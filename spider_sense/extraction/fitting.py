@@ -1,0 +1,185 @@
+"""Makes an extraction guard from logs: of honest principals, of campaigns, and of other honest principals.
+
+Shape letters: N requests, D width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spider_sense.errors import DataError
+from spider_sense.extraction.artifact import Artifact
+from spider_sense.extraction.encode import Encoder, Read, hidden_of
+from spider_sense.extraction.event import Event
+from spider_sense.extraction.groups import group_score, linked, stacked
+from spider_sense.extraction.keys import Key
+from spider_sense.extraction.lists import KnownLists
+from spider_sense.extraction.population import Population
+from spider_sense.extraction.rows import Row, streams_of
+from spider_sense.extraction.sketch import Sketch
+from spider_sense.extraction.state import PrincipalState
+from spider_sense.extraction.thresholds import Budget, Calibration
+from spider_sense.extraction.tiers import TieredDetector
+from spider_sense.fingerprint import Fingerprint
+from spider_sense.types import Site
+
+__all__ = ["calibrate", "events_of", "fit", "mixed"]
+
+ACCOUNT = 128
+"""Requests of a simulated account."""
+SHARES = (1.0, 0.5, 0.25)
+"""Of a campaign's requests in a simulated account's traffic; the rest is an honest principal's."""
+
+
+def fit(
+    benign: Sequence[Row],
+    campaigns: Sequence[Row],
+    key: Key,
+    site: Site,
+    *,
+    width: int,
+    read: Read | None = None,
+    base: Fingerprint | None = None,
+    lists: Mapping[str, Sequence[str]] | None = None,
+) -> Artifact:
+    """Fit sketch, probes and population; calibration comes after, on other principals.
+
+    Args:
+        benign: requests of honest principals.
+        campaigns: requests of attackers; each family gets a probe, each principal simulated accounts.
+        key: hashes whatever is kept.
+        site: where the hidden states were read, or will be.
+        width: of the hidden state.
+        read: runs the model; None if every row carries its hidden state.
+        base: fingerprint of the model.
+        lists: texts of known query lists, by name.
+
+    Raises:
+        DataError: if a row has no hidden state, or there are too few rows.
+        MissingExtraError: if scikit-learn, scipy or datasketch is not installed.
+    """
+    benign, campaigns = _in_order(benign), _in_order(campaigns)
+    hidden_ND, tokens = _all_hidden([*benign, *campaigns], read, width)
+    count, known = len(benign), KnownLists.build(lists) if lists else None
+    families = np.array([row.family for row in campaigns])
+    if not len(campaigns) or (families == "").any():
+        raise DataError("fitting needs campaigns, and a family in each of their rows: name what the campaign asks for")
+    attacks_ND = hidden_ND[count:]
+    sketch = Sketch.fit(
+        hidden_ND[:count],
+        [row.principal for row in benign],
+        {str(name): attacks_ND[families == name] for name in np.unique(families)},
+    )
+    encoder = Encoder(key, sketch, lists=known)
+    whole = [
+        row.model_copy(update={"hidden": tuple(hidden.tolist()), "tokens": int(length)})
+        for row, hidden, length in zip([*benign, *campaigns], hidden_ND, tokens, strict=True)
+    ]
+    events = encoder.encode(whole)
+    honest, hostile = _streams(events[:count]), _streams(events[count:])
+    population = Population.fit(honest, mixed(hostile, honest), key, sketch.names)
+    return Artifact(sketch=sketch, population=population, site=site, key_digest=key.digest, base=base, lists=known)
+
+
+def calibrate(
+    artifact: Artifact, benign: Sequence[Row], key: Key, *, read: Read | None = None, budget: Budget | None = None
+) -> Artifact:
+    """Set the thresholds on honest principals that the fit did not see.
+
+    Groups that the linking finds among them are honest linked groups: organisations with several keys, resellers.
+
+    Raises:
+        DataError: if there is no row.
+        MismatchError: if the key is another one.
+    """
+    detector = artifact.detector(key)
+    events = events_of(artifact, benign, key, read)
+    states, own, level = _replayed(detector, events)
+    groups = [
+        group_score(stacked({name: states[name] for name in group.members}), artifact.population)
+        for group in linked(states, artifact.population)
+    ]
+    strata = [state.tenant for state in states.values()]
+    return artifact.calibrated(
+        Calibration.fit(own, level, strata, np.array(groups, dtype=np.float64), budget or Budget())
+    )
+
+
+def events_of(artifact: Artifact, rows: Sequence[Row], key: Key, read: Read | None = None) -> dict[str, list[Event]]:
+    """Return every principal's events in the order of time.
+
+    Raises:
+        MismatchError: if the key is another one.
+    """
+    artifact.check_key(key)
+    ordered = _in_order(rows)
+    events = Encoder(key, artifact.sketch, read, artifact.lists).encode(ordered)
+    return {stream[0].principal: stream for stream in _streams(events)}
+
+
+def mixed(campaigns: Sequence[Sequence[Event]], covers: Sequence[Sequence[Event]], seed: int = 0) -> list[list[Event]]:
+    """Return simulated attacking accounts: pieces of campaigns, pure and mixed into honest principals' traffic.
+
+    Args:
+        campaigns: streams of pure attack requests.
+        covers: honest streams; an account takes one of them at random, over again if it is short.
+        seed: of the choices.
+    """
+    rng = np.random.default_rng(seed)
+    accounts: list[list[Event]] = []
+    for index, campaign in enumerate(campaigns):
+        for share in SHARES:
+            taken = int(ACCOUNT * share)
+            for start in range(0, max(len(campaign) - taken // 2, 1), taken):
+                cover = covers[rng.integers(len(covers))]
+                attacks = list(campaign[start : start + taken])
+                filler = [cover[i % len(cover)] for i in range(round(len(attacks) * (1 / share - 1)))]
+                places = set(rng.permutation(len(attacks) + len(filler))[: len(attacks)].tolist())
+                name = f"simulated {index} {share} {start}"
+                accounts.append(_woven(attacks, filler, places, name))
+    return accounts
+
+
+def _woven(attacks: list[Event], filler: list[Event], places: set[int], name: str) -> list[Event]:
+    """Put attacks at the given places of a stream and cover between them, under one name and one clock."""
+    attack, cover = iter(attacks), iter(filler)
+    total = range(len(attacks) + len(filler))
+    first = attacks[0].time
+    return [
+        replace(next(attack if place in places else cover), principal=name, time=first + 60.0 * place)
+        for place in total
+    ]
+
+
+def _in_order(rows: Sequence[Row]) -> list[Row]:
+    if not rows:
+        raise DataError("there is no request; give a log with at least one")
+    return [row for stream in streams_of(list(rows)).values() for row in stream]
+
+
+def _streams(events: Sequence[Event]) -> list[list[Event]]:
+    streams: dict[str, list[Event]] = {}
+    for event in events:
+        streams.setdefault(event.principal, []).append(event)
+    return list(streams.values())
+
+
+def _all_hidden(rows: Sequence[Row], read: Read | None, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    hidden_ND, tokens = hidden_of(rows, read, width)
+    missing = int(np.isnan(hidden_ND[:, 0]).sum())
+    if missing:
+        raise DataError(
+            f"{missing} of {len(rows)} requests have no hidden state; a fit needs all of them: give 'hidden', or text "
+            "and a model to read it with"
+        )
+    return hidden_ND, tokens
+
+
+def _replayed(
+    detector: TieredDetector, streams: Mapping[str, Sequence[Event]]
+) -> tuple[dict[str, PrincipalState], NDArray[np.float64], NDArray[np.float64]]:
+    states_N = detector.replay(list(streams.values())).states
+    states = {name: PrincipalState(states_N[row : row + 1]) for row, name in enumerate(streams)}
+    return states, states_N["own"].copy(), states_N["level"].copy()

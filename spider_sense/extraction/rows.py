@@ -1,0 +1,162 @@
+"""Logs of requests: JSON lines, one request a line.
+
+    {"principal": "key-17", "time": 1767225600, "text": "..."}
+
+``time`` is seconds since the epoch or an ISO 8601 date. In place of ``text`` stand ``messages``, a list of
+``{"role", "content"}``, or activations: ``hidden`` (the mean hidden state) or ``sketch`` and ``probes``. Optional:
+``tenant``, ``family``, ``parameters``, ``links``, ``tokens``, ``turn``, ``questions``, ``logit_bias`` (ids, or ids with
+their biases), ``top_logprobs``, ``max_tokens``. Other fields are passed over.
+
+A line with ``hashed_ip`` and ``conversation`` is a conversation of WildChat; each of its user turns is a request.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from spider_sense.errors import DataError
+from spider_sense.extraction.layout import LinkKind
+
+__all__ = ["Row", "read_rows", "streams_of"]
+
+
+class Message(BaseModel):
+    """One turn."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: str
+    content: str
+
+
+class Row(BaseModel):
+    """One request as a log tells it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    principal: str = Field(min_length=1, coerce_numbers_to_str=True)
+    time: float = Field(allow_inf_nan=False)
+    text: str | None = None
+    messages: tuple[Message, ...] | None = None
+    hidden: tuple[float, ...] | None = None
+    sketch: tuple[float, ...] | None = None
+    probes: tuple[float, ...] | None = None
+    tenant: str = ""
+    family: str = ""
+    """Campaign family of an attacker's request, to fit on."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    links: dict[LinkKind, str] = Field(default_factory=dict)
+    tokens: int = Field(default=0, ge=0)
+    turn: int | None = Field(default=None, ge=0)
+    questions: int | None = Field(default=None, ge=1)
+    logit_bias: tuple[int, ...] = ()
+    top_logprobs: int = Field(default=0, ge=0)
+    max_tokens: int = Field(default=0, ge=0)
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _date(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no date; give seconds since the epoch or an ISO 8601 date") from None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _ids(cls, value: object) -> object:
+        return tuple(int(token) for token in value) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Row":
+        if self.text is None and not self.messages and self.hidden is None and self.sketch is None:
+            raise ValueError("it has no text, messages, hidden or sketch; give one of them")
+        if self.text is not None and self.messages:
+            raise ValueError("it has a text and messages; give one of them")
+        return self
+
+    @property
+    def words(self) -> str | None:
+        """The user's last turn; None of a row that came without text."""
+        if self.text is not None:
+            return self.text
+        said = [message.content for message in self.messages or () if message.role == "user"]
+        return said[-1] if said else None
+
+    @property
+    def prompt(self) -> str | tuple[tuple[str, str], ...] | None:
+        """What the model is given: a text, or (role, content) pairs; None of a row that came without text."""
+        return tuple((message.role, message.content) for message in self.messages) if self.messages else self.text
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Read a log; empty lines are passed over.
+
+    Raises:
+        DataError: with the file and the line, if it cannot be used.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; name a file of JSON lines") from error
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rows.extend(_rows(json.loads(line)))
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"])
+                raise DataError(f"{path}, line {number}: {where + ': ' if where else ''}{first['msg']}") from error
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: {error}") from error
+    if not rows:
+        raise DataError(f"{path} holds no request; give one JSON object a line")
+    return rows
+
+
+def streams_of(rows: list[Row]) -> dict[str, list[Row]]:
+    """Return each principal's requests in the order of time; those of one time stay in the order of the file."""
+    streams: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.time):
+        streams.setdefault(row.principal, []).append(row)
+    return streams
+
+
+def _rows(record: object) -> Iterator[Row]:
+    if not isinstance(record, dict):
+        raise ValueError(
+            f'it holds {record!r:.60}, not an object; write {{"principal": ..., "time": ..., "text": ...}}'
+        )
+    if "hashed_ip" in record and "conversation" in record:
+        yield from _wildchat(record)
+    else:
+        yield Row.model_validate(record)
+
+
+def _wildchat(record: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield a request for every user turn of a conversation; the address is hashed already."""
+    messages = [Message.model_validate(turn) for turn in record["conversation"]]
+    header = record.get("header") or {}
+    client = " ".join(str(header[name]) for name in sorted(header) if header[name])
+    for index, message in enumerate(messages):
+        if message.role == "user":
+            said = record["conversation"][index].get("timestamp") or record.get("timestamp")
+            if said is None:
+                raise ValueError("the conversation has no timestamp; keep that column when exporting")
+            yield Row.model_validate(
+                {
+                    "principal": record["hashed_ip"],
+                    # pandas writes milliseconds.
+                    "time": said / 1000 if isinstance(said, int | float) and said > 1e11 else said,
+                    "messages": messages[: index + 1],
+                    "links": {"client": client} if client else {},
+                }
+            )
