@@ -124,9 +124,8 @@ def online(store: Store, detector: TieredDetector, rate: float, seconds: float) 
         time.sleep(max(0.0, began + number / rate - time.perf_counter()))
         reading = draw.normal(0, 1, 65).astype(np.float32)
         principal = f"principal online {draw.integers(500)}"
-        seen = Observation(
-            principal=principal, prompt=(1,) * 40, asked=Asked(), reading=lambda reading=reading: reading
-        )
+        told = partial(np.copy, reading)
+        seen = Observation(principal=principal, prompt=(1,) * 40, asked=Asked(), reading=told)
         started = time.perf_counter()
         feed.offer(seen)
         offers.append(time.perf_counter() - started)
