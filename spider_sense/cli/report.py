@@ -12,7 +12,7 @@ from spider_sense.cli.train import progress_bars
 from spider_sense.data import Example, read_jsonl
 from spider_sense.errors import ConfigError
 
-__all__ = ["report"]
+__all__ = ["report", "write_page"]
 
 
 @app.command()
@@ -41,7 +41,7 @@ def report(
         made = build_report(
             guard, loaded, examples, origin, max_new_tokens, allow_uncertified, lambda: progress.advance(bar)
         )
-    _write(render(made), out)
+    write_page(render(made), out)
     for line in made.summaries:
         console.print(line, markup=False)
     console.print(f"wrote {out}", markup=False)
@@ -60,7 +60,12 @@ def _chosen(prompts: Sequence[str], data: Path | None, limit: int) -> tuple[list
     return rows, origin
 
 
-def _write(page: str, out: Path) -> None:
+def write_page(page: str, out: Path) -> None:
+    """Write a page in the place of an older one.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
     # Written beside and renamed: a page that is open in a browser is never half there.
     beside = out.with_name(f".{out.name}.part")
     try:
