@@ -94,6 +94,7 @@ class Feed:
             _LOG.error("%d requests were not folded before the feed closed", self._waiting.unfinished_tasks)
         self._closing.set()
         self._thread.join(timeout)
+        self._down = "the extraction feed is closed"
         self._store.close()
 
     def _run(self) -> None:
@@ -198,8 +199,15 @@ class Feed:
         self._found, self._down = found, ""
 
     def _expire(self) -> None:
-        if self._pace.retention_days is not None:
+        if self._pace.retention_days is None:
+            return
+        try:
             erased = self._store.expire(time.time() - self._pace.retention_days * 24 * _HOUR)
+        except StoreError as error:
+            # What is to be erased is no evidence that is missing: the feed goes on, and tries again in an hour.
+            self.counts.add("store_errors")
+            _LOG.error("principals that sent nothing for %g days: %s", self._pace.retention_days, error)
+        else:
             _LOG.info("%d principals were erased, not seen for %g days", erased, self._pace.retention_days)
 
     def _lose(self, name: str, fate: Fate, number: int = 1) -> None:

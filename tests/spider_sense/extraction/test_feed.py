@@ -222,6 +222,7 @@ def test_closing_folds_what_waits(feed: Any, tmp_path: Path, helpers: Any) -> No
         one.offer(helpers.seen("ann"))
     one.close()
     one.close()
+    assert one.standing("ann").level == "unknown"
     again = open_store(str(tmp_path / "principals.sqlite"))
     assert count(again, "ann") == 50
     again.close()
@@ -259,3 +260,18 @@ def test_retention(feed: Any, store: Store, helpers: Any, monkeypatch: pytest.Mo
     store.update({"old": lambda old: Entry(b"")}, seen=time.time() - 10)
     feed(retention_days=1.0)
     wait_until(lambda: store.read("old") is None)
+
+
+def test_an_erasure_that_fails_stops_nobody(
+    feed: Any, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def expire(before: float) -> int:
+        raise StoreError("another process reads the file")
+
+    flaky = Flaky(store)
+    flaky.expire = expire  # type: ignore[attr-defined]
+    monkeypatch.setattr("spider_sense.extraction.feed._HOUR", 0.01)
+    one = feed(flaky)
+    wait_until(lambda: one.counts.totals["store_errors"] > 1)
+    assert one.standing("ann").level == "clear"
+    assert "another process reads the file" in caplog.text
