@@ -19,6 +19,7 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from spider_sense.extraction.tiers import TieredDetector
     from spider_sense.models import LoadedModel
 
 
@@ -59,6 +60,26 @@ def tiny_loaded() -> "LoadedModel":
     from spider_sense.models import LoadedModel
 
     return LoadedModel(model=_tiny.tiny_model("llama"), tokenizer=_tiny.tiny_tokenizer(), source="org/tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_streams() -> Any:
+    """Return the builders of made-up principals' streams, the module ``tiny_streams``."""
+    return _load("tiny_streams")
+
+
+@pytest.fixture(scope="session")
+def uncalibrated(tiny_streams: Any) -> "TieredDetector":
+    """A detector of extraction that is fitted on made-up principals, without thresholds."""
+    fitted: TieredDetector = tiny_streams.fitted()
+    return fitted
+
+
+@pytest.fixture(scope="session")
+def detector(tiny_streams: Any, uncalibrated: "TieredDetector") -> "TieredDetector":
+    """The same with thresholds at 1% for every tier, on 300 other honest principals."""
+    calibrated: TieredDetector = tiny_streams.calibrated(uncalibrated)
+    return calibrated
 
 
 @pytest.fixture

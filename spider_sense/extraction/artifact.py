@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +245,3 @@ def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray])
     }
     maxima["group"] = {EVERYBODY: arrays[f"maxima.group.{EVERYBODY}"]}
     return Calibration(maxima, manifest.budget)
-
-
-assert {field.name for field in fields(Sketch)} == {*_SKETCH, "names"}

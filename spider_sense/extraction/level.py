@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spider_sense.errors import DataError, MissingExtraError
 
-__all__ = ["LevelModel", "standardised"]
+__all__ = ["LevelModel"]
 
 CUT = 4.0
 """Standard deviations beyond which a feature no longer counts: one odd habit must not decide."""
@@ -67,16 +67,14 @@ class LevelModel:
 
     def score(self, features_NF: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the score of each principal, [N]."""
-        return (_standard(features_NF, self.mean, self.scale) @ self.weight - self.centre) / self.spread
+        # Summed row by row: a matrix product's rounding depends on how many principals share it.
+        raw = (_standard(features_NF, self.mean, self.scale) * self.weight).sum(axis=1)
+        result: NDArray[np.float64] = (raw - self.centre) / self.spread
+        return result
 
     def contributions(self, features_F: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return what each feature of one principal adds to its score, [F]."""
         return _standard(features_F, self.mean, self.scale) * self.weight / self.spread
-
-
-def standardised(x: NDArray[np.float64], benign: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return numbers in units of the benign ones' standard deviation from their mean."""
-    return (x - benign.mean()) / max(float(benign.std()), 1e-6)
 
 
 def _standard(x: NDArray[np.float64], mean: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:

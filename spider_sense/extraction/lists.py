@@ -56,10 +56,9 @@ class KnownLists:
         cls, names: tuple[str, ...], owner_M: NDArray[np.int64], signatures_MH: NDArray[np.uint32]
     ) -> "KnownLists":
         """Rebuild the index from stored signatures."""
-        datasketch = _datasketch()
-        index = datasketch.MinHashLSH(threshold=SIMILAR, num_perm=PERMUTATIONS)
+        index = _datasketch().MinHashLSH(threshold=SIMILAR, num_perm=PERMUTATIONS)
         for row, signature in enumerate(signatures_MH):
-            index.insert(row, datasketch.MinHash(num_perm=PERMUTATIONS, hashvalues=signature))
+            index.insert(row, _minhash(hashvalues=signature))
         return cls(names, owner_M, signatures_MH, index)
 
     def find(self, text: str) -> int:
@@ -73,9 +72,14 @@ class KnownLists:
 def _signature(text: str) -> "MinHash":
     words = _WORD.findall(text.lower())
     triples = {" ".join(words[start : start + 3]) for start in range(max(len(words) - 2, 1))}
-    signature: MinHash = _datasketch().MinHash(num_perm=PERMUTATIONS)
+    signature = _minhash()
     signature.update_batch([triple.encode("utf-8", "surrogatepass") for triple in sorted(triples)])
     return signature
+
+
+def _minhash(**how: Any) -> "MinHash":
+    result: MinHash = _datasketch().MinHash(num_perm=PERMUTATIONS, scheme="affine32", **how)
+    return result
 
 
 def _datasketch() -> Any:

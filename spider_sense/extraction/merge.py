@@ -39,17 +39,19 @@ def merged(one_N: States, other_N: States) -> States:
     result["cells_once"] = once | other_N["cells_once"]
     result["links"] = smallest(np.concatenate([one_N["links"], other_N["links"]], axis=-1))
     _take_older(result, one_N, other_N)
+    unseen, other_unseen = one_N["count"] == 0, other_N["count"] == 0
+    result[unseen], result[other_unseen] = other_N[unseen], one_N[other_unseen]
+    result["seed"] = one_N["seed"]
     return result
 
 
 def _take_older(result: States, one_N: States, other_N: States) -> None:
     """What has an order: the frozen baseline is the older principal's, what is recent the younger one's."""
-    seen_one, seen_other = one_N["count"] > 0, other_N["count"] > 0
-    other_is_older = seen_other & (~seen_one | (other_N["first"] < one_N["first"]))
+    other_is_older = other_N["first"] < one_N["first"]
     result["first"] = np.where(other_is_older, other_N["first"], one_N["first"])
     for name in ("frozen", "tenant"):
         result[name][other_is_older] = other_N[name][other_is_older]
-    other_is_newer = seen_other & (~seen_one | (other_N["last"] > one_N["last"]))
+    other_is_newer = other_N["last"] > one_N["last"]
     result["recent"][other_is_newer] = other_N["recent"][other_is_newer]
     for at, name in (("own_at", "own"), ("level_at", "level")):
         result[at] = np.where(other_N[name] > one_N[name], other_N[at], one_N[at])

@@ -88,8 +88,8 @@ def statistic(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.float64
     """
     bets = states_N["bets"].astype(np.float64)
     probes = np.arange(len(active)) < PROBES
-    parts = [_log_mean(bets[:, :, active & side], (1, 2, 3, 4)) for side in (probes, ~probes) if (active & side).any()]
-    mixture = _log_mean(np.stack(parts, axis=1), (1,))
+    parts = [_log_mean(bets[:, :, active & side]) for side in (probes, ~probes) if (active & side).any()]
+    mixture = _log_mean(np.stack(parts, axis=1))
     placed = states_N["sketched"].astype(np.int64) - LEAST
     return mixture - np.log(np.maximum(placed, SHORTEST))
 
@@ -101,9 +101,11 @@ def leading_direction(states_N: States, active: NDArray[np.bool_]) -> NDArray[np
     return result
 
 
-def _log_mean(x: NDArray[np.float64], axis: tuple[int, ...]) -> NDArray[np.float64]:
-    peak = np.maximum(x.max(axis=axis, keepdims=True), -1e300)
-    mean = np.exp(x - peak).mean(axis=axis)
+def _log_mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ln of the mean of exp over all axes but the first, [N]."""
+    # Row by row in memory: the order of a sum, and so its rounding, must not depend on how many principals share it.
+    flat = np.ascontiguousarray(x).reshape(len(x), -1)
+    peak = np.maximum(flat.max(axis=1), -1e300)
     with np.errstate(divide="ignore"):
-        result: NDArray[np.float64] = np.log(mean) + peak.reshape(mean.shape)
+        result: NDArray[np.float64] = np.log(np.exp(flat - peak[:, None]).mean(axis=1)) + peak
     return result

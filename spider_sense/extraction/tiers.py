@@ -15,6 +15,7 @@ from spider_sense.extraction.features import vector
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import CHECKPOINTS, States
 from spider_sense.extraction.population import Population
+from spider_sense.extraction.review import review
 from spider_sense.extraction.rules import Rules
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import Calibration
@@ -119,8 +120,6 @@ class TieredDetector:
 
     def review(self, states: Mapping[str, PrincipalState]) -> tuple[Decision, ...]:
         """Look at linked groups, and select whom to act on under false-discovery control."""
-        from spider_sense.extraction.review import review
-
         return review(self, states)
 
     def threshold(self, tier: Tier, tenant: str, share: float | None = None) -> float:

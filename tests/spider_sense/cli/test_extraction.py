@@ -1,0 +1,134 @@
+"""``spider-sense extraction``, from logs with hidden states to a page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from spider_sense.cli.app import app
+from spider_sense.cli.extraction import extraction  # noqa: F401  registers the verbs
+from spider_sense.errors import SpiderSenseError
+from spider_sense.extraction.keys import Key
+
+WIDTH = 80
+RUNNER = CliRunner()
+
+
+def _log(path: Path, names: list[str], requests: int, *, attack_from: int | None = None, family: str = "") -> Path:
+    """Write principals whose hidden states scatter around a mean of their own; an attack moves ten numbers."""
+    lines = []
+    for name in names:
+        rng = np.random.default_rng(list(name.encode()))
+        centre = rng.normal(0, 0.5, WIDTH)
+        for index in range(requests):
+            hidden = centre + rng.normal(0, 1, WIDTH)
+            attacks = attack_from is not None and index >= attack_from
+            if attacks:
+                hidden[:10] += 3
+            row = {"principal": name, "time": 60 * index, "hidden": hidden.round(4).tolist(), "tokens": 30}
+            row |= {"family": family} if family else {"tenant": "app"}
+            if name.startswith("ring"):
+                row["links"] = {"payment": "card", "network": "AS 1"}
+            lines.append(json.dumps(row))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _run(*arguments: object) -> Result:
+    return RUNNER.invoke(app, ["extraction", *map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fitted and calibrated extraction guard, its key, and a log to judge."""
+    folder = tmp_path_factory.mktemp("extraction")
+    benign = _log(folder / "benign.jsonl", [f"a{i}" for i in range(80)], 40)
+    campaigns = _log(folder / "campaigns.jsonl", ["c1", "c22"], 640, attack_from=0, family="reasoning")
+    held = _log(folder / "held.jsonl", [f"held{i}" for i in range(110)], 40)
+    done = _run(
+        *("fit", "--benign", benign, "--campaigns", campaigns, "--key", folder / "key", "--out", folder / "guard")
+    )
+    assert done.exit_code == 0, done.output
+    assert "80 honest principals; probes reasoning" in done.output
+    key = ("--key", folder / "key")
+    budget = ("--own", 0.01, "--level", 0.01, "--group", 0.01)
+    done = _run("calibrate", folder / "guard", "--benign", held, *key, *budget)
+    assert done.exit_code == 0, done.output
+    assert "uncertified" in done.output
+    traffic = _log(folder / "traffic.jsonl", [f"user{i}" for i in range(12)], 60).read_text()
+    traffic += _log(folder / "pivot.jsonl", ["pivot"], 120, attack_from=60).read_text()
+    traffic += _log(folder / "ring.jsonl", [f"ring{i}" for i in range(5)], 40).read_text()
+    (folder / "traffic.jsonl").write_text(traffic)
+    return folder
+
+
+def test_a_log_is_judged(folder: Path) -> None:
+    done = _run("score", folder / "guard", "--data", folder / "traffic.jsonl", "--key", folder / "key", "--json")
+    decisions = [json.loads(line) for line in done.stdout.splitlines()]
+    alarmed = {decision["principal"] for decision in decisions if decision["level"] != "watch"}
+    assert "pivot" in alarmed
+    assert len([name for name in alarmed if name.startswith("user")]) <= 2
+    done = _run("score", folder / "guard", "--data", folder / "traffic.jsonl", "--key", folder / "key")
+    assert "18 principals" in done.output
+    assert "1 linked groups" in done.output
+    assert "no longer look like" in done.output
+
+
+def test_the_page_shows_principals_groups_and_thresholds(folder: Path) -> None:
+    page = folder / "page.html"
+    done = _run("report", folder / "guard", "--data", folder / "traffic.jsonl", "--key", folder / "key", "--out", page)
+    assert done.exit_code == 0, done.output
+    text = page.read_text(encoding="utf-8")
+    assert text.count("data:image/png;base64,") >= 3
+    for piece in ("pivot", "5 accounts", "Linked groups", "uncertified", "Extraction is made dearer"):
+        assert piece in text or piece == "5 accounts"
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_names_in_a_log_cannot_write_into_the_page(folder: Path) -> None:
+    evil = '<script>alert("x")</script>$\\frac$'
+    log = _log(folder / "evil.jsonl", [evil], 120, attack_from=60)
+    page = folder / "evil.html"
+    done = _run("report", folder / "guard", "--data", log, "--key", folder / "key", "--out", page)
+    assert done.exit_code == 0, done.output
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;script&gt;" in text
+    assert "<script" not in text
+
+
+def test_text_without_a_model_is_warned_about(folder: Path) -> None:
+    log = folder / "text.jsonl"
+    log.write_text("\n".join(json.dumps({"principal": "t", "time": i, "text": f"Say {i}"}) for i in range(20)))
+    done = _run("score", folder / "guard", "--data", log, "--key", folder / "key")
+    assert "20 of 20 requests have no activations" in done.output
+    assert "activations of 0 of" in done.output
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"--key": "other"}, "fitted under"),
+        ({"--key": "none"}, "cannot read"),
+        ({"--data": "none.jsonl"}, "cannot read"),
+        ({"--out": "missing/page.html"}, "does not exist"),
+    ],
+)
+def test_mistakes_are_told(folder: Path, change: dict[str, str], says: str) -> None:
+    if not (folder / "other").exists():
+        Key.create(folder / "other")
+    options = {"--data": "traffic.jsonl", "--key": "key", "--out": "page.html"} | change
+    arguments = [str(part) for name, value in options.items() for part in (name, folder / value)]
+    with pytest.raises(SpiderSenseError, match=says):
+        _run("report", folder / "guard", *arguments)
+
+
+def test_a_fit_needs_families_and_hidden_states(folder: Path) -> None:
+    log = ("--benign", folder / "benign.jsonl", "--campaigns", folder / "held.jsonl")
+    with pytest.raises(SpiderSenseError, match="a family in each of their rows"):
+        _run("fit", *log, "--key", folder / "key", "--out", folder / "new")
+    text = folder / "words.jsonl"
+    text.write_text(json.dumps({"principal": "t", "time": 1, "text": "Hello", "family": "x"}))
+    with pytest.raises(SpiderSenseError, match="name a model"):
+        _run("fit", "--benign", text, "--campaigns", text, "--key", folder / "key", "--out", folder / "new")

@@ -1,0 +1,111 @@
+"""Linked groups."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from spider_sense.extraction import PrincipalState
+from spider_sense.extraction.groups import group_score, linked, stacked
+from spider_sense.extraction.tiers import TieredDetector
+
+
+def _states(detector: TieredDetector, streams: Any) -> dict[str, PrincipalState]:
+    states = detector.replay(streams).states
+    return {stream[0].principal: PrincipalState(states[row : row + 1]) for row, stream in enumerate(streams)}
+
+
+def _ring(tiny_streams: Any, kinds: tuple[str, ...], count: int = 10, **how: Any) -> Any:
+    links = [(kind, tiny_streams.KEY.hash(kind, "one hand")) for kind in kinds]
+    return [tiny_streams.stream(f"ring{i}", 90_000 + i, 32, links=links, **how) for i in range(count)]
+
+
+def test_rare_shared_evidence_of_two_kinds_links(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    states = _states(uncalibrated, tiny_streams.honest(60, 40_000, 32) + _ring(tiny_streams, ("payment", "network")))
+    groups = linked(states, uncalibrated.population)
+    assert [set(group.members) for group in groups] == [{f"ring{i}" for i in range(10)}]
+    assert "10 accounts share" in groups[0].evidence()
+    assert "payment" in groups[0].evidence()
+
+
+def test_one_kind_of_evidence_is_not_enough_unless_it_was_declared(
+    uncalibrated: TieredDetector, tiny_streams: Any
+) -> None:
+    honest = tiny_streams.honest(60, 40_000, 32)
+    assert linked(_states(uncalibrated, honest + _ring(tiny_streams, ("network",))), uncalibrated.population) == []
+    declared = linked(_states(uncalibrated, honest + _ring(tiny_streams, ("declared",))), uncalibrated.population)
+    assert [len(group.members) for group in declared] == [10]
+    assert declared[0].edges[0].weight == math.inf
+
+
+def test_what_honest_principals_share_links_nobody(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    # All of them draw their sampling parameters from the same five.
+    states = _states(uncalibrated, tiny_streams.honest(80, 41_000, 32))
+    assert linked(states, uncalibrated.population) == []
+    assert linked({}, uncalibrated.population) == []
+
+
+def test_a_large_group_is_found_whole(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    ring = [events[:8] for events in _ring(tiny_streams, ("payment", "client"), count=120)]
+    groups = linked(_states(uncalibrated, ring), uncalibrated.population)
+    assert [len(group.members) for group in groups] == [120]
+    assert len(groups[0].edges) < 120 * 119 / 2
+
+
+def test_diluted_campaigns_stand_out_together_and_not_alone(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    population = uncalibrated.population
+    ring = _states(uncalibrated, _ring(tiny_streams, ("payment", "network"), attack_from=0, share=0.25))
+    honest = _states(uncalibrated, tiny_streams.honest(10, 42_000, 32))
+    together = group_score(stacked(ring), population)
+    assert together > group_score(stacked(honest), population) + 2
+    assert together > max(group_score(np.concatenate([one.states] * 2), population) for one in honest.values())
+    assert group_score(stacked({"one": ring["ring0"]}), population) == -math.inf
+
+
+def test_requests_that_link_do_not_score(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    states = stacked(_states(uncalibrated, _ring(tiny_streams, ("payment",), attack_from=0)))
+    changed = states.copy()
+    changed["moments"]["sketch"][:, 0] += 1000  # the linking half
+    assert group_score(changed, uncalibrated.population) == group_score(states, uncalibrated.population)
+    changed["moments"]["sketch"][:, 1] += 1000
+    assert group_score(changed, uncalibrated.population) != group_score(states, uncalibrated.population)
+
+
+def test_a_review_limits_the_members_and_says_why(detector: TieredDetector, tiny_streams: Any) -> None:
+    calibration = detector.calibration
+    assert calibration is not None
+    benign = np.sort(np.random.default_rng(0).normal(0, 1, 300))
+    grouped = replace(calibration, maxima={**calibration.maxima, "group": {"": benign}})
+    judge = replace(detector, calibration=grouped)
+    ring = _ring(tiny_streams, ("payment", "network"), attack_from=0, share=0.5)
+    states = _states(judge, tiny_streams.honest(20, 43_000, 32) + ring)
+    found = [decision for decision in judge.review(states) if decision.tier == "group"]
+    assert {decision.principal for decision in found} == {f"ring{i}" for i in range(10)}
+    assert {decision.level for decision in found} <= {"limit", "act"}
+    assert found[0].group == tuple(sorted(f"ring{i}" for i in range(10)))
+    assert any("accounts share" in words for words in found[0].evidence)
+
+
+def test_a_sweep_split_over_linked_accounts_is_one_sweep(detector: TieredDetector, tiny_streams: Any) -> None:
+    payment = ("declared", tiny_streams.KEY.hash("declared", "reseller"))
+    streams = []
+    for account in range(10):
+        ids = [[(account * 6 + turn) * 20 + i for i in range(20)] for turn in range(6)]
+        events = tiny_streams.biased(f"part{account}", ids)
+        streams.append([replace(event, links=(payment,)) for event in events])
+    states = _states(detector, streams)
+    assert not (detector.rules.judge(stacked(states)) > 0).any()
+    found = [decision for decision in detector.review(states) if decision.tier == "rule"]
+    assert len(found) == 10
+    assert found[0].level == "act"
+
+
+def test_a_review_selects_principals_with_few_honest_ones_among_them(
+    detector: TieredDetector, tiny_streams: Any
+) -> None:
+    attackers = [tiny_streams.stream(f"a{i}", 60_000 + i, 64, attack_from=0) for i in range(30)]
+    states = _states(detector, tiny_streams.honest(30, 44_000, 64) + attackers)
+    chosen = {decision.principal for decision in detector.review(states) if decision.level == "act"}
+    assert sum(name.startswith("a") for name in chosen) >= 25
+    assert sum(name.startswith("honest") for name in chosen) <= 4

@@ -1,0 +1,65 @@
+"""Rules: logit sweeps, known lists, activations that nobody saw."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spider_sense.extraction import Event
+from spider_sense.extraction.tiers import TieredDetector
+
+VOCABULARY, WIDTH = 49_152, 576
+
+
+def _first(detector: TieredDetector, events: list[Event]) -> int | None:
+    """Return after how many requests the rules act."""
+    acts = detector.replay([events]).rule_NT[0] >= 3
+    return int(acts.argmax()) + 1 if acts.any() else None
+
+
+@pytest.mark.parametrize("max_tokens", [1, 4, 200, 0])
+def test_a_sweep_is_found_long_before_a_quarter_of_the_rank(
+    uncalibrated: TieredDetector, tiny_streams: Any, max_tokens: int
+) -> None:
+    ids = [[(20 * turn + i) % VOCABULARY for i in range(20)] for turn in range(300)]
+    found = _first(uncalibrated, tiny_streams.biased("sweep", ids, max_tokens))
+    assert found is not None
+    # A column of the output matrix takes the whole vocabulary; a quarter of the rank takes width / 4 of them.
+    assert found < WIDTH / 4 * VOCABULARY / 20
+    assert found <= (60 if max_tokens in (1, 4) else 230)
+
+
+def test_a_narrow_sweep_is_found_by_its_rank(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    # 150 tokens, ten at a time with long answers: few distinct ids, but a matrix of prompts by ids fills up.
+    ids = [[(10 * turn + i) % 150 for i in range(10)] for turn in range(2200)]
+    found = _first(uncalibrated, tiny_streams.biased("narrow", ids, max_tokens=100))
+    assert found is not None
+    assert found * 10 / 150 < WIDTH / 4
+
+
+@pytest.mark.parametrize("labels", [2, 20, 77, 150])
+def test_a_fixed_set_of_labels_is_no_sweep(uncalibrated: TieredDetector, tiny_streams: Any, labels: int) -> None:
+    events = tiny_streams.biased("labels", [list(range(labels))] * 1024, max_tokens=1)
+    assert _first(uncalibrated, events) is None
+
+
+def test_evidence_names_the_numbers(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    ids = [[20 * turn + i for i in range(20)] for turn in range(80)]
+    state, decisions = uncalibrated.open("sweep"), []
+    for event in tiny_streams.biased("sweep", ids):
+        state, new = uncalibrated.update(state, event)
+        decisions += new
+    rules = [decision for decision in decisions if decision.tier == "rule"]
+    assert [decision.level for decision in rules] == ["watch", "act"]
+    assert "logit biases on about" in rules[-1].evidence[0]
+    assert f"of {WIDTH}" in rules[-1].evidence[0]
+
+
+def test_list_hits_and_unseen_activations_are_watched(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    plain = tiny_streams.stream("a", 1, 40)
+    hits = [replace(event, known_list=2) for event in plain]
+    blind = [replace(event, sketch=None, probes=None) for event in plain]
+    levels = uncalibrated.replay([plain, hits, blind]).rule_NT
+    assert levels[:, -1].tolist() == [0, 1, 1]
+    assert np.nanmax(levels[:, :15]) == 0

@@ -1,0 +1,79 @@
+"""Thresholds over principals, and selection among them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from spider_sense.errors import ConfigError
+from spider_sense.extraction.discovery import benjamini_hochberg
+from spider_sense.extraction.thresholds import CERTIFIED, Budget, Calibration
+
+
+def _calibration(n: int, seed: int = 0, share: float = 0.01) -> Calibration:
+    rng = np.random.default_rng(seed)
+    budget = Budget(own=share, level=share, group=share)
+    return Calibration.fit(rng.normal(size=n), rng.normal(size=n), [""] * n, budget=budget)
+
+
+def test_exchangeable_principals_are_alarmed_at_most_at_the_share() -> None:
+    alarms = []
+    for seed in range(300):
+        calibration = _calibration(199, seed, share=0.05)
+        new = np.random.default_rng(10_000 + seed).normal(size=200)
+        alarms.append((new > calibration.threshold("own")).mean())
+    # Exactly 5% on average, since 200 * 0.05 is whole; the standard error is about 0.1%.
+    assert np.mean(alarms) == pytest.approx(0.05, abs=0.004)
+
+
+def test_an_alarm_is_a_p_value_of_at_most_the_share() -> None:
+    calibration = _calibration(150, share=0.03)
+    threshold = calibration.threshold("level")
+    for score in np.linspace(-4, 4, 801):
+        assert (score > threshold) == (calibration.p_value("level", "", float(score)) <= 0.03)
+
+
+def test_too_few_principals_alarm_nobody() -> None:
+    assert _calibration(98).threshold("own") == math.inf
+    assert _calibration(99).threshold("own") < math.inf
+    assert _calibration(99).threshold("group") == math.inf
+
+
+def test_a_stratum_is_judged_alone_once_it_is_certified() -> None:
+    rng = np.random.default_rng(0)
+    strata = ["app"] * CERTIFIED + ["bench"] * 40
+    own = np.concatenate([rng.normal(0, 1, CERTIFIED), rng.normal(6, 1, 40)])
+    calibration = Calibration.fit(own, own, strata, budget=Budget(own=0.01, level=0.01, group=0.01))
+    alone = np.sort(own[:CERTIFIED])[-3]
+    assert calibration.threshold("own", "app") == alone
+    assert calibration.certified("own", "app")
+    assert not calibration.certified("own", "bench")
+    assert not calibration.certified("own", "never seen")
+    # A small stratum can only raise the threshold of everybody.
+    assert calibration.threshold("own", "bench") == own[CERTIFIED:].max()
+    assert calibration.threshold("own", "never seen") == calibration.threshold("own")
+
+
+@pytest.mark.parametrize(
+    ("own", "strata", "says"),
+    [(np.zeros(3), [""] * 2, "3 and 3 maxima for 2"), (np.array([0, np.nan]), [""] * 2, "is NaN")],
+)
+def test_bad_maxima_are_refused(own: np.ndarray, strata: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Calibration.fit(own, own, strata)
+
+
+def test_rules_have_no_share() -> None:
+    with pytest.raises(ConfigError, match="deterministic"):
+        Budget().share("rule")
+
+
+def test_selection_follows_benjamini_and_hochberg() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        p = np.concatenate([rng.random(30), rng.random(5) * 0.01])
+        n, rate = len(p), 0.1
+        most = max((k for k in range(1, n + 1) if (p <= rate * k / n).sum() >= k), default=0)
+        expected = p <= rate * most / n if most else np.zeros(n, dtype=bool)
+        np.testing.assert_array_equal(benjamini_hochberg(p, rate), expected)
+    assert benjamini_hochberg(np.zeros(0), 0.1).tolist() == []
