@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from spider_sense.extraction.decision import LEVELS, Decision, Level
 
@@ -30,8 +30,9 @@ def text_of(decision: Decision) -> str:
 
 def decision_of(text: str) -> Decision:
     """Return the decision that a store kept."""
-    fields = json.loads(text)
-    return Decision(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    read: dict[str, Any] = json.loads(text)
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
+    return Decision(**fields)
 
 
 def strictest(decisions: Iterable[Decision]) -> Decision | None:
