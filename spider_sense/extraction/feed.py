@@ -90,6 +90,8 @@ class Feed:
 
     def close(self, timeout: float = 10.0) -> None:
         """Fold what waits, for so many seconds at most, and close the store; a second call does nothing."""
+        if self._closing.is_set():
+            return
         if not self.flush(timeout):
             _LOG.error("%d requests were not folded before the feed closed", self._waiting.unfinished_tasks)
         self._closing.set()

@@ -1,13 +1,16 @@
 """What becomes of the requests that a feed is offered, counted for the metrics."""
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Literal, TypedDict
 
 from spider_sense.extraction.decision import Decision
 
 __all__ = ["Fate", "FeedCounts", "FeedNote"]
+
+_KEPT = 65_536
+"""Decisions and times that are kept for a note that nobody takes, the latest ones."""
 
 Fate = Literal["folded", "dropped", "failed"]
 """folded: committed. dropped: the queue was full. failed: the detector or the store did not take it."""
@@ -35,8 +38,8 @@ class FeedCounts:
         self.totals: Counter[str] = Counter()
         """Since the start: requests by fate, and ``store_errors``."""
         self._told: Counter[str] = Counter()
-        self._decisions: list[tuple[str, str]] = []
-        self._seconds: list[float] = []
+        self._decisions: deque[tuple[str, str]] = deque(maxlen=_KEPT)
+        self._seconds: deque[float] = deque(maxlen=_KEPT)
         self._waiting = 0
 
     def add(self, what: Fate | Literal["store_errors"], number: int = 1) -> None:
@@ -65,10 +68,11 @@ class FeedCounts:
             errors = new.pop("store_errors", 0)
             note = FeedNote(
                 requests=dict(new),
-                decisions=self._decisions,
+                decisions=list(self._decisions),
                 store_errors=errors,
-                seconds=self._seconds,
+                seconds=list(self._seconds),
                 waiting=self._waiting,
             )
-            self._decisions, self._seconds = [], []
+            self._decisions.clear()
+            self._seconds.clear()
             return note
