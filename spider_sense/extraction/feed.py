@@ -105,7 +105,7 @@ class Feed:
             batch = self._take()
             try:
                 self._fold([seen for _, seen in batch])
-                if self._down or time.monotonic() - refreshed > self._pace.refresh_seconds:
+                if time.monotonic() - refreshed > self._pace.refresh_seconds:
                     self._refresh()
                     refreshed = time.monotonic()
                 if time.monotonic() - expired > _HOUR:

@@ -10,7 +10,7 @@ import pytest
 
 from spider_sense.extraction import PrincipalState
 from spider_sense.extraction.feed import Feed
-from spider_sense.extraction.standing import text_of
+from spider_sense.extraction.standing import decision_of, text_of
 from spider_sense.extraction.stores import Change, Entry, Store, StoreError, open_store
 
 
@@ -69,6 +69,14 @@ def test_what_is_decided_is_found_by_the_next_request(feed: Any, helpers: Any) -
     assert levels == ["watch", "watch", "limit", "limit", "act", "act"]
     assert one.standing("ann").reason == "own: its requests changed"
     assert one.standing("bob").level == "clear"
+
+
+def test_what_was_decided_stays_in_the_store(feed: Any, store: Store, helpers: Any) -> None:
+    one = feed()
+    for _ in range(4):
+        one.offer(helpers.seen("ann"))
+        assert one.flush()
+    assert [(name, decision_of(text).level) for name, text in store.standings()] == [("ann", "limit")]
 
 
 def test_many_requests_share_a_commit(feed: Any, store: Store, helpers: Any) -> None:
