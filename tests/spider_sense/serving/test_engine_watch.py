@@ -27,6 +27,17 @@ def test_a_second_turn_goes_on_from_the_first_ones_answer_and_is_read_whole(
     np.testing.assert_allclose(recorder.seen[-1].reading(), want, rtol=1e-5, atol=1e-5)
 
 
+def test_of_a_prompt_that_was_not_seen_whole_no_numbers_are_told(tiny_loaded: LoadedModel, guards: Any) -> None:
+    watch, recorder = guards.watch()
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards, watch=watch)
+    engine.add("before", [1, 5, *range(10, 20)], [20])
+    engine.step({"before": 100})
+    engine.guard.judge.scorer.blocks.forget()
+    engine.add("after", [1, 5, *range(10, 20)], [20])
+    engine.step({"after": 100})
+    assert [seen.reading is None for seen in recorder.seen] == [False, True]
+
+
 def test_what_is_told_of_a_request(tiny_loaded: LoadedModel, guards: Any) -> None:
     watch, recorder = guards.watch()
     engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards, watch=watch)
