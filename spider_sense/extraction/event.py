@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 from spider_sense.errors import DataError
 from spider_sense.extraction.layout import LISTS, PROBES, SKETCH, LinkKind
 
-__all__ = ["Event", "EventBatch", "rounds"]
+__all__ = ["LATEST", "Event", "EventBatch", "rounds"]
+
+LATEST = 1e11
+"""Seconds since the epoch that no request can have; milliseconds do."""
 
 _MASK = 2**64 - 1
 
@@ -56,8 +59,13 @@ class Event:
     def __post_init__(self) -> None:
         if not self.principal:
             raise DataError("an event has no principal; name whom the request is attributed to")
-        if not np.isfinite(self.time):
+        if not 0 <= self.time < LATEST:
             raise DataError(f"the time of an event of {self.principal!r} is {self.time}; give seconds since the epoch")
+        for name in ("tokens", "turn", "questions", "top_logprobs", "max_tokens"):
+            if not 0 <= getattr(self, name) < 2**31:
+                raise DataError(f"{name} of an event of {self.principal!r} is {getattr(self, name)}; give 0 or more")
+        if self.biased and not 0 <= min(self.biased) <= max(self.biased) < 2**31:
+            raise DataError(f"an event of {self.principal!r} biases the token {min(self.biased)}; ids are 0 or more")
         if not self.tenant.isascii() or len(self.tenant) > 24:
             raise DataError(f"the tenant type {self.tenant!r} is not ASCII of at most 24 characters; shorten it")
         if not -1 <= self.known_list < LISTS:

@@ -76,7 +76,8 @@ def linked(states: Mapping[str, PrincipalState], population: Population) -> list
     if not states:
         return []
     names = list(states)
-    edges = [edge for edge in _edges(names, stacked(states)["links"], population) if edge.weight >= -math.log(CHANCE)]
+    links_NKL = np.concatenate([state.states["links"] for state in states.values()])
+    edges = [edge for edge in _edges(names, links_NKL, population) if edge.weight >= -math.log(CHANCE)]
     parent = {name: name for edge in edges for name in (edge.one, edge.other)}
     for edge in edges:
         parent[_root(parent, edge.one)] = _root(parent, edge.other)
@@ -114,9 +115,10 @@ def _buckets(links_NL: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.int
     order = np.argsort(tokens, kind="stable")
     tokens, rows = tokens[order], rows[order]
     starts = np.flatnonzero(np.concatenate([[True], tokens[1:] != tokens[:-1]]))
-    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
-        if end - start > 1 and tokens[start] != EMPTY_LINK:
-            yield int(tokens[start]), rows[start:end]
+    ends = np.append(starts[1:], len(tokens))
+    shared = (ends - starts > 1) & (tokens[starts] != EMPTY_LINK)
+    for start, end in zip(starts[shared].tolist(), ends[shared].tolist(), strict=True):
+        yield int(tokens[start]), rows[start:end]
 
 
 def _pairs(holders: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -24,6 +24,9 @@ __all__ = ["LEAST_HALF", "Population"]
 
 SAMPLE = 50
 """Requests of a principal that the bins are set on, spread evenly over its life."""
+_TAIL = (0.002, 0.005, 0.01, 0.02, 0.04)
+QUANTILES = np.array([*_TAIL, *np.linspace(0.07, 0.93, BINS - 1 - 2 * len(_TAIL)), *(1 - q for q in _TAIL[::-1])])
+"""Of the bins' edges: finer in the tails, where a campaign lies."""
 LEAST_BENIGN, LEAST_ATTACKERS = 40, 10
 """Principals that reach a checkpoint; with fewer, the model of the checkpoint before is used."""
 LEAST_HALF = 8
@@ -122,7 +125,7 @@ def _bins(benign: Sequence[Sequence[Event]]) -> tuple[NDArray[np.float32], NDArr
             f"bins cannot be set on {len(benign)} honest principals, {len(x_NJ)} of whose {len(sample)} sampled "
             f"requests have activations; {BINS} principals with activations are needed"
         )
-    edges = np.quantile(x_NJ, np.arange(1, BINS) / BINS, axis=0).T.astype(np.float32)
+    edges = np.quantile(x_NJ, QUANTILES, axis=0).T.astype(np.float32)
     bins = (x_NJ[:, :, None] > edges).sum(axis=2)
     centres = np.stack([_means(column, index) for column, index in zip(x_NJ.T, bins.T, strict=True)])
     return edges, centres.astype(np.float32), x_NJ.std(axis=0) > 1e-6

@@ -14,11 +14,12 @@ import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spider_sense.errors import DataError
+from spider_sense.extraction.event import LATEST
 from spider_sense.extraction.layout import LinkKind
 
 __all__ = ["Row", "read_rows", "streams_of"]
@@ -39,23 +40,23 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     principal: str = Field(min_length=1, coerce_numbers_to_str=True)
-    time: float = Field(allow_inf_nan=False)
+    time: float = Field(ge=0, lt=LATEST, allow_inf_nan=False)
     text: str | None = None
     messages: tuple[Message, ...] | None = None
     hidden: tuple[float, ...] | None = None
     sketch: tuple[float, ...] | None = None
     probes: tuple[float, ...] | None = None
-    tenant: str = ""
+    tenant: str = Field(default="", max_length=24, pattern=r"^[ -~]*$")
     family: str = ""
     """Campaign family of an attacker's request, to fit on."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     links: dict[LinkKind, str] = Field(default_factory=dict)
-    tokens: int = Field(default=0, ge=0)
-    turn: int | None = Field(default=None, ge=0)
-    questions: int | None = Field(default=None, ge=1)
-    logit_bias: tuple[int, ...] = ()
-    top_logprobs: int = Field(default=0, ge=0)
-    max_tokens: int = Field(default=0, ge=0)
+    tokens: int = Field(default=0, ge=0, lt=2**31)
+    turn: int | None = Field(default=None, ge=0, lt=2**31)
+    questions: int | None = Field(default=None, ge=1, lt=2**31)
+    logit_bias: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = ()
+    top_logprobs: int = Field(default=0, ge=0, lt=2**31)
+    max_tokens: int = Field(default=0, ge=0, lt=2**31)
 
     @field_validator("time", mode="before")
     @classmethod
@@ -155,7 +156,7 @@ def _wildchat(record: Mapping[str, Any]) -> Iterator[Row]:
                 {
                     "principal": record["hashed_ip"],
                     # pandas writes milliseconds.
-                    "time": said / 1000 if isinstance(said, int | float) and said > 1e11 else said,
+                    "time": said / 1000 if isinstance(said, int | float) and said > LATEST else said,
                     "messages": messages[: index + 1],
                     "links": {"client": client} if client else {},
                 }

@@ -14,6 +14,7 @@ from spider_sense.extraction.decision import Decision, Tier
 from spider_sense.extraction.groups import Group
 from spider_sense.extraction.ruling import Ruling
 from spider_sense.extraction.thresholds import Calibration
+from spider_sense.reporting.pieces import printable
 
 __all__ = ["calibration_picture", "groups_picture", "timeline_picture"]
 
@@ -108,9 +109,9 @@ def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _short(name: str, most: int = 24) -> str:
-    # matplotlib reads what stands between dollar signs as mathematics.
-    name = name.replace("$", r"\$")
-    return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+    name = name if len(name) <= most else f"{name[: most - 3]}..."
+    # matplotlib reads what stands between dollar signs as mathematics, and draws a box for what its font lacks.
+    return printable(name).encode("ascii", "backslashreplace").decode("ascii").replace("$", r"\$")
 
 
 def _axes(x: str, y: str, size: tuple[float, float]) -> tuple[Any, Any]:

@@ -88,7 +88,7 @@ def test_the_page_shows_principals_groups_and_thresholds(folder: Path) -> None:
 
 
 def test_names_in_a_log_cannot_write_into_the_page(folder: Path) -> None:
-    evil = '<script>alert("x")</script>$\\frac$'
+    evil = '<script>alert("x")</script>$\\frac$ \u6771\u4eac'
     log = _log(folder / "evil.jsonl", [evil], 120, attack_from=60)
     page = folder / "evil.html"
     done = _run("report", folder / "guard", "--data", log, "--key", folder / "key", "--out", page)

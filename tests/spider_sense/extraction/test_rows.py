@@ -60,7 +60,10 @@ def test_streams_are_in_the_order_of_time(tmp_path: Path) -> None:
         (GOOD | {"messages": [{"role": "user", "content": "x"}]}, "a text and messages"),
         (GOOD | {"links": {"shoe size": "44"}}, "links"),
         (GOOD | {"logit_bias": {"word": 1}}, "logit_bias"),
+        (GOOD | {"logit_bias": [-1]}, "logit_bias"),
         (GOOD | {"max_tokens": -1}, "max_tokens"),
+        (GOOD | {"time": 1767225600000}, "time"),
+        (GOOD | {"tenant": "a type of more than 24 letters"}, "tenant"),
         ({"hashed_ip": "x", "conversation": [{"role": "user", "content": "hi"}]}, "no timestamp"),
     ],
 )
