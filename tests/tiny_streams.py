@@ -35,7 +35,8 @@ def stream(
     attacks = (np.arange(requests) >= (requests if attack_from is None else attack_from)) & (
         rng.random(requests) < share
     )
-    x[np.ix_(attacks, [0, 3, 40, SKETCH])] += 4
+    for column in (0, 3, 40, SKETCH):
+        x[attacks, column] += 4
     openings = [KEY.hash("opening", f"{name} {number}") for number in rng.integers(0, 40, requests)]
     return [
         Event(

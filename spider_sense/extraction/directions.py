@@ -26,4 +26,5 @@ def directions(batch: EventBatch) -> NDArray[np.float32]:
 
 def binned(directions_NJ: NDArray[np.float32], edges: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the bin of each number, [N, J]: how many of its direction's edges, [J, B - 1], lie below it."""
-    return (directions_NJ[:, :, None] > edges).sum(axis=2)
+    result: NDArray[np.int64] = (directions_NJ[:, :, None] > edges).sum(axis=2)
+    return result

@@ -56,7 +56,8 @@ def member_vector(states_N: States) -> NDArray[np.float64]:
 def mean_sketch(states_N: States) -> NDArray[np.float64]:
     """Return the mean of the scoring half's sketches, [N, S]."""
     moments = states_N["moments"][:, SCORING]
-    return moments["sketch"].astype(np.float64) / np.maximum(moments["count"], 1)[:, None]
+    result: NDArray[np.float64] = moments["sketch"] / np.maximum(moments["count"], 1.0)[:, None]
+    return result
 
 
 def _content(n: NDArray[np.uint32], sums: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -73,7 +74,8 @@ def _tops(states_N: States, centres_JB: NDArray[np.float32]) -> NDArray[np.float
     wanted = np.maximum(TOP * counts.sum(axis=2, keepdims=True), 1)
     above = counts[:, :, ::-1].cumsum(axis=2)[:, :, ::-1] - counts
     taken = np.clip(wanted - above, 0, counts)
-    return (taken * centres_JB[:PROBES]).sum(axis=2) / np.maximum(taken.sum(axis=2), 1e-9)
+    result: NDArray[np.float64] = (taken * centres_JB[:PROBES]).sum(axis=2) / np.maximum(taken.sum(axis=2), 1e-9)
+    return result
 
 
 def _spread(states_N: States, sums_NS: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -133,7 +133,7 @@ def mixed(campaigns: Sequence[Sequence[Event]], covers: Sequence[Sequence[Event]
         for share in SHARES:
             taken = int(ACCOUNT * share)
             for start in range(0, max(len(campaign) - taken // 2, 1), taken):
-                cover = covers[rng.integers(len(covers))]
+                cover = covers[int(rng.integers(len(covers)))]
                 attacks = list(campaign[start : start + taken])
                 filler = [cover[i % len(cover)] for i in range(round(len(attacks) * (1 / share - 1)))]
                 places = set(rng.permutation(len(attacks) + len(filler))[: len(attacks)].tolist())

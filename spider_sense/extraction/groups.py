@@ -151,6 +151,6 @@ def group_score(states_N: States, population: Population) -> float:
     mean, sd = population.member_scores
     level = (float(population.member.score(member_vector(scored)).mean()) - mean) / sd * math.sqrt(worth)
     away = mean_sketch(scored)[:, :LEADING].mean(axis=0) - population.member_mean
-    ratio = worth * float(away @ population.member_precision @ away) / LEADING
+    ratio: float = worth * float(away @ population.member_precision @ away) / LEADING
     spread = 2 / (9 * LEADING)
-    return max(level, (ratio ** (1 / 3) - (1 - spread)) / math.sqrt(spread))
+    return max(level, (math.cbrt(ratio) - (1 - spread)) / math.sqrt(spread))

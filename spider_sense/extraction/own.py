@@ -78,7 +78,8 @@ def _smoothed(beyond: Counts, same: Counts, total: Counts, u_N: NDArray[np.float
 
 def _bounded(beyond: Counts, same: Counts, total: Counts) -> NDArray[np.float64]:
     k = beyond + same + 1
-    return np.minimum((k + 2 * np.sqrt(k)) / (total + 1), 1)
+    result: NDArray[np.float64] = np.minimum((k + 2 * np.sqrt(k)) / (total + 1), 1)
+    return result
 
 
 def statistic(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -91,7 +92,8 @@ def statistic(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.float64
     parts = [_log_mean(bets[:, :, active & side]) for side in (probes, ~probes) if (active & side).any()]
     mixture = _log_mean(np.stack(parts, axis=1))
     placed = states_N["sketched"].astype(np.int64) - LEAST
-    return mixture - np.log(np.maximum(placed, SHORTEST))
+    result: NDArray[np.float64] = mixture - np.log(np.maximum(placed, SHORTEST))
+    return result
 
 
 def leading_direction(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import BINS, CHECKPOINTS, EMPTY_LINK, PROBES, States
 from spider_sense.extraction.level import LevelModel
 from spider_sense.extraction.profile import SCORING
+from spider_sense.extraction.sketch import shrunk
 from spider_sense.extraction.tracker import Tracker, walk
 
 __all__ = ["LEAST_HALF", "Population"]
@@ -100,7 +101,7 @@ class Population:
             levels=_levels(honest, hostile),
             member=member,
             member_mean=means.mean(axis=0),
-            member_precision=np.linalg.inv(_shrunk(np.cov(means.T))),
+            member_precision=np.linalg.inv(shrunk(np.cov(means.T))).astype(np.float64),
             member_scores=(float(scores.mean()), max(float(scores.std()), 1e-6)),
             prevalence={token: count for token, count in holders.items() if count > 1},
             principals=len(benign),
@@ -133,7 +134,8 @@ def _bins(benign: Sequence[Sequence[Event]]) -> tuple[NDArray[np.float32], NDArr
 
 def _means(values: NDArray[np.float32], bins: NDArray[np.int64]) -> NDArray[np.float64]:
     counts = np.bincount(bins, minlength=BINS)
-    return np.bincount(bins, values, minlength=BINS) / np.maximum(counts, 1)
+    result: NDArray[np.float64] = np.bincount(bins, values, minlength=BINS) / np.maximum(counts, 1)
+    return result
 
 
 Snapshots = dict[int, NDArray[np.float64]]
@@ -178,8 +180,3 @@ def _model(honest_NF: NDArray[np.float64], hostile_NF: NDArray[np.float64], what
         )
     normalises = np.arange(len(honest_NF)) % NORMALISER == 0
     return LevelModel.fit(honest_NF[~normalises], hostile_NF, honest_NF[normalises])
-
-
-def _shrunk(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    size = len(covariance)
-    return 0.9 * covariance + 0.1 * np.trace(covariance) / size * np.eye(size)

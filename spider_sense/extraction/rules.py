@@ -46,7 +46,8 @@ class Rules:
     def rank(self, states_N: States) -> NDArray[np.float64]:
         """Return the rank that can have been assembled at most, [N]."""
         ids = distinct(states_N["biased_ids"])
-        return np.minimum(ids, states_N["revealed"] / np.maximum(ids, 1))
+        result: NDArray[np.float64] = np.minimum(ids, states_N["revealed"] / np.maximum(ids, 1))
+        return result
 
     def evidence(self, states_N: States, row: int) -> tuple[str, ...]:
         """Say in words what the rules found of one principal."""

@@ -7,6 +7,7 @@ Shape letters: N requests, D width, S sketch, P probes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from spider_sense.extraction.layout import PROBES, SKETCH
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.types import Site
 
-__all__ = ["Sketch", "mean_heads"]
+__all__ = ["Sketch", "mean_heads", "shrunk"]
 
 SHRINKAGE = 0.1
 """Weight of the mean variance in a shrunken covariance."""
@@ -91,17 +92,24 @@ class Sketch:
         means = np.stack([np.bincount(owner_N, column * weight_N) for column in hidden_ND.T.astype(np.float64)], axis=1)
         mean = means.mean(axis=0)
         within_ND = hidden_ND - means[owner_N]
-        within = _shrunk((within_ND * weight_N[:, None]).T @ within_ND / len(names))
+        within = shrunk((within_ND * weight_N[:, None]).T @ within_ND / len(names))
         between = (means - mean).T @ (means - mean) / len(names)
         projection = _leading(between, within)
         probes = [_probe(hidden_ND, weight_N, positives) for positives in families.values()]
         weights = np.stack([probe[0] for probe in probes], axis=1) if probes else np.zeros((len(mean), 0))
         biases = np.array([probe[1] for probe in probes])
-        return cls(*(x.astype(np.float32) for x in (mean, projection, weights, biases)), tuple(families))
+        return cls(
+            mean=mean.astype(np.float32),
+            projection=projection.astype(np.float32),
+            weights=weights.astype(np.float32),
+            biases=biases.astype(np.float32),
+            names=tuple(families),
+        )
 
     def project(self, hidden_ND: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return sketches [N, 64] and probe logits [N, P]."""
-        return (hidden_ND - self.mean) @ self.projection, hidden_ND @ self.weights + self.biases
+        sketch_NS, probes_NP = (hidden_ND - self.mean) @ self.projection, hidden_ND @ self.weights + self.biases
+        return sketch_NS.astype(np.float32), probes_NP.astype(np.float32)
 
     def heads(self, site: Site) -> list[Probe]:
         """Return 64 + P heads of a guard whose readouts at the end of a prompt are sketch and probe logits."""
@@ -111,9 +119,11 @@ class Sketch:
         return mean_heads(site, weight_DH, np.concatenate([-self.mean @ self.projection, self.biases]), names)
 
 
-def _shrunk(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+def shrunk(covariance: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return a covariance that is mixed with a round one of the same trace."""
     size = len(covariance)
-    return (1 - SHRINKAGE) * covariance + SHRINKAGE * np.trace(covariance) / size * np.eye(size)
+    result: NDArray[np.float64] = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.trace(covariance) / size * np.eye(size)
+    return result
 
 
 def _leading(between: NDArray[np.float64], within: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -122,10 +132,11 @@ def _leading(between: NDArray[np.float64], within: NDArray[np.float64]) -> NDArr
     except ImportError as error:
         raise MissingExtraError("scipy", "train") from error
     _, vectors = eigh(between, within)
-    result: NDArray[np.float64] = vectors[:, ::-1][:, :SKETCH]
+    result = np.asarray(vectors, dtype=np.float64)[:, ::-1][:, :SKETCH]
     # An eigenvector's sign is arbitrary; fixed here, a fit repeats bit by bit.
     largest = np.take_along_axis(result, np.abs(result).argmax(axis=0)[None], axis=0)
-    return result * np.sign(largest)
+    signed: NDArray[np.float64] = result * np.sign(largest)
+    return signed
 
 
 def _probe(

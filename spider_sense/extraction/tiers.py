@@ -86,16 +86,19 @@ class TieredDetector:
     def advance(self, states_N: States, batch: EventBatch) -> States:
         """Return the states after one request each, with their running maxima; nothing is decided."""
         states = states_N.copy()
+        self._carry(states, batch)
+        return states
+
+    def _carry(self, states: States, batch: EventBatch) -> None:
+        """Advance in place."""
         self.tracker.advance(states, batch)
         for checkpoint in CHECKPOINTS:
             model = self.population.model_at(checkpoint)
             rows = np.flatnonzero((states["count"] == checkpoint) & (states["sketched"] > 0))
             if model is not None and len(rows):
                 scores = model.score(vector(states[rows], self.population.centres))
-                better = rows[scores > states["level"][rows]]
-                states["level"][better] = scores[scores > states["level"][rows]]
-                states["level_at"][better] = checkpoint
-        return states
+                above = scores > states["level"][rows]
+                states["level"][rows[above]], states["level_at"][rows[above]] = scores[above], checkpoint
 
     def replay(self, streams: Sequence[Sequence[Event]]) -> Replay:
         """Carry N streams, one principal each, through all their events.
@@ -109,7 +112,7 @@ class TieredDetector:
 
         def step(rows: NDArray[np.int64], states: States, batch: EventBatch) -> States:
             nonlocal turn
-            states = self.advance(states, batch)
+            self._carry(states, batch)
             own[rows, turn], level[rows, turn] = states["own"], states["level"]
             rule[rows, turn] = self.rules.judge(states)
             turn += 1

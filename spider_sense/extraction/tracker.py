@@ -41,10 +41,11 @@ class Tracker:
         own = np.full(len(states_N), -np.inf)
         seen = np.flatnonzero(np.isfinite(batch.sketch[:, 0]))
         if len(seen):
-            part = states_N[seen]
-            bins = binned(directions(batch)[seen], self.edges)
-            own[seen] = bet(part, bins, self.active)
-            states_N[seen] = part
+            whole = len(seen) == len(states_N)
+            part = states_N if whole else states_N[seen]
+            own[seen] = bet(part, binned(directions(batch)[seen], self.edges), self.active)
+            if not whole:
+                states_N[seen] = part
         better = own > states_N["own"]
         states_N["own"][better], states_N["own_at"][better] = own[better], states_N["count"][better]
         return own

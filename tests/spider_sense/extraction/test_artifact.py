@@ -20,9 +20,10 @@ from spider_sense.types import Site
 @pytest.fixture
 def artifact(detector: TieredDetector, tiny_streams: Any) -> Artifact:
     names, rng = tiny_streams.PROBE_NAMES, np.random.default_rng(0)
-    shapes = (576, (576, SKETCH), (576, len(names)), len(names))
+    shapes: tuple[Any, ...] = (576, (576, SKETCH), (576, len(names)), len(names))
+    mean, projection, weights, biases = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
     return Artifact(
-        sketch=Sketch(*[rng.normal(size=shape).astype(np.float32) for shape in shapes], names=names),
+        sketch=Sketch(mean, projection, weights, biases, names),
         population=detector.population,
         site=Site.parse("resid.18"),
         key_digest=tiny_streams.KEY.digest,
@@ -42,7 +43,7 @@ def test_what_is_read_back_decides_alike(
     one, other = again.detector(tiny_streams.KEY).replay(streams), detector.replay(streams)
     assert one.states.tobytes() == other.states.tobytes()
     for tier in ("own", "level", "group"):
-        assert again.detector(tiny_streams.KEY).threshold(tier, "") == detector.threshold(tier, "")  # type: ignore[arg-type]
+        assert again.detector(tiny_streams.KEY).threshold(tier, "") == detector.threshold(tier, "")
     assert not list((tmp_path / "guard").glob("*.pkl"))
 
 

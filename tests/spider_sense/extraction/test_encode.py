@@ -14,9 +14,9 @@ from spider_sense.extraction.sketch import Sketch
 
 KEY, WIDTH = Key(b"sixteen bytes at least"), 70
 RNG = np.random.default_rng(0)
-SKETCHER = Sketch(
-    *[RNG.normal(size=shape).astype(np.float32) for shape in (WIDTH, (WIDTH, SKETCH), (WIDTH, 1), 1)], names=("exam",)
-)
+SHAPES: tuple[Any, ...] = (WIDTH, (WIDTH, SKETCH), (WIDTH, 1), 1)
+MEAN, PROJECTION, WEIGHTS, BIASES = (RNG.normal(size=shape).astype(np.float32) for shape in SHAPES)
+SKETCHER = Sketch(MEAN, PROJECTION, WEIGHTS, BIASES, ("exam",))
 
 
 class Means:

@@ -32,7 +32,7 @@ SKETCHED = np.ones(SKETCH, dtype=np.float32)
 )
 def test_bad_numbers_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        Event(**({"principal": "a", "time": 0.0} | change))
+        Event(**{"principal": "a", "time": 0.0, **change})
 
 
 def test_a_batch_marks_what_was_not_seen() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spider_sense.extraction import Event
+from spider_sense.extraction import Decision, Event
 from spider_sense.extraction.tiers import TieredDetector
 
 VOCABULARY, WIDTH = 49_152, 576
@@ -46,7 +46,8 @@ def test_a_fixed_set_of_labels_is_no_sweep(uncalibrated: TieredDetector, tiny_st
 
 def test_evidence_names_the_numbers(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
     ids = [[20 * turn + i for i in range(20)] for turn in range(80)]
-    state, decisions = uncalibrated.open("sweep"), []
+    state = uncalibrated.open("sweep")
+    decisions: list[Decision] = []
     for event in tiny_streams.biased("sweep", ids):
         state, new = uncalibrated.update(state, event)
         decisions += new

@@ -77,8 +77,9 @@ def test_a_guards_heads_read_the_sketch(tiny_loaded: Any) -> None:
 
     site, width = Site.parse("resid.1"), tiny_loaded.model.config.hidden_size
     rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=shape).astype(np.float32) for shape in (width, (width, SKETCH), (width, 2), 2)]
-    sketch = Sketch(*arrays, names=("reasoning", "rubric"))
+    shapes: tuple[Any, ...] = (width, (width, SKETCH), (width, 2), 2)
+    mean, projection, weights, biases = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    sketch = Sketch(mean, projection, weights, biases, ("reasoning", "rubric"))
     texts = ["one", "two words", "a prompt that is somewhat longer than these"]
     means = pooled(tiny_loaded, site, texts)
     examples = [Example(id=t, text=t, label="", category="", source="", group="") for t in texts]

@@ -11,7 +11,8 @@ from spider_sense.extraction.tiers import TieredDetector
 
 
 def _decisions(detector: TieredDetector, events: Any) -> list[Decision]:
-    state, found = detector.open(events[0].principal), []
+    state = detector.open(events[0].principal)
+    found: list[Decision] = []
     for event in events:
         state, new = detector.update(state, event)
         found += new
@@ -22,7 +23,7 @@ def test_honest_principals_are_alarmed_at_about_the_budget(detector: TieredDetec
     replay = detector.replay(tiny_streams.honest(300, 50_000, 96))
     for tier in ("own", "level"):
         # Binomial with 300 principals at 1%, and the threshold's own spread: more than 9 has a chance below 1 in 50.
-        assert (replay.states[tier] > detector.threshold(tier, "")).sum() <= 9  # type: ignore[arg-type]
+        assert (replay.states[tier] > detector.threshold(tier, "")).sum() <= 9
 
 
 def test_a_pivot_is_found_by_own_history(detector: TieredDetector, tiny_streams: Any) -> None:
