@@ -1,16 +1,20 @@
 """``spider-sense extraction``, from logs with hidden states to a page."""
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from spider_sense.cli.app import app
 from spider_sense.cli.extraction import extraction  # noqa: F401  registers the verbs
 from spider_sense.errors import SpiderSenseError
 from spider_sense.extraction.keys import Key
+from spider_sense.models import LoadedModel
 
 WIDTH = 80
 RUNNER = CliRunner()
@@ -82,8 +86,8 @@ def test_the_page_shows_principals_groups_and_thresholds(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     text = page.read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") >= 3
-    for piece in ("pivot", "5 accounts", "Linked groups", "uncertified", "Extraction is made dearer"):
-        assert piece in text or piece == "5 accounts"
+    for piece in ("pivot", "Linked groups", "uncertified", "Extraction is made dearer"):
+        assert piece in text
     assert "http" not in text.replace("http-equiv", "")
 
 
@@ -104,6 +108,46 @@ def test_text_without_a_model_is_warned_about(folder: Path) -> None:
     done = _run("score", folder / "guard", "--data", log, "--key", folder / "key")
     assert "20 of 20 requests have no activations" in done.output
     assert "activations of 0 of" in done.output
+
+
+def _wide(tiny_loaded: LoadedModel) -> LoadedModel:
+    """Return a tiny model that is wide enough for a sketch."""
+    config = copy.deepcopy(tiny_loaded.model.config)
+    config.hidden_size = 64
+    config.head_dim = 16
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = type(tiny_loaded.model)(config).eval()
+    return dataclasses.replace(tiny_loaded, model=model)
+
+
+def _words(path: Path, names: list[str], requests: int, first: int, family: str = "") -> Path:
+    """Write principals who draw six words of ten, from another ten for a campaign."""
+    rng = np.random.default_rng(first)
+    rows = [
+        {"principal": name, "time": turn, "text": " ".join(f"w{first + n}" for n in rng.integers(0, 10, 6))}
+        for name in names
+        for turn in range(requests)
+    ]
+    path.write_text("\n".join(json.dumps(row | ({"family": family} if family else {})) for row in rows))
+    return path
+
+
+def test_text_is_read_by_the_model_that_was_fitted_on(
+    tmp_path: Path, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = {"wide": _wide(tiny_loaded), "other": tiny_loaded}
+    monkeypatch.setattr("spider_sense.models.load_model", lambda name, dtype, device: served[name])
+    honest = _words(tmp_path / "honest.jsonl", [f"h{i}" for i in range(44)], 30, 0)
+    campaign = _words(tmp_path / "campaign.jsonl", ["c"], 600, 20, family="exam")
+    key = ("--key", tmp_path / "key", "--model")
+    fitted = ("fit", "--benign", honest, "--campaigns", campaign, "--site", "resid.1", "--out", tmp_path / "guard")
+    assert "44 honest principals; probes exam" in _run(*fitted, *key, "wide").output
+    log = _words(tmp_path / "log.jsonl", ["suspect"], 40, 20)
+    found = _run("score", tmp_path / "guard", "--data", log, *key, "wide", "--json").stdout
+    assert [json.loads(line)["tier"] for line in found.splitlines() if line.startswith("{")] == ["level"]
+    with pytest.raises(SpiderSenseError, match="weight_digest"):
+        _run("score", tmp_path / "guard", "--data", log, *key, "other")
 
 
 @pytest.mark.parametrize(
