@@ -9,6 +9,7 @@ import pytest
 from spider_sense.audit import AuditEvent, AuditLog
 from spider_sense.errors import ConfigError
 from spider_sense.extraction.standing import Standing
+from spider_sense.judge import Case
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor
 from spider_sense.policy import Extraction, Policy
@@ -51,7 +52,7 @@ def test_one_that_is_acted_on_is_refused_and_its_neighbours_are_not(
     recorder.standings = {"bob": Standing(level, "why"), "cid": Standing("limit", "level")}
     guard = guards.guard(tiny_loaded, guards.many_probes())
     free = tiny_loaded.model.generate(**guards.pad(PROMPTS), **GREEDY)
-    changed = []
+    changed: list[Case] = []
     with AuditLog(tmp_path / "audit") as audit:
         monitor = Monitor(guard, policy(), audit, on_decision=changed.append, extraction=watch)
         with monitor.attach(tiny_loaded.model, tiny_loaded.tokenizer):

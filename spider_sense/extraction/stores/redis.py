@@ -184,9 +184,12 @@ class RedisStore:
         with self._told():
             names = [name.decode() for name in self._db.zrange(_SEEN, 0, -1)]
         for batch in _batches(names):
-            with self._told():
-                states = self._pipe(lambda pipe, batch=batch: [pipe.hget(_STATE + name, "state") for name in batch])
+            states = self._states(batch)
             yield from ((name, state) for name, state in zip(batch, states, strict=True) if state is not None)
+
+    def _states(self, names: Sequence[str]) -> list[Any]:
+        with self._told():
+            return self._pipe(lambda pipe: [pipe.hget(_STATE + name, "state") for name in names])
 
     def standings(self) -> Iterator[tuple[str, str]]:
         """Yield every standing that is not empty."""

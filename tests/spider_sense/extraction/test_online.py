@@ -15,16 +15,21 @@ from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
 from spider_sense.extraction import Event, Key
 from spider_sense.extraction.artifact import Artifact
 from spider_sense.extraction.fitting import calibrate, fit
+from spider_sense.extraction.layout import LinkKind
 from spider_sense.extraction.online import heads_of, open_claimed, open_watch, read_artifact
 from spider_sense.extraction.rows import Row
 from spider_sense.extraction.settings import ExtractionSettings
 from spider_sense.extraction.standing import text_of
-from spider_sense.extraction.stores import Entry, StoreError, open_store
+from spider_sense.extraction.stores import Change, Entry, StoreError, open_store
 from spider_sense.extraction.thresholds import Budget
 from spider_sense.models import LoadedModel
 from spider_sense.types import Site
 
 KEY, WIDTH = b"sixteen bytes at least", 80
+
+
+def keep(state: bytes, standing: str = "") -> Change:
+    return lambda old: Entry(state, standing)
 
 
 def rows(prefix: str, people: int, requests: int, family: str = "") -> list[Row]:
@@ -125,8 +130,7 @@ def test_operators_see_clear_link_and_erase(
     store = open_store(settings.store)
     state = helpers.Counting().open("ann").to_bytes()
     for name in ("ann", "bob"):
-        text = text_of(helpers.decision(name, "act"))
-        store.update({name: lambda old, text=text: Entry(state, text)})
+        store.update({name: keep(state, text_of(helpers.decision(name, "act")))})
     said = run("list")
     assert "ann  act by own, 1970-01-01 00:16, request 1: its requests changed" in said
     assert "2 principals are kept" in said
@@ -145,7 +149,7 @@ def test_a_review_finds_a_group_and_servers_hear_of_it(
     """Six keys with one payment and requests far from everybody's."""
     key, detector = Key(KEY), artifact.detector(Key(KEY))
     store = open_claimed(settings, artifact)
-    links = (("payment", key.hash("payment", "one card")),)
+    links: tuple[tuple[LinkKind, int], ...] = (("payment", key.hash("payment", "one card")),)
     for member in range(6):
         name, state = f"ring {member}", detector.open(f"ring {member}")
         for number in range(32):
@@ -153,9 +157,9 @@ def test_a_review_finds_a_group_and_servers_hear_of_it(
             event = Event(
                 principal=name, time=60.0 * number, sketch=sketch, probes=np.full(1, 6.0, np.float32),
                 links=links, tokens=30,
-            )  # type: ignore[arg-type]  # fmt: skip
+            )  # fmt: skip
             state, _ = detector.update(state, event)
-        store.update({name: lambda old, state=state: Entry(state.to_bytes())})
+        store.update({name: keep(state.to_bytes())})
     said = run("review")
     assert said.startswith("6 principals, 6 found by their groups")
     assert {name for name, _ in store.standings()} == {f"ring {member}" for member in range(6)}

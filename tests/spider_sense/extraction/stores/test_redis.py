@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ def shout(old: Entry | None) -> Entry:
     return Entry((old.state if old else b"") + b"!")
 
 
+def marked(size: int, old: Entry | None) -> Entry:
+    return Entry(MARK * size, "act")
+
+
 def files(folder: Path) -> bytes:
     return b"".join(each.read_bytes() for each in sorted(folder.rglob("*")) if each.is_file())
 
@@ -27,7 +32,7 @@ def files(folder: Path) -> bytes:
 def test_an_erased_principal_is_in_no_file(own_server: Any) -> None:
     store = RedisStore(own_server.url)
     for size in (1, 40, 400):
-        store.update({"ann@example.org": lambda old, size=size: Entry(MARK * size, "act")})
+        store.update({"ann@example.org": partial(marked, size)})
     store.mark_groups({"ann@example.org": "limit"})
     store.link(["ann@example.org", "bob"])
     store._db.config_set("save", "3600 1")
@@ -78,7 +83,7 @@ def test_a_server_that_is_away_for_a_moment(own_server: Any) -> None:
     store.close()
 
 
-def test_the_same_command_twice_counts_once(server: Any) -> None:
+def test_the_same_command_twice_counts_once(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RedisStore(server.url)
     real, calls = store._set, []
 
@@ -86,7 +91,7 @@ def test_the_same_command_twice_counts_once(server: Any) -> None:
         calls.append(real(**options))
         return real(**options)
 
-    store._set = twice
+    monkeypatch.setattr(store, "_set", twice)
     store.update({"ann": shout})
     assert store.read("ann") == b"!"
     assert len(calls) == 1

@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 from spider_sense.extraction.stores import Entry, SqliteStore, StoreError
 
 MARK = b"\xc3what nobody may find again"
+
+
+def marked(size: int, old: Entry | None) -> Entry:
+    return Entry(MARK * size, "act")
 
 
 def files(path: Path) -> bytes:
@@ -23,7 +28,7 @@ def test_an_erased_principal_is_in_no_file(tmp_path: Path) -> None:
     for number in range(200):
         with_others.update({f"other {number}": lambda old: Entry(bytes(5000))})
     for size in (1, 40, 400):  # it grows and shrinks, and moves to other pages
-        with_others.update({"ann@example.org": lambda old, size=size: Entry(MARK * size, "act")})
+        with_others.update({"ann@example.org": partial(marked, size)})
     with_others.update({"ann@example.org": lambda old: Entry(MARK, "act")})
     with_others.mark_groups({"ann@example.org": "limit"})
     with_others.link(["ann@example.org", "other 1"])

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,21 @@ def put(state: bytes, standing: str = "") -> Any:
     return lambda old: Entry(state, standing)
 
 
+def then_set(act: Callable[[], object], done: threading.Event) -> None:
+    act()
+    done.set()
+
+
+def divide(old: Entry | None) -> Entry:
+    raise ZeroDivisionError
+
+
 def count(state: bytes | None) -> int:
     return int.from_bytes(state[:8]) if state else 0
 
 
 def plus_one(old: Entry | None) -> Entry:
-    return Entry((count(old and old.state) + 1).to_bytes(8))
+    return Entry((count(old.state if old else None) + 1).to_bytes(8))
 
 
 def test_what_is_put_is_read(store: Store) -> None:
@@ -66,7 +76,7 @@ def test_it_is_there_for_whoever_opens_it_next(store: Store, place: str) -> None
 def test_a_change_that_raises_changes_nothing(store: Store) -> None:
     store.update({"ann": put(b"1")})
     with pytest.raises(ZeroDivisionError):
-        store.update({"ann": put(b"2"), "bob": lambda old: 1 // 0})  # type: ignore[arg-type, return-value]
+        store.update({"ann": put(b"2"), "bob": divide})
     assert dict(store.principals()) == {"ann": b"1"}
     assert store.update({"ann": plus_one})["ann"]
 
@@ -117,7 +127,7 @@ def test_what_is_cleared_stays_clear(store: Store) -> None:
 def test_a_writer_does_not_bring_back_what_was_cleared(store: Store, place: str) -> None:
     store.update({"ann": put(b"1", "act")})
     other, done, handed = open_store(place, 30.0), threading.Event(), []
-    clearer = threading.Thread(target=lambda: (other.clear(["ann"]), done.set()))
+    clearer = threading.Thread(target=then_set, args=(lambda: other.clear(["ann"]), done))
 
     def change(old: Entry | None) -> Entry:
         handed.append(old)
@@ -178,8 +188,8 @@ def test_one_that_is_erased_while_it_is_changed_stays_erased(store: Store, place
     """A writer that read the state before must not bring it back."""
     store.update({"ann": put(b"secret past")})
     handed: list[Entry | None] = []
-    eraser = threading.Thread(target=lambda: (other.erase(["ann"]), done.set()))
     other, done = open_store(place, 30.0), threading.Event()
+    eraser = threading.Thread(target=then_set, args=(lambda: other.erase(["ann"]), done))
 
     def change(old: Entry | None) -> Entry:
         handed.append(old)
