@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from spider_sense.extraction.event import EventBatch
-from spider_sense.extraction.features import FEATURES, LEADING, TOP, vector
+from spider_sense.extraction.features import FEATURES, GROUP_FEATURES, LEADING, TOP, mean_sketch, member_vector, vector
 from spider_sense.extraction.layout import EMPTY_LINK, LINK_KINDS, PROBES, States
 from spider_sense.extraction.profile import half_of, record
 from spider_sense.extraction.state import fresh
@@ -60,6 +60,18 @@ def test_features_are_what_their_names_say(detector: TieredDetector, tiny_stream
         found["top opening"], sum(e.opening == tiny_streams.TEMPLATE for e in events) / 64, atol=0.1
     )
     assert PROBES == 8
+
+
+def test_a_member_is_described_by_its_scoring_half(tiny_streams: Any) -> None:
+    events = tiny_streams.stream("a", 1, 60, attack_from=30)
+    states, halves = _recorded(events)
+    mine = [event for event, half in zip(events, halves, strict=True) if half == 1]
+    found = dict(zip(GROUP_FEATURES, member_vector(states)[0], strict=True))
+    np.testing.assert_allclose(
+        found["probe 0 mean"], np.clip([event.probes[0] for event in mine], -4, 4).mean(), rtol=1e-4
+    )
+    np.testing.assert_allclose(found["mean sketch 3"], np.mean([event.sketch[3] for event in mine]), rtol=1e-4)
+    np.testing.assert_allclose(mean_sketch(states)[0], np.mean([event.sketch for event in mine], axis=0), atol=1e-5)
 
 
 def test_repeated_sketches_are_near_duplicates(tiny_streams: Any) -> None:

@@ -33,6 +33,12 @@ def test_an_alarm_is_a_p_value_of_at_most_the_share() -> None:
         assert (score > threshold) == (calibration.p_value("level", "", float(score)) <= 0.03)
 
 
+def test_a_principal_of_calibration_with_the_same_maximum_counts() -> None:
+    maxima = np.array([1.0, 2.0, 2.0, 3.0])
+    calibration = Calibration.fit(maxima, maxima, [""] * 4)
+    assert [calibration.p_value("own", "", score) for score in (0.5, 2.0, 2.5, 3.5)] == [1.0, 0.8, 0.4, 0.2]
+
+
 def test_too_few_principals_alarm_nobody() -> None:
     assert _calibration(98).threshold("own") == math.inf
     assert _calibration(99).threshold("own") < math.inf
