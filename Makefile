@@ -1,5 +1,6 @@
 # Every target makes the virtual environment it needs; Python >= 3.11 and pip are all a machine must have.
 PYTHON ?= python3
+DEVICE ?= cpu
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -31,7 +32,7 @@ test: check  ## lint, types, floors, then every test
 	$(BIN)/python -m pytest
 
 test-vllm: $(VLLM_STAMP)  ## the guard inside a real vLLM, in an environment of its own
-	$(VLLM_VENV)/bin/python -m pytest tests/vllm
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm --durations=15
 
 test-kernels: $(STAMP)  ## the kernels against their twins, in Triton's interpreter
 	$(BIN)/python -m pytest tests/sense_kernels
@@ -63,10 +64,10 @@ bench-stores: $(STAMP)  ## the stores of principals, and the way from an engine'
 	$(BIN)/python bench/stores.py
 
 bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other, three seeds: hours, goes on where it stopped
-	$(BIN)/python bench/guarded_patch.py --config configs/nest-bench.yaml --guard runs/full/guard
+	$(BIN)/python bench/guarded_patch.py --config configs/nest-bench.yaml --guard runs/full/guard --device $(DEVICE)
 
 bench-nest-quick: $(STAMP)  ## the same, reduced to minutes
-	$(BIN)/nest bench --config configs/nest-bench-quick.yaml
+	$(BIN)/nest bench --config configs/nest-bench-quick.yaml --device $(DEVICE)
 
 runs/full/guard: | $(STAMP)
 	$(BIN)/spider-sense train --config configs/train-full.yaml

@@ -1,25 +1,48 @@
 """A vLLM server in a process of its own, for as long as a block lasts."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-__all__ = ["CONSOLE", "ask", "server"]
+__all__ = ["CONSOLE", "Server", "ask", "server"]
 
 CONSOLE = Console(stderr=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that runs."""
+
+    address: str
+    """What OpenAI clients take."""
+    group: int
+    """The process group of all its processes."""
+
+    def worker_seconds(self) -> float:
+        """Return what its workers have computed so far, in seconds of a processor; Linux tells."""
+        ticks = 0
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                name, _, rest = file.read_text(encoding="utf-8").rpartition(") ")
+                fields = rest.split()
+                if "(VLLM::Worker" in name and int(fields[2]) == self.group:
+                    ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def server(model: str, options: list[str], work: Path, guard: Path | None = None) -> Iterator[str]:
+def server(model: str, options: Sequence[str], work: Path, guard: Path | None = None) -> Iterator[Server]:
     """Serve a model for the length of a block.
 
     Args:
@@ -29,7 +52,7 @@ def server(model: str, options: list[str], work: Path, guard: Path | None = None
         guard: folder of the guard, None for a bare server.
 
     Yields:
-        The address that OpenAI clients take.
+        The server, once it takes requests.
 
     Raises:
         RuntimeError: with the end of the log, if the server does not start.
@@ -41,20 +64,30 @@ def server(model: str, options: list[str], work: Path, guard: Path | None = None
     command: list[str | Path] = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
     if guard is not None:
         command = [Path(sys.executable).with_name("spider-sense"), "serve", model, "--guard", guard]
-    environment = {**os.environ, "VLLM_CACHE_ROOT": str(work / "cache"), "VLLM_NO_USAGE_STATS": "1"}
+    told = {"VLLM_CACHE_ROOT": str(work / "cache"), "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with (work / "log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 - the command is this file's own
             [*command, "--port", str(port), "--served-model-name", "model", *options],
-            env=environment,
+            env={**os.environ, **told},
             stdout=log,
             stderr=log,
+            start_new_session=True,
         )
     try:
         _wait(f"http://127.0.0.1:{port}/health", process, work / "log")
-        yield f"http://127.0.0.1:{port}/v1"
+        yield Server(f"http://127.0.0.1:{port}/v1", process.pid)
     finally:
-        process.terminate()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and the processes that it started, which outlive it if it is killed."""
+    process.terminate()
+    try:
         process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -71,7 +104,7 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
-async def ask(client: Any, prompt: str, new_tokens: int, **extra: bool) -> Any:
+async def ask(client: Any, prompt: str, new_tokens: int, **extra: Any) -> Any:
     """Return the stream of a greedy answer from a server of this module; ``extra`` are options of vLLM's own."""
     return await client.chat.completions.create(
         model="model",

@@ -32,11 +32,12 @@ NAME = "nest, where the guard suspects"
 def main(
     config: Annotated[Path, typer.Option(help="The comparison, as for `nest bench`.")],
     guard: Annotated[Path, typer.Option(help="Folder of a guard for the same model.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Run the comparison, and nest's frontier once more behind a guard."""
     settings, watcher = load_yaml(config, BenchConfig), Guard.from_pretrained(guard)
     with progress_bars() as progress:
-        bench = Bench(settings, set_stage(settings, progress), progress)
+        bench = Bench(settings, set_stage(settings, progress, device), progress)
         results, frontiers = run_bench(bench)
         frontiers[NAME] = guarded_frontier(bench, watcher)
     show(results, frontiers, settings)

@@ -2,8 +2,10 @@
 
     python bench/serving.py --guard random
 
-Both servers run all the time; each round sends the same requests to one and then to the other, in changing order, so
-that what else the machine does falls on both. Run it in the environment of vLLM. The last line is JSON.
+All servers run all the time, and all but one of them idle; each round sends the same requests to every one, in changing
+order, so that what else the machine does falls on all. A second bare server tells what a difference means: `control`
+holds its ratios to the first. Run it in the environment of vLLM. The last line is JSON; `*_interval` are 95% bootstrap
+intervals over rounds of the median ratio above them.
 """
 
 import asyncio
@@ -13,6 +15,8 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,8 +24,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
-from _server import CONSOLE, ask, server
+from _server import CONSOLE, Server, ask, server
 
 from spider_sense.bench import random_guard
 from spider_sense.models import load_model
@@ -33,6 +38,7 @@ PROMPTS = (
     "Explain how a bicycle stays upright, in words that a child understands.",
     "Write a letter to a neighbour about a party on Saturday.",
 )
+FIGURES = {"throughput": "tokens_per_s", "ttft": "first_ms", "itl": "between_ms", "worker_cpu": "worker_s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,72 +50,112 @@ class Round:
     """Median time to the first token."""
     between_ms: float
     """Median time between tokens."""
+    worker_s: float
+    """Processor time of the worker, which what else the machine does hardly changes."""
 
 
 def main(
     model: Annotated[str, typer.Option(help="Local folder of a model; smollm2 is the packaged one.")] = "smollm2",
     guard: Annotated[str, typer.Option(help="Folder of a guard, or random: 64 heads at 8 sites.")] = "random",
     concurrent: Annotated[int, typer.Option(help="Requests of a round, all at once.")] = 16,
-    new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Rounds of each server.")] = 9,
+    new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Rounds of each server.")] = 24,
     eager: Annotated[bool, typer.Option(help="Serve without torch.compile.")] = False,
     dtype: Annotated[str, typer.Option(help="Of the model.")] = "float32",
 ) -> None:
     """Measure throughput, time to the first token and time between tokens, guarded over bare."""
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        loaded = load_model(model, dtype)
-        folder, guard_folder = loaded.model.name_or_path, Path(guard)
-        if guard == "random":
-            layers = loaded.model.config.num_hidden_layers
-            sites = tuple(Site(place * layers // 8, "resid") for place in range(8))
-            guard_folder = work / "guard"
-            random_guard(loaded, 64, sites).save_pretrained(guard_folder)
-        del loaded
+        folder, guard_folder = _prepare(model, guard, dtype, work)
         options = ["--dtype", dtype, "--max-model-len", "1024", "--max-num-seqs", str(concurrent)]
         options += ["--enforce-eager"] if eager else []
-        addresses = {
-            "bare": stack.enter_context(server(folder, options, work / "bare")),
-            "guarded": stack.enter_context(server(folder, options, work / "guarded", guard_folder)),
+        waiting = {
+            "bare": server(folder, options, work / "bare"),
+            "guarded": server(folder, options, work / "guarded", guard_folder),
+            "bare_again": server(folder, options, work / "bare_again"),
         }
-        found: dict[str, list[Round]] = {name: [] for name in addresses}
-        for index in range(-1, rounds):
-            for name in list(addresses)[:: 1 if index % 2 else -1]:
-                result = asyncio.run(_load(addresses[name], concurrent, new_tokens))
-                CONSOLE.print(f"round {index + 1} of {rounds}, {name}: {result.tokens_per_s:.0f} tokens/s")
-                if index >= 0:  # the first round warms up
-                    found[name].append(result)
-    typer.echo(json.dumps(_report(found, model, concurrent, new_tokens, eager, dtype)))
-
-
-def _report(found: dict[str, list[Round]], *about: Any) -> dict[str, Any]:
-    names = ("model", "concurrent", "new_tokens", "eager", "dtype")
-    report: dict[str, Any] = dict(zip(names, about, strict=True)) | {"rounds": len(found["bare"])}
-    for key, figure in {"throughput": "tokens_per_s", "ttft": "first_ms", "itl": "between_ms"}.items():
-        pairs = [(getattr(one, figure), getattr(other, figure)) for one, other in zip(*found.values(), strict=True)]
-        report[figure] = {
-            name: round(statistics.median(column), 2)
-            for name, column in zip(found, zip(*pairs, strict=True), strict=True)
-        }
-        report[f"{key}_ratio"] = round(statistics.median(guarded / bare for bare, guarded in pairs), 4)
-    return report | {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        with ThreadPoolExecutor(len(waiting)) as pool:
+            servers = dict(zip(waiting, pool.map(stack.enter_context, waiting.values()), strict=True))
+        found = _measure(servers, concurrent, new_tokens, rounds)
+    report: dict[str, Any] = {
+        "model": model,
+        "guard": guard,
+        "concurrent": concurrent,
+        "new_tokens": new_tokens,
+        "eager": eager,
+        "dtype": dtype,
+        "rounds": rounds,
+        "control": _ratios(found["bare"], found["bare_again"]),
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }
+    for figure in FIGURES.values():
+        report[figure] = {
+            name: round(statistics.median(getattr(one, figure) for one in results), 2)
+            for name, results in found.items()
+        }
+    typer.echo(json.dumps(report | _ratios(found["bare"], found["guarded"])))
 
 
-async def _load(address: str, concurrent: int, new_tokens: int) -> Round:
+def _prepare(model: str, guard: str, dtype: str, work: Path) -> tuple[str, Path]:
+    """Return the folders of model and guard."""
+    loaded = load_model(model, dtype)
+    folder = str(loaded.model.name_or_path)
+    if guard != "random":
+        return folder, Path(guard).resolve()
+    layers = loaded.model.config.num_hidden_layers
+    sites = tuple(Site(place * layers // 8, "resid") for place in range(8))
+    random_guard(loaded, 64, sites).save_pretrained(work / "guard")
+    return folder, work / "guard"
+
+
+def _measure(servers: Mapping[str, Server], concurrent: int, new_tokens: int, rounds: int) -> dict[str, list[Round]]:
+    """Load the servers one after the other, round by round."""
+    found: dict[str, list[Round]] = {name: [] for name in servers}
+    for index in range(-2, rounds):
+        # Each comes first, in the middle and last equally often.
+        shift = index % len(servers)
+        for name in (*list(servers)[shift:], *list(servers)[:shift])[:: 1 if index % 2 else -1]:
+            result = asyncio.run(_load(servers[name], concurrent, new_tokens))
+            if index >= 0:  # the rounds before warm up
+                found[name].append(result)
+        if index >= 0:
+            told = ", ".join(f"{name} {results[-1].tokens_per_s:.0f}" for name, results in found.items())
+            CONSOLE.print(f"round {index + 1} of {rounds}, tokens/s: {told}")
+    return found
+
+
+def _ratios(bare: Sequence[Round], other: Sequence[Round]) -> dict[str, Any]:
+    """Return the median of the ratios of each round, with its interval, for every figure."""
+    report: dict[str, Any] = {}
+    draws = np.random.default_rng(0).integers(len(bare), size=(2000, len(bare)))
+    for key, figure in FIGURES.items():
+        ratios = np.array([getattr(b, figure) / getattr(a, figure) for a, b in zip(bare, other, strict=True)])
+        interval = np.quantile(np.median(ratios[draws], axis=1), (0.025, 0.975))
+        report[f"{key}_ratio"] = round(float(np.median(ratios)), 4)
+        report[f"{key}_interval"] = [round(float(bound), 4) for bound in interval]
+    return report
+
+
+def _processor() -> str:
+    """Return the name of the processor, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+async def _load(loaded: Server, concurrent: int, new_tokens: int) -> Round:
     from openai import AsyncOpenAI
 
-    async with AsyncOpenAI(base_url=address, api_key="none", max_retries=0) as client:
-        begin = time.perf_counter()
-        streams = await asyncio.gather(
-            *(_stream(client, f"{place}. {PROMPTS[place % len(PROMPTS)]}", new_tokens) for place in range(concurrent))
-        )
+    prompts = [f"{place}. {PROMPTS[place % len(PROMPTS)]}" for place in range(concurrent)]
+    async with AsyncOpenAI(base_url=loaded.address, api_key="none", max_retries=0) as client:
+        worker_s, begin = loaded.worker_seconds(), time.perf_counter()
+        streams = await asyncio.gather(*(_stream(client, prompt, new_tokens) for prompt in prompts))
         seconds = time.perf_counter() - begin
     first = statistics.median(times[1] - times[0] for times in streams)
     between = statistics.median(later - sooner for times in streams for sooner, later in pairwise(times[1:]))
-    return Round(concurrent * new_tokens / seconds, 1000 * first, 1000 * between)
+    return Round(concurrent * new_tokens / seconds, 1000 * first, 1000 * between, loaded.worker_seconds() - worker_s)
 
 
 async def _stream(client: Any, prompt: str, new_tokens: int) -> list[float]:

@@ -128,9 +128,15 @@ class ArtifactKind:
         return tensors
 
     def _existing(self, path: Path) -> Path:
-        if not path.is_file():
-            raise self.error(f"{path} does not exist; name a folder that `{self.maker}` wrote")
-        return path
+        try:
+            if path.is_file():
+                path.open("rb").close()
+                return path
+        except OSError as error:
+            raise self.error(
+                f"{path} cannot be read: {error.strerror}; name a folder that this user may read"
+            ) from error
+        raise self.error(f"{path} does not exist; name a folder that `{self.maker}` wrote")
 
 
 def sha256(path: Path) -> str:

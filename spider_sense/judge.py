@@ -155,7 +155,7 @@ class Judge:
         return (*guard.probes, *(self._watch.probes if self._watch else ()))
 
     def _take(self, guard: Guard, policy: Policy) -> None:
-        self.guard, self.policy, self._digest = guard, policy, guard.digest
+        self.guard, self.policy, self.digest = guard, policy, guard.digest
         self._names = tuple(detector.name for detector in guard.manifest.detectors)
         self.scorer = Scorer(self.bank)
 
@@ -307,7 +307,7 @@ class Judge:
             event=event,
             position=case.position,
             coverage=case.coverage,
-            guard=self._digest,
+            guard=self.digest,
             patched_from=case.patched_from,
             text=text,
         )

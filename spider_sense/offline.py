@@ -19,7 +19,7 @@ from spider_sense.forward import Forward
 from spider_sense.models import LoadedModel
 from spider_sense.scoring import Bank, Probe, RequestRows, Scorer
 
-__all__ = ["ScoredSet", "score_activations", "score_examples", "whole_logits"]
+__all__ = ["ScoredSet", "score_activations", "score_examples", "score_rendered", "whole_logits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,34 @@ def score_examples(
     """
     chat = Chat(loaded.tokenizer)
     prompts = [chat.render(example.turns or example.text, max_tokens) for example in examples]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
+    lengths = [len(prompt.ids) for prompt in prompts]
+    return score_rendered(loaded, probes, prompts, lengths, batch_tokens=batch_tokens, dtype=dtype, advance=advance)
+
+
+def score_rendered(
+    loaded: LoadedModel,
+    probes: Sequence[Probe],
+    rendered: Sequence[Rendered],
+    prompt_lengths: Sequence[int],
+    *,
+    batch_tokens: int = 2048,
+    dtype: torch.dtype | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> ScoredSet:
+    """Do the same to N conversations of which the tokens are known, answers included.
+
+    Args:
+        loaded: the model and its tokenizer.
+        probes: H of them.
+        rendered: the conversations; their ``ids`` may go on after the prompt.
+        prompt_lengths: tokens of each before the first generated one.
+        batch_tokens: padded tokens of a forward pass.
+        dtype: of the hidden states, by default the model's.
+        advance: called with the number of conversations that have just been scored.
+    """
+    order = sorted(range(len(rendered)), key=lambda index: len(rendered[index].ids))
     bank = Bank(probes, loaded.model.device, dtype=dtype or loaded.model.dtype)
-    result_N2H = np.empty((len(prompts), 2, len(probes)))
+    result_N2H = np.empty((len(rendered), 2, len(probes)))
     seen: list[Forward] = []
     readers = {site: bank.tap(site) for site in bank.sites}
 
@@ -111,13 +136,13 @@ def score_examples(
         bank.begin(forward.total)
 
     with Attachment(loaded.model, readers, begin, lambda: None), torch.inference_mode():
-        for batch in _batches(order, prompts, batch_tokens):
-            _run(loaded, [prompts[index] for index in batch])
-            result_N2H[batch] = _score_forward(bank, seen[0], [prompts[index] for index in batch])
+        for batch in _batches(order, rendered, batch_tokens):
+            _run(loaded, [rendered[index] for index in batch])
+            together = [(rendered[index], prompt_lengths[index]) for index in batch]
+            result_N2H[batch] = _score_forward(bank, seen[0], together)
             if advance is not None:
                 advance(len(batch))
-    tokens = np.array([len(prompt.ids) for prompt in prompts])
-    return ScoredSet(result_N2H[:, 0], result_N2H[:, 1], tokens)
+    return ScoredSet(result_N2H[:, 0], result_N2H[:, 1], np.array(prompt_lengths))
 
 
 @torch.inference_mode()
@@ -152,10 +177,10 @@ def _run(loaded: LoadedModel, prompts: Sequence[Rendered]) -> None:
     model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False, logits_to_keep=1)
 
 
-def _score_forward(bank: Bank, forward: Forward, prompts: Sequence[Rendered]) -> np.ndarray:
+def _score_forward(bank: Bank, forward: Forward, together: Sequence[tuple[Rendered, int]]) -> np.ndarray:
     scorer = Scorer(bank)
     batch = [
-        RequestRows(scorer.open(str(item.key), len(prompt.ids), prompt.skip, prompt.tail), item.rows, item.positions)
-        for item, prompt in zip(forward.sequences, prompts, strict=True)
+        RequestRows(scorer.open(str(item.key), length, one.skip, one.tail), item.rows, item.positions)
+        for item, (one, length) in zip(forward.sequences, together, strict=True)
     ]
     return np.stack(_fold(scorer, bank.logits(forward.total), batch), 1)

@@ -140,6 +140,8 @@ class Policy(Settings):
             self._refuse("steer", "a vector; add a section steer: {vector: NAME, strength: 4.0}")
         if self.patch is None:
             self._refuse("patch", "a patch; add a section patch: {folder: FOLDER}, as `nest tune` writes it")
+        if self.extraction is None:
+            self._refuse("omit_reasoning", "a section extraction, which says how long it lasts")
         return self
 
     def _refuse(self, action: Action, needs: str) -> None:

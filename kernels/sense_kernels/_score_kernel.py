@@ -31,6 +31,7 @@ def _segment_product(site, first, offs_t, offs_c, rows, SHAPE: tl.constexpr, TIL
     BD: tl.constexpr = TILE[1]
     BC: tl.constexpr = TILE[2]
     SEGMENT: tl.constexpr = TILE[4]
+    PRECISION: tl.constexpr = TILE[7]
     hidden, stride_hidden, residual, stride_residual, weight, weight_low = site
     product = tl.zeros([BT, BC], tl.float32)
     squares = tl.zeros([BT], tl.float32)
@@ -55,7 +56,7 @@ def _segment_product(site, first, offs_t, offs_c, rows, SHAPE: tl.constexpr, TIL
             product = dot_half(x, w, product)
             product = dot_half(x, low, product)
         else:
-            product = dot_single(x32, w, product, TILE[7])
+            product = dot_single(x32, w, product, PRECISION)
     return product, squares
 
 
@@ -103,6 +104,7 @@ def _finish(
     BT: tl.constexpr = TILE[0]
     BC: tl.constexpr = TILE[2]
     BJ: tl.constexpr = max(16, triton.next_power_of_2(J))
+    PRECISION: tl.constexpr = TILE[7]
     bias, mlp_weight, mlp_bias = biases
     here = (offs_t < rows)[:, None]
     at_out = out + offs_t[:, None] * stride_out
@@ -122,7 +124,7 @@ def _finish(
             v = tl.load(mlp_weight + unit[:, None] * J + offs_j[None, :], mask=in_v, other=0.0)  # [BC, BJ]
             # Other columns meet rows of 0 in v, and NaN times 0 would be NaN.
             y = tl.where(((unit >= 0) & (unit < M))[None, :], max_nan(y, tl.zeros_like(y)), 0.0)
-            second = dot_single(y, v, second, TILE[7])
+            second = dot_single(y, v, second, PRECISION)
     if M > 0:
         second += tl.load(mlp_bias + offs_j, mask=offs_j < J, other=0.0)[None, :]
         tl.store(at_out + K + offs_j[None, :], second, mask=here & (offs_j < J)[None, :])
@@ -146,7 +148,7 @@ def _fold_tile(
                 request,
                 end,
                 index,
-                GROUPS[index],
+                tl.constexpr(GROUPS[index]),
                 SIZES,
                 True,
             )

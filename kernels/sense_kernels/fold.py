@@ -129,7 +129,7 @@ def _fold_kernel(
                 tl.program_id(0) * GROUPS[index][9],
                 requests,
                 index,
-                GROUPS[index],
+                tl.constexpr(GROUPS[index]),
                 SIZES,
                 rows[0] is None,
             )

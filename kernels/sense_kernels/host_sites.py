@@ -2,7 +2,8 @@
 
 At batch sizes of decoding the cost of a site is the number of calls, not their arithmetic.
 
-Shape letters: G sites, T packed rows, D width, CP columns of the stored weights, C columns of all sites together.
+Shape letters: G sites, T packed rows, R rows of the buffer, D width, CP columns of the stored weights, C columns of all
+sites together.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sense_kernels.score import numpy_rows, score
+from sense_kernels.score import library, numpy_rows, score
 
 __all__ = ["HostSites"]
 
@@ -36,8 +37,10 @@ class HostSites:
         self._bias_C = np.empty(sum(map(len, biases)), np.float32)
         self.refresh()
         self._column_C = np.concatenate([columns * i + np.arange(len(bias)) for i, bias in enumerate(biases)])
-        self._x_GTD = np.empty((sites, self.rows, width), np.float32)
-        self._held: dict[int, int] = {}
+        x_GRD, count_G = torch.empty(sites, self.rows, width), torch.zeros(sites, dtype=torch.int64)
+        self._x_GTD, self._count_G = x_GRD.numpy(), count_G.numpy()
+        self._empty = torch.empty(0)
+        self._held = [(x_GRD[site], count_G[site : site + 1]) for site in range(sites)]
 
     def refresh(self) -> None:
         """Take in weights and biases that were changed in place."""
@@ -50,11 +53,25 @@ class HostSites:
         plain = hidden_TD.detach() if hidden_TD.requires_grad else hidden_TD
         x_TD = (plain if plain.dtype == torch.float32 else plain.float()).numpy().reshape(-1, plain.shape[-1])
         self._x_GTD[site, : len(x_TD)] = x_TD
-        self._held[site] = len(x_TD)
+        self._count_G[site] = len(x_TD)
+
+    def take(self, site: int, hidden_TD: Tensor, residual: Tensor | None, out: Tensor) -> None:
+        """Run the op ``sense::hold``, which a graph may hold: put rows if there are few, score them if there are many.
+
+        Args:
+            site: its index.
+            hidden_TD: [..., D] any float dtype.
+            residual: of the same shape, added as :func:`sense_kernels.score` adds it; or None.
+            out: [R, columns] float32, R >= T; the logits of the site, where it is scored.
+        """
+        held, count = self._held[site]
+        torch.ops.sense.hold(
+            hidden_TD, residual, held, count, self._weights[site], self._biases[site], self._empty, self._eps, out
+        )
 
     def drop(self) -> None:
         """Forget what was put and not scored."""
-        self._held.clear()
+        self._count_G[:] = 0
 
     def write(self, out: Sequence[Tensor], whole: Tensor) -> None:
         """Write the logits of the sites that were put since the last call, and of no other site.
@@ -63,15 +80,15 @@ class HostSites:
             out: [R, columns] of each site.
             whole: [R, C] of which ``out`` are the columns in turn.
         """
-        counts = set(self._held.values())
-        if len(self._held) == len(self._weights) and len(counts) == 1:
-            self._write_all(counts.pop(), whole)
+        counts = self._count_G.tolist()
+        if counts[0] and counts.count(counts[0]) == len(counts):
+            self._write_all(counts[0], whole)
         else:
-            for site, rows in self._held.items():
-                x_TD = torch.from_numpy(self._x_GTD[site, :rows])
-                empty = x_TD.new_empty(0)
-                score(x_TD, self._weights[site], self._biases[site], empty[:, None], empty, self._eps, out[site])
-        self._held.clear()
+            for site, rows in enumerate(counts):
+                if rows:
+                    x_TD, none = torch.from_numpy(self._x_GTD[site, :rows]), self._empty
+                    score(x_TD, self._weights[site], self._biases[site], none[:, None], none, self._eps, out[site])
+        self.drop()
 
     def _write_all(self, rows: int, whole: Tensor) -> None:
         x_GTD = self._x_GTD[:, :rows]
@@ -86,3 +103,36 @@ class HostSites:
             y_GTC /= root_GT[..., None]
         y_TC = y_GTC.transpose(1, 0, 2).reshape(rows, -1).take(self._column_C, 1)
         np.add(y_TC, self._bias_C, out=whole.numpy()[:rows])
+
+
+def _hold(
+    hidden_TD: Tensor,
+    residual: Tensor | None,
+    held_RD: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    empty: Tensor,
+    eps: float,
+    out: Tensor,
+) -> None:
+    width = hidden_TD.shape[-1]
+    rows = hidden_TD.numel() // width
+    if rows > len(held_RD):
+        return score(hidden_TD, weight, bias, empty[:, None], empty, eps, out, residual)
+    whole = hidden_TD if residual is None else hidden_TD + residual
+    held_RD[:rows] = whole.reshape(rows, width)
+    count.fill_(rows)
+    return None
+
+
+library.define(
+    "hold(Tensor hidden, Tensor? residual, Tensor(a!) held, Tensor(b!) count, Tensor weight, Tensor bias, Tensor empty,"
+    " float eps, Tensor(c!) out) -> ()"
+)
+library.impl("hold", _hold, "CPU")
+
+
+@torch.library.register_fake("sense::hold", lib=library)
+def _hold_fake(*args: object) -> None:
+    return None

@@ -125,6 +125,7 @@ def _patch_kernel(
     BT: tl.constexpr = TILE[0]
     BD: tl.constexpr = TILE[1]
     BR: tl.constexpr = TILE[2]
+    PRECISION: tl.constexpr = TILE[3]
     BK: tl.constexpr = max(16, triton.next_power_of_2(K))
     offs_t = (tl.program_id(0) * BT + tl.arange(0, BT)).to(tl.int64)
     g = tl.load(gate + offs_t, mask=offs_t < rows, other=0.0)
@@ -139,7 +140,7 @@ def _patch_kernel(
             )
             in_u = (d < D)[:, None] & (offs_k < K)[None, :]
             u = tl.load(vectors + offs_k[None, :] * D + d[:, None], mask=in_u, other=0.0)  # [BD, BK]
-            dots = dot_single(x.to(tl.float32), u, dots, TILE[3])
+            dots = dot_single(x.to(tl.float32), u, dots, PRECISION)
         dots *= (g * alpha)[:, None]
         for start in range(0, neurons, BR):
             offs_r = start + tl.arange(0, BR)

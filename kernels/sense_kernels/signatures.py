@@ -99,12 +99,15 @@ def _match_cpu(
 @triton.jit
 def _block_cosines(query, stride_query, signatures, offs_t, offs_n, rows, count, D: tl.constexpr, TILE: tl.constexpr):
     """Products [BT, BN] of a tile of queries with a block of signatures."""
-    offs_d = tl.arange(0, TILE[2])
-    products = tl.zeros([TILE[0], TILE[1]], tl.float32)
-    for start in range(0, D, TILE[2]):
+    BT: tl.constexpr = TILE[0]
+    BN: tl.constexpr = TILE[1]
+    BD: tl.constexpr = TILE[2]
+    offs_d = tl.arange(0, BD)
+    products = tl.zeros([BT, BN], tl.float32)
+    for start in range(0, D, BD):
         d = start + offs_d
         in_q, in_s = (offs_t < rows)[:, None], (offs_n < count)[:, None]
-        if D % TILE[2] != 0:
+        if D % BD != 0:
             in_q, in_s = in_q & (d < D)[None, :], in_s & (d < D)[None, :]
         q = tl.load(query + offs_t[:, None] * stride_query + d[None, :], mask=in_q, other=0.0)  # [BT, BD]
         s = tl.load(signatures + offs_n[:, None] * D + d[None, :], mask=in_s, other=0)  # [BN, BD]

@@ -58,13 +58,13 @@ class Stage:
         return int(self.loaded.tokenizer.pad_token_id)
 
 
-def set_stage(config: BenchConfig, progress: Progress) -> Stage:
+def set_stage(config: BenchConfig, progress: Progress, device: str = "cpu") -> Stage:
     """Load the model, find and group neurons, ask the base model for its answers, read the test sets."""
     tune_on, test_on = expanded(config.tune_on), expanded(config.test_on)
     harmful = load_prompts(tune_on.harmful, "harmful", config.harmful_limit, config.tune.seed).examples
     benign = load_prompts(tune_on.benign, "benign", config.benign_limit, config.tune.seed).examples
     sets = _test_sets(config, test_on, {_plain(example.text) for example in (*harmful, *benign)})
-    loaded = load_model(config.model, "float32")
+    loaded = load_model(config.model, "float32", device)
     base = fingerprint(loaded)
     neurons = _neurons(config, loaded, harmful, benign, progress)
     lessons, references = read_lessons(loaded, base, harmful, benign, config.tune, config.output, progress)

@@ -21,6 +21,7 @@ __all__ = ["bench", "show"]
 @app.command()
 def bench(
     config: Annotated[Path, typer.Option(help="YAML file, such as configs/nest-bench.yaml.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Tune and measure every arm; a run that is cut off goes on where it stopped. The last line is JSON."""
     from nest.bench.config import BenchConfig
@@ -32,7 +33,7 @@ def bench(
 
     settings = load_yaml(config, BenchConfig)
     with progress_bars() as progress:
-        results, frontiers = run_bench(Bench(settings, set_stage(settings, progress), progress))
+        results, frontiers = run_bench(Bench(settings, set_stage(settings, progress, device), progress))
     show(results, frontiers, settings)
 
 

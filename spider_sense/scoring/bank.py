@@ -199,6 +199,8 @@ class Bank:
                 return
             if eager and index >= 0 and host and size <= host.rows * width:
                 host.put(index, hidden if residual is None else hidden + residual)
+            elif not eager and index >= 0 and host:
+                host.take(index, hidden, residual, self._targets[site])
             else:
                 out, scratch = self._targets[site], self._scratch
                 score(hidden, weight, bias, mlp_weight, mlp_bias, EPS, out, residual, pack.weight_low, *scratch)

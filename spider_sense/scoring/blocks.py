@@ -19,6 +19,7 @@ from spider_sense.scoring.stream import Stream
 __all__ = ["BlockStates", "TokenChain"]
 
 _NONE = -1
+_NO_END = np.array([_NONE])
 
 
 class TokenChain:
@@ -101,6 +102,8 @@ class BlockStates:
             chain: its digests.
             complete: whether its state rests on every token so far; if not, its blocks count as unknown.
         """
+        if len(positions) == 1 and (positions[0] + 1) % self.size:
+            return _NO_END  # decoding, the hot path
         block_R = np.full(len(positions), _NONE)
         for row in np.flatnonzero((positions + 1) % self.size == 0).tolist():
             place = int(positions[row]) // self.size

@@ -107,12 +107,12 @@ class Scorer:
         rows, codes, lengths, slots, blocks = [], [], [], [], []
         for item in batch:
             # Positions rise, so what was folded before comes first; so do the rows that are skipped.
-            first = int(np.searchsorted(item.positions, item.request.position))
+            first = int(item.positions.searchsorted(item.request.position))
             positions = item.positions[first:]
             if not len(positions):
                 continue
             _account(item.request, positions)
-            first += int(np.searchsorted(positions, item.request.skip))
+            first += int(positions.searchsorted(item.request.skip))
             if first < len(item.positions):
                 rows.append(item.rows[first:])
                 codes.append(item.request.codes(item.positions[first:]))

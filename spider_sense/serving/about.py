@@ -29,7 +29,7 @@ def about(guard: Guard, policy: Policy, settings: ServingSettings, versions: Map
             "sites": sorted({site for probe in guard.probes for site in map(str, probe.maps)}),
             "detectors": [_detector(detector) for detector in manifest.detectors],
         },
-        "policy": {"digest": policy.digest, **policy.model_dump(mode="json")},
+        "policy": {"digest": policy.digest, "actions": list(policy.actions), **policy.model_dump(mode="json")},
         "settings": settings.model_dump(mode="json", exclude={"graph", "exempt_principals"}),
         "versions": dict(versions),
     }

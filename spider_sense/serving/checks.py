@@ -9,17 +9,18 @@ from spider_sense.extraction.online import heads_of, read_artifact
 from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.policy import Policy
+from spider_sense.scoring import SiteMap
 from spider_sense.serving import patch_seams
 from spider_sense.serving.engine_guard import EngineGuard
-from spider_sense.serving.prefix import tail_of
+from spider_sense.serving.prefix import reads_prompts_alone, tail_of
 from spider_sense.serving.settings import ServingSettings
-from spider_sense.types import Action
+from spider_sense.types import Action, Site
 
-__all__ = ["check_settings", "exchange", "graph_of"]
+__all__ = ["OP_VERSION", "check_reasoning", "check_settings", "exchange", "graph_of"]
 
 CAN: tuple[Action, ...] = ("observe", "flag", "throttle", "omit_reasoning", "verify", "escalate", "patch", "stop")
 """Actions that can be carried out; flag, verify and escalate stand in the answer and in the audit log."""
-OP_VERSION = 1
+OP_VERSION = 2
 """Raised whenever what is compiled into the model's graph changes."""
 
 
@@ -55,10 +56,17 @@ def check_reasoning(policy: Policy, parser: str | None) -> None:
 
 
 def graph_of(guard: Guard, settings: ServingSettings) -> str:
-    """Return what of a guard, and of the patch that a policy names, is compiled into the model's graph."""
+    """Return what of a guard, of whoever watches for extraction and of the policy's patch the model's graph holds."""
     heads = () if settings.extraction is None else heads_of(read_artifact(settings.load_extraction()))
-    columns = [f"{probe.name}:{'+'.join(map(str, probe.maps))}" for probe in (*guard.probes, *heads)]
-    return f"{OP_VERSION}/{'/'.join(columns)}{patch_seams.graph_of(settings)}"
+    probes = [f"{probe.name}:{'+'.join(map(_taps, probe.maps.items()))}" for probe in (*guard.probes, *heads)]
+    return f"{OP_VERSION}/{'/'.join(probes)}{patch_seams.graph_of(settings)}"
+
+
+def _taps(item: tuple[Site, SiteMap]) -> str:
+    """Return a site, and how many columns its products write: they decide which op is compiled, and what it writes."""
+    site, one = item
+    weights = [one.weight] if one.mlp_weight is None else [one.weight, one.mlp_weight]
+    return "*".join([str(site), *(str(weight.shape[1]) for weight in weights)])
 
 
 def exchange(running: EngineGuard, told: Mapping[str, Any], serving: ServingConfig) -> str | None:
@@ -86,6 +94,11 @@ def exchange(running: EngineGuard, told: Mapping[str, Any], serving: ServingConf
             raise MismatchError(
                 "the guard has probes that read the template's tail alone, and that of before has none, so that hits "
                 "of the prefix cache may lie in it; start anew with this guard"
+            )
+        if reads_prompts_alone(guard) and not reads_prompts_alone(running.judge.guard):
+            raise MismatchError(
+                "the guard has probes that read prompts alone, and that of before has none, so that hits of the prefix "
+                "cache may hold answers; start anew with this guard"
             )
         guard.check_model(running.judge.guard.manifest.fingerprint, serving, settings.allow_uncertified)
         running.exchange(guard, settings.load_policy())

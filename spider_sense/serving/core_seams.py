@@ -2,21 +2,30 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from spider_sense.canary import Canary, Drift
 from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
 from spider_sense.guard import Guard
+from spider_sense.serving.about import about
 from spider_sense.serving.actor import ACTOR
 from spider_sense.serving.canary import CanaryWatch, check_drift, report
+from spider_sense.serving.letters import announce
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
+from spider_sense.types import Action
 
-__all__ = ["RUN", "begun", "canary_report", "made", "read_canaries", "reload_guard", "reloaded", "run_core"]
+__all__ = ["RUN", "begun", "in_force", "made", "read_canaries", "reload_guard", "reloaded", "run_core"]
 
 RUN = "_spider_sense_run_engine_core"
 """Attribute of an engine core's class that holds vLLM's own function in the place of :func:`run_core`."""
-_DRIFT = "_spider_sense_drift"
+_SAID = "_spider_sense_said"
+"""Attribute of an engine core: what is in force in it, as of ``about``, and how far its canaries drift."""
+_SURE_FROM_THE_START: Mapping[Action, str] = {
+    "throttle": "principals are told apart",
+    "omit_reasoning": "reasoning is told from answers",
+}
 _NEW = 4
 """Tokens that a canary generates: decoding may run another graph than prompts do."""
 
@@ -48,19 +57,32 @@ def run_core(*args: Any, **options: Any) -> None:
 
 def _start(core: Any) -> None:
     settings = find_settings(core.vllm_config.additional_config)
-    if settings is not None and not hasattr(core, _DRIFT):
-        setattr(core, _DRIFT, _try_canaries(core, settings))
+    if settings is not None and not hasattr(core, _SAID):
+        said = _said(settings)
+        setattr(core, _SAID, {**said, "canaries": report(_try_canaries(core, settings))})
 
 
-def canary_report(core: Any) -> Mapping[str, Any] | None:
-    """Return how far the canaries have drifted, None of a guard without any; a utility of the engine core."""
-    drift: Drift | None = getattr(core, _DRIFT, None)
-    return report(drift)
+def _said(settings: ServingSettings) -> dict[str, Any]:
+    import vllm
+
+    versions = {"spider_sense": version("spider-sense"), "vllm": vllm.__version__}
+    return about(Guard.from_pretrained(settings.guard), settings.load_policy(), settings, versions)
+
+
+def in_force(core: Any) -> Mapping[str, Any] | None:
+    """Return what ``GET /v1/guard`` says, None without a guard; a utility of the engine core."""
+    said: Mapping[str, Any] | None = getattr(core, _SAID, None)
+    return said
 
 
 async def read_canaries(engine: Any) -> Mapping[str, Any] | None:
-    """Ask an ``AsyncLLM`` for :func:`canary_report`; where there are several engines, the first of them."""
-    found: Mapping[str, Any] | None = await engine.engine_core.call_utility_async("spider_sense_canaries")
+    """Ask an ``AsyncLLM`` how far its canaries drift; where there are several engines, the first of them.
+
+    Returns:
+        As of :func:`spider_sense.serving.canary.report`; None of a guard without canaries.
+    """
+    said = await engine.engine_core.call_utility_async("spider_sense_about")
+    found: Mapping[str, Any] | None = said and said["canaries"]
     return found
 
 
@@ -75,22 +97,24 @@ def reloaded(core: Any, new_actor: Callable[[Any, ServingSettings], Any], guard:
 
     Returns:
         ``refused``, why the engine goes on with the guard of before, or else ``canaries``, as of
-        :func:`canary_report`.
+        :func:`read_canaries`.
     """
     settings = find_settings(core.vllm_config.additional_config)
     try:
-        told = _told(core, settings, guard, policy)
-        actor = new_actor(core.scheduler, told)
-        drift = _exchange(core, told)
+        wanted = _wanted(core, settings, guard, policy)
+        actor = new_actor(core.scheduler, wanted)
+        said = _said(wanted)
+        said["canaries"] = report(_exchange(core, wanted))
     except SpiderSenseError as error:
         return {"refused": str(error)}
     except BaseException:
         _give_up(core)
         raise
-    core.vllm_config.additional_config[KEY] = told.model_dump(mode="json")
+    core.vllm_config.additional_config[KEY] = wanted.model_dump(mode="json")
     setattr(core.scheduler, ACTOR, actor)
-    setattr(core, _DRIFT, drift)
-    return {"canaries": report(drift)}
+    setattr(core, _SAID, said)
+    announce(core, said)
+    return {"canaries": said["canaries"]}
 
 
 async def reload_guard(engine: Any, guard: Path, policy: Path | None = None) -> Mapping[str, Any] | None:
@@ -124,7 +148,7 @@ async def reload_guard(engine: Any, guard: Path, policy: Path | None = None) -> 
     return found
 
 
-def _told(core: Any, settings: ServingSettings | None, guard: str, policy: str | None) -> ServingSettings:
+def _wanted(core: Any, settings: ServingSettings | None, guard: str, policy: str | None) -> ServingSettings:
     if settings is None:
         raise ConfigError("this engine runs without a guard, and its graph has no room for one; start anew with it")
     if core.vllm_config.parallel_config.data_parallel_size > 1:
@@ -132,7 +156,15 @@ def _told(core: Any, settings: ServingSettings | None, guard: str, policy: str |
     if not core.is_scheduler_paused() or core.scheduler.running:
         raise ConfigError("requests run; pause the engine with mode 'wait' first")
     changes = {"guard": Path(guard)} | ({} if policy is None else {"policy": Path(policy)})
-    return settings.model_copy(update=changes)
+    wanted = settings.model_copy(update=changes)
+    actions, before = wanted.load_policy().actions, getattr(core, _SAID)["policy"]["actions"]
+    for action, sure in _SURE_FROM_THE_START.items():
+        if action in actions and action not in before:
+            raise ConfigError(
+                f"the policy says {action}, and that of before did not, so nobody made sure that {sure}; "
+                "start anew with this policy"
+            )
+    return wanted
 
 
 def _give_up(core: Any) -> None:
@@ -142,14 +174,14 @@ def _give_up(core: Any) -> None:
     core.input_queue.put_nowait((EngineCoreRequestType.EXECUTOR_FAILED, b""))
 
 
-def _exchange(core: Any, told: ServingSettings) -> Drift | None:
+def _exchange(core: Any, wanted: ServingSettings) -> Drift | None:
     """Exchange the guard in the workers, and let it stand only if its canaries do."""
-    refusals = core.collective_rpc("spider_sense_exchange", args=(told.model_dump(mode="json"),))
+    refusals = core.collective_rpc("spider_sense_exchange", args=(wanted.model_dump(mode="json"),))
     refused = next(filter(None, refusals), None)
     if refused is not None:
         raise MismatchError(refused)
     try:
-        return _try_canaries(core, told)
+        return _try_canaries(core, wanted)
     except SpiderSenseError:
         core.collective_rpc("spider_sense_restore")
         raise

@@ -1,12 +1,11 @@
 """Where requests come in: each is named, and those of a throttled principal may have to wait."""
 
-import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Collection
 from contextvars import ContextVar
-from typing import Any
 
 from spider_sense.errors import ConfigError
 from spider_sense.policy import Policy
+from spider_sense.serving.asgi import App, Message, Receive, Send, path_of, reply
 from spider_sense.serving.principals import Principals
 from spider_sense.serving.settings import ServingSettings
 from spider_sense.serving.throttle import Throttle
@@ -17,10 +16,6 @@ PRINCIPAL: ContextVar[str | None] = ContextVar("spider_sense_principal", default
 """Who sends the request that is being answered; None where nothing tells principals apart, or outside of HTTP."""
 THROTTLE = "spider_sense_throttle"
 """Attribute of the application's state that holds its ``Throttle``, or None."""
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 _READING = ("GET", "HEAD", "OPTIONS")
 """Methods that ask no model for anything."""
 
@@ -31,14 +26,15 @@ class Door:
     Args:
         app: what answers.
         principals: tells who sends a request.
+        past: paths that ask no model for anything, so that clients who are slowed do not stand in their way.
     """
 
-    def __init__(self, app: App, principals: Principals) -> None:
-        self._app, self._principals = app, principals
+    def __init__(self, app: App, principals: Principals, past: Collection[str] = ()) -> None:
+        self._app, self._principals, self._past = app, principals, past
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on under its principal's name, or turn it away with the status 429."""
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] not in ("http", "websocket") or path_of(scope) in self._past:
             await self._app(scope, receive, send)
             return
         principal = self._principals.principal(scope["headers"])
@@ -62,10 +58,12 @@ def principals_of(settings: ServingSettings, policy: Policy, keys: list[str]) ->
         keys: its API keys.
 
     Raises:
-        ConfigError: if it does not, and has to.
+        ConfigError: if it does not, and has to, or nobody can be who is to be exempt.
     """
     if settings.principal_header or keys:
-        return Principals(settings.principal_header, keys)
+        principals = Principals(settings.principal_header, keys)
+        principals.check_known(settings.exempt_principals)
+        return principals
     needs = ["the policy's action 'throttle'"] if "throttle" in policy.actions else []
     needs += ["exempt_principals"] if settings.exempt_principals else []
     needs += ["extraction"] if settings.extraction else []
@@ -83,8 +81,4 @@ async def _refuse(scope: Message, send: Send, wait: int) -> None:
         return
     message = f"Too many requests. Try again in {wait} seconds."
     error = {"message": message, "type": "requests", "param": None, "code": "rate_limit_exceeded"}
-    body = json.dumps({"error": error}).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "retry-after": str(wait)}
-    lines = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": 429, "headers": lines})
-    await send({"type": "http.response.body", "body": body})
+    await reply(send, 429, {"error": error}, {"retry-after": str(wait)})

@@ -85,6 +85,11 @@ class EngineGuard:
         # Where an engine looks ahead, tokens of one step arrive on another thread while the next step begins.
         self._lock = threading.Lock()
 
+    @property
+    def block_bytes(self) -> int:
+        """Memory that the state at the end of one KV block takes."""
+        return sum(part.nbytes for part in self.judge.bank.table.new_state(1))
+
     def keep_blocks(self, size: int, blocks: int) -> None:
         """Keep the state at the end of KV blocks, for requests that start after cached ones.
 
@@ -228,7 +233,7 @@ class EngineGuard:
         """Yield the rows that are computed for the first time, and those that are computed again."""
         request, again = served.case.request, served.again
         positions = positions[: len(rows)]
-        fresh = int(np.searchsorted(positions, request.position))
+        fresh = int(positions.searchsorted(request.position))
         if again is not None and fresh:
             yield self._with_blocks(served, again, rows[:fresh], positions[:fresh])
         if fresh < len(rows):
@@ -282,7 +287,7 @@ class EngineGuard:
         case = self.judge.open(name, kept, principal_of(new.sampling_params), text, asked)
         chain = None
         if self.judge.scorer.blocks is not None:
-            chain = TokenChain(f"{self.judge.guard.digest}/{case.request.skip}", self.judge.scorer.blocks.size)
+            chain = TokenChain(f"{self.judge.digest}/{case.request.skip}", self.judge.scorer.blocks.size)
         blocks = list(new.block_ids[0]) if new.block_ids else []
         self._served[name] = _Served(case, prompt, blocks, chain, cached=new.num_computed_tokens)
 

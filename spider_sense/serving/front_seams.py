@@ -1,33 +1,31 @@
-"""Only seams: where vLLM's front end, the processes that answer clients, is taken hold of.
-
-What is to be counted, and who is to be slowed, reaches it as an output for a request that does not exist. Its own
-requests never carry it, so no client can be handed a score by mistake, and requests that a client left are counted like
-any other.
-"""
+"""Only seams: where vLLM's front end, the processes that answer clients, is taken hold of."""
 
 import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spider_sense.errors import ConfigError, SpiderSenseError
 from spider_sense.guard import Guard
 from spider_sense.policy import Policy
-from spider_sense.serving.about import about
 from spider_sense.serving.door import PRINCIPAL, THROTTLE, Door, principals_of
-from spider_sense.serving.findings import Note
+from spider_sense.serving.letters import opened
 from spider_sense.serving.principals import name_principal
-from spider_sense.serving.reasoning import HUSH, Hush, hushed_chat
+from spider_sense.serving.reload import PATH as RELOAD
+from spider_sense.serving.reload import Reload, reload_key
 from spider_sense.serving.settings import KEY, find_settings
 from spider_sense.serving.throttle import Throttle
 
-__all__ = ["check", "install", "send"]
+if TYPE_CHECKING:
+    from spider_sense.serving.front import Front
+
+__all__ = ["check", "install"]
 
 PATH = "/v1/guard"
 """Under ``/v1``, which is what vLLM's API key protects."""
-_METRICS, _THROTTLE = "_spider_sense_metrics", "_spider_sense_throttle"
-"""Attributes of the client of an engine, which are there if it is guarded."""
+_FRONT = "_spider_sense_front"
+"""Attribute of the client of an engine that holds its ``Front``, which is there if it is guarded."""
 _VERDICT: ContextVar[Mapping[str, Any] | None] = ContextVar("spider_sense_verdict", default=None)
 Wrap = Callable[[Any, str, Callable[..., Any]], None]
 
@@ -46,7 +44,7 @@ def install(wrap: Wrap) -> None:
     for client in (core_client.AsyncMPClient, core_client.DPAsyncMPClient):
         wrap(client, "add_request_async", _named)
     wrap(core_client.AsyncMPClient, "get_output_async", _received)
-    wrap(OpenAIServingChat, "create_chat_completion", hushed_chat)
+    wrap(OpenAIServingChat, "create_chat_completion", _hushed)
     wrap(output_processor.OutputProcessor, "do_tracing", _traced)
     wrap(output_processor, "instrument_manual", _spanned)
     wrap(plugins, "load_endpoint_plugins", _endpoints)
@@ -74,44 +72,23 @@ def check(policy: Policy, usage_context: Any = None, *_: Any, **__: Any) -> None
         Throttle(policy.throttle)
 
 
-def send(clients: int, outputs: dict[int, Any], note: Note) -> None:
-    """Put a note into the outputs of a step.
-
-    Args:
-        clients: number of processes that answer clients; whichever gets the note counts, and all hear who is slowed.
-        outputs: by client.
-        note: of the step.
-    """
-    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
-
-    counts = next(iter(outputs), 0)
-    for_all = Note(seconds=0.0, ended=[], throttled=note["throttled"], hushed=note.get("hushed", []))
-    for client in {counts, *(range(clients) if for_all["throttled"] or for_all["hushed"] else ())}:
-        told = note if client == counts else for_all
-        letter = EngineCoreOutput(request_id=KEY, new_token_ids=[], kv_transfer_params={**told})
-        outputs.setdefault(client, EngineCoreOutputs()).outputs.append(letter)
-
-
 def _began(original: Callable[..., Any], engine: Any, *args: Any, **options: Any) -> None:
     original(*args, **options)
     settings = find_settings(engine.vllm_config.additional_config)
     if settings is None:
         return
-    from spider_sense.serving.prometheus import GuardMetrics
+    from spider_sense.serving.front import Front
 
     guard, policy = Guard.from_pretrained(settings.guard), settings.load_policy()
-    setattr(engine.engine_core, _METRICS, GuardMetrics(guard, policy, version("spider-sense")))
-    throttle = Throttle(policy.throttle) if "throttle" in policy.actions else None
-    setattr(engine.engine_core, _THROTTLE, throttle)
-    if policy.extraction is not None:
-        setattr(engine.engine_core, HUSH, Hush(policy.extraction.reasoning_seconds))
+    setattr(engine.engine_core, _FRONT, Front(guard, policy, version("spider-sense")))
 
 
 async def _named(original: Callable[..., Any], client: Any, request: Any) -> Any:
     """Send a request to the engine under its principal's name, whatever the client says there."""
-    if hasattr(client, _THROTTLE) and request.sampling_params is not None:
+    front: Front | None = getattr(client, _FRONT, None)
+    if front is not None and request.sampling_params is not None:
         principal = PRINCIPAL.get()
-        if principal is None and getattr(client, _THROTTLE) is not None:
+        if principal is None and front.throttle is not None:
             raise SpiderSenseError(
                 "the policy throttles, and this request came in by another way than the HTTP server, where nobody can "
                 "be slowed; serve with `vllm serve`, or take the action throttle out of the policy"
@@ -123,16 +100,19 @@ async def _named(original: Callable[..., Any], client: Any, request: Any) -> Any
 async def _received(original: Callable[..., Any], client: Any) -> Any:
     received = await original()
     # Taken off here, before vLLM counts outputs for metrics of its own.
-    if received.outputs and received.outputs[-1].request_id == KEY and received.outputs[-1].kv_transfer_params:
-        note = received.outputs.pop().kv_transfer_params
-        metrics, throttle = getattr(client, _METRICS, None), getattr(client, _THROTTLE, None)
-        if metrics is not None:
-            metrics.count(note)
-        if throttle is not None:
-            throttle.slow(note["throttled"])
-        if (hush := getattr(client, HUSH, None)) is not None:
-            hush.add(note.get("hushed", ()))
+    told, front = opened(received), getattr(client, _FRONT, None)
+    if told is not None and front is not None:
+        front.take(told)
     return received
+
+
+async def _hushed(original: Callable[..., Any], serving: Any, request: Any, *args: Any, **options: Any) -> Any:
+    """Answer a chat request, without the reasoning if that is what its principal has come to."""
+    front: Front | None = getattr(getattr(serving.engine_client, "engine_core", None), _FRONT, None)
+    if front is not None and front.hush is not None and PRINCIPAL.get() in front.hush:
+        # As a client may ask for itself; vLLM then holds back the tokens and log-probabilities of the reasoning too.
+        request.include_reasoning = False
+    return await original(request, *args, **options)
 
 
 def _traced(original: Callable[..., Any], processor: Any, output: Any, *args: Any, **options: Any) -> None:
@@ -160,19 +140,20 @@ def _endpoints(original: Callable[..., list[Any]], tasks: Any = None) -> list[An
 
 
 class _Endpoint:
-    """``GET /v1/guard`` and the door, as vLLM takes endpoints from plugins."""
+    """``GET /v1/guard``, the operator's endpoint and the door, as vLLM takes endpoints from plugins."""
 
     name = KEY
     required_tasks = ("generate",)
 
     def __init__(self) -> None:
-        self._about: dict[str, Any] = {}
+        self._front: Front | None = None
+        self._reload: Reload | None = None
 
     def attach_router(self, app: Any) -> None:
-        """Add the route, and the door where principals are told apart, if a guard is named.
+        """Add the routes, and the door where principals are told apart, if a guard is named.
 
         Raises:
-            ConfigError: if they are not, and have to be.
+            ConfigError: if they are not, and have to be, or the operator's key can be guessed or is a client's.
         """
         args = app.state.args
         settings = find_settings(args.additional_config)
@@ -181,21 +162,25 @@ class _Endpoint:
         app.get(PATH)(self.read)
         # As vLLM takes its keys from the two.
         keys = [key for key in args.api_key or [os.environ.get("VLLM_API_KEY")] if key]
+        key = reload_key(keys)
+        if key is not None:
+            self._reload = Reload(key)
+            app.add_route(RELOAD, self._reload, methods=["POST"], include_in_schema=False)
         principals = principals_of(settings, settings.load_policy(), keys)
         if principals is not None:
-            app.add_middleware(Door, principals=principals)
+            app.add_middleware(Door, principals=principals, past=(RELOAD,))
 
     async def init_state(self, engine: Any, state: Any, args: Any) -> None:
-        """Read what is in force, once, and let the door know who is slowed."""
-        settings = find_settings(engine.vllm_config.additional_config)
-        if settings is None:
+        """Ask the engine what is in force, and let the door know who is slowed."""
+        front: Front | None = getattr(engine.engine_core, _FRONT, None)
+        if front is None:
             return
-        setattr(state, THROTTLE, getattr(engine.engine_core, _THROTTLE))
-        import vllm
+        front.said = await engine.engine_core.call_utility_async("spider_sense_about")
+        setattr(state, THROTTLE, front.throttle)
+        self._front = front
+        if self._reload is not None:
+            self._reload.engine = engine
 
-        versions = {"spider_sense": version("spider-sense"), "vllm": vllm.__version__}
-        self._about = about(Guard.from_pretrained(settings.guard), settings.load_policy(), settings, versions)
-
-    async def read(self) -> dict[str, Any]:
+    async def read(self) -> Mapping[str, Any]:
         """Say which guard is in force, and how."""
-        return self._about
+        return {} if self._front is None else self._front.said

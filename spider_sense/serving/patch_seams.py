@@ -12,6 +12,7 @@ from spider_sense.errors import ConfigError
 from spider_sense.interventions import choose_patch
 from spider_sense.patch import NeuronPatch
 from spider_sense.patching import scaled
+from spider_sense.serving.block_keys import set_apart
 from spider_sense.serving.packed_rows import rows_of_batch, rows_of_runner
 from spider_sense.serving.row_patch import RowPatch
 from spider_sense.serving.settings import PATCHED, ServingSettings
@@ -23,7 +24,7 @@ _PATCH = "_spider_sense_patch"
 _DIGEST = "_spider_sense_patch_digest"
 """Attribute of a scheduler."""
 _MARK = "_spider_sense_patched"
-"""Attribute of a request: the first patched position, and the patch's digest."""
+"""Attribute of a request: the first patched position."""
 Wrap = Callable[[Any, str, Callable[..., Any]], None]
 
 
@@ -33,14 +34,11 @@ def install(wrap: Wrap) -> None:
     Args:
         wrap: puts a function around one of an owner, by its name.
     """
-    from vllm.v1.core import block_pool, kv_cache_utils
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner2
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner1
 
     wrap(Scheduler, "schedule", _scheduled)
-    for user in (kv_cache_utils, block_pool):
-        wrap(user, "generate_block_hash_extra_keys", _keyed)
     wrap(Runner1, "_prepare_inputs", _packed_by_runner_1)
     wrap(Runner2, "prepare_inputs", _packed_by_runner_2)
 
@@ -115,7 +113,8 @@ def switch_on(scheduler: Any, name: str, computed: int) -> None:
     if hasattr(request, _MARK):
         return
     start = max(request.num_computed_tokens, computed)
-    setattr(request, _MARK, (start, getattr(scheduler, _DIGEST)))
+    setattr(request, _MARK, start)
+    set_apart(request, "spider_sense_patch", start, f"{getattr(scheduler, _DIGEST)}@{start}")
     # Blocks of a prompt have their keys from the beginning.
     del request.block_hashes[start // scheduler.hash_block_size :]
     request.update_block_hashes()
@@ -125,17 +124,8 @@ def _scheduled(original: Callable[..., Any], scheduler: Any, *args: Any, **optio
     step = original(*args, **options)
     if hasattr(scheduler, _DIGEST):
         marks = {name: getattr(scheduler.requests[name], _MARK, None) for name in step.num_scheduled_tokens}
-        setattr(step, PATCHED, {name: mark[0] for name, mark in marks.items() if mark is not None})
+        setattr(step, PATCHED, {name: mark for name, mark in marks.items() if mark is not None})
     return step
-
-
-def _keyed(original: Callable[..., Any], request: Any, start: int, end: int, *args: Any) -> Any:
-    keys, place = original(request, start, end, *args)
-    mark = getattr(request, _MARK, None)
-    if mark is None or end <= mark[0]:
-        return keys, place
-    # A pair, as vLLM's own are.
-    return (*(keys or ()), ("spider_sense_patch", f"{mark[1]}@{mark[0]}")), place
 
 
 def _packed_by_runner_1(original: Callable[..., Any], runner: Any, *args: Any, **options: Any) -> Any:

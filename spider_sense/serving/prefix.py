@@ -9,13 +9,18 @@ from typing import Any
 
 from spider_sense.guard import Guard
 
-__all__ = ["keep_tail", "tail_of"]
+__all__ = ["keep_tail", "reads_prompts_alone", "tail_of"]
 
 
 def tail_of(guard: Guard) -> int:
     """Return how many tokens at the end of a prompt have to be computed for a guard."""
     tail_only = any(probe.aggregator.span == "tail" for probe in guard.probes)
     return guard.manifest.template.tail if tail_only else 0
+
+
+def reads_prompts_alone(guard: Guard) -> bool:
+    """Return whether a head reads the tokens of a prompt, and not the same tokens where they are generated."""
+    return any(probe.aggregator.span == "prompt" for probe in guard.probes)
 
 
 def keep_tail(manager: Any, tail: int) -> None:

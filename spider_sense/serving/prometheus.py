@@ -4,6 +4,7 @@ Several such processes may share the work. vLLM then adds up what each has count
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import fields
 from itertools import product
 from typing import get_args
@@ -62,7 +63,7 @@ EXTRACTION_WAITING = Gauge(
 )
 INFO = Gauge(
     "spider_sense_guard_info",
-    "The guard and the policy in force; always 1.",
+    "The guard and the policy: 1 for those in force, 0 for those that were.",
     ["guard", "policy", "version"],
     multiprocess_mode="max",
 )
@@ -79,9 +80,8 @@ class GuardMetrics:
 
     def __init__(self, guard: Guard, policy: Policy, version: str) -> None:
         self._detectors = [detector.name for detector in guard.manifest.detectors]
-        INFO.labels(guard.digest, policy.digest, version).set(1)
-        for action in policy.actions:
-            REQUESTS.labels(action)
+        self._info, self._version = INFO.labels(guard.digest, policy.digest, version), version
+        self.follow(guard.digest, policy.digest, policy.actions)
         for field in fields(Coverage):
             TOKENS.labels(field.name)
         if policy.extraction is not None:
@@ -94,6 +94,21 @@ class GuardMetrics:
             NOT_NUMBERS.labels(name)
             for zone in get_args(Zone):
                 ZONES_SEEN.labels(name, zone)
+
+    def follow(self, guard: str, policy: str, actions: Iterable[str]) -> None:
+        """Go on with another guard, which has the same detectors, or another policy.
+
+        Args:
+            guard: digest.
+            policy: digest.
+            actions: those that the policy may decide on.
+        """
+        # Where several processes count no series can be taken away.
+        self._info.set(0)
+        self._info = INFO.labels(guard, policy, self._version)
+        self._info.set(1)
+        for action in actions:
+            REQUESTS.labels(action)
 
     def count(self, note: Note) -> None:
         """Count what one step adds."""

@@ -1,15 +1,9 @@
 """Principals whose answers are given without their reasoning, in one process that answers clients."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
-from spider_sense.serving.door import PRINCIPAL
-
-__all__ = ["HUSH", "Hush", "hushed_chat"]
-
-HUSH = "_spider_sense_hush"
-"""Attribute of an engine's client that holds its ``Hush``, or None."""
+__all__ = ["Hush"]
 
 
 class Hush:
@@ -21,8 +15,16 @@ class Hush:
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds, self._clock = seconds, clock
+        self._clock = clock
         self._until: dict[str, float] = {}
+        self.follow(seconds)
+
+    def follow(self, seconds: float | None) -> None:
+        """Let it last so long from now on; None answers everybody in full."""
+        if seconds is None:
+            self._until = {}
+            return
+        self._seconds = seconds
 
     def add(self, principals: Iterable[str]) -> None:
         """Leave the reasoning out of the answers of some principals from now on."""
@@ -32,22 +34,3 @@ class Hush:
 
     def __contains__(self, principal: object) -> bool:
         return isinstance(principal, str) and self._until.get(principal, 0.0) > self._clock()
-
-
-async def hushed_chat(
-    original: Callable[..., Awaitable[Any]], serving: Any, request: Any, *args: Any, **options: Any
-) -> Any:
-    """Answer a chat request, without the reasoning if that is what its principal has come to.
-
-    Args:
-        original: answers.
-        serving: vLLM's ``OpenAIServingChat``.
-        request: the client's.
-        args: passed on.
-        options: passed on.
-    """
-    hush: Hush | None = getattr(getattr(serving.engine_client, "engine_core", None), HUSH, None)
-    if hush is not None and PRINCIPAL.get() in hush:
-        # As a client may ask for itself; vLLM then holds back the tokens and log-probabilities of the reasoning too.
-        request.include_reasoning = False
-    return await original(request, *args, **options)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sense_kernels import patch_rows
-from spider_sense.errors import SiteError
+from spider_sense.errors import SiteError, SpiderSenseError
 from spider_sense.live_patch import RowStrengths
 from spider_sense.patch import NeuronPatch, PatchTarget
 from spider_sense.serving.taps import find_blocks
@@ -47,12 +47,14 @@ class RowPatch:
         self.strengths = RowStrengths(device, rows)
         """Never grows, so a graph that was captured reads it where it lies."""
         self._from: Mapping[str, int] = {}
+        self._waiting: set[str] = set()
+        """Requests of the step that are patched, and whose rows nobody has named yet."""
         for projection, shares in _shares(model, patch).items():
             self._hook(projection, _joined(shares, device), alpha)
 
     def begin(self, patched_from: Mapping[str, int]) -> None:
         """Take the requests of the next step that are patched, and the first position at which each is."""
-        self._from = patched_from
+        self._from, self._waiting = patched_from, set(patched_from)
 
     def rows(self, ids: Sequence[str], starts: Sequence[int], positions: Sequence[int]) -> None:
         """Turn it on for the rows of the pass that is about to run; arguments as of ``EngineGuard.rows``."""
@@ -61,12 +63,22 @@ class RowPatch:
             for place, name in enumerate(ids)
             if name in self._from
         ]
+        self._waiting.difference_update(ids)
         # All of it: a pass may be padded with rows that an earlier one named.
         self.strengths.set(len(self.strengths.tensor), np.concatenate([np.empty(0, np.int64), *patched]), 1.0)
 
     def rest(self) -> None:
-        """Turn it off for every row."""
+        """Turn it off for every row, after a pass.
+
+        Raises:
+            SpiderSenseError: if a request that is patched took part in the step, and nobody said which rows are its.
+        """
         self.strengths.rest()
+        if self._waiting:
+            raise SpiderSenseError(
+                f"{', '.join(sorted(self._waiting))}: to be patched, and the engine packed its rows in a way that "
+                "nobody saw; this version or option of the engine is not supported"
+            )
 
     def _hook(self, projection: nn.Module, share: Share, alpha: float) -> None:
         (column_R, cluster_R, vectors_KD), strength_T = share, self.strengths.tensor

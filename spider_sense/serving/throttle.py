@@ -38,10 +38,16 @@ class Throttle:
             from limits.aio.strategies import MovingWindowRateLimiter
         except ImportError as error:
             raise MissingExtraError("limits", "serve") from error
-        self._window = MovingWindowRateLimiter(_storage())
-        self._pace = RateLimitItemPerSecond(rule.requests, rule.per_seconds, namespace=KEY)
-        self._lasts, self._clock = rule.for_seconds, clock
+        self._window, self._item, self._clock = MovingWindowRateLimiter(_storage()), RateLimitItemPerSecond, clock
         self._until: dict[str, float] = {}
+        self.follow(rule)
+
+    def follow(self, rule: policy.Throttle | None) -> None:
+        """Go on at another pace, which counts anew; None lets everybody in."""
+        if rule is None:
+            self._until = {}
+            return
+        self._pace, self._lasts = self._item(rule.requests, rule.per_seconds, namespace=KEY), rule.for_seconds
 
     def slow(self, principals: Iterable[str]) -> None:
         """Slow some principals from now on."""

@@ -127,3 +127,26 @@ def test_what_cannot_be_normalised_is_not_a_plausible_logit(bad: float, sites: t
 def test_more_rows_than_the_buffer_holds_are_refused(bank: Bank) -> None:
     with pytest.raises(ValueError, match="broadcast"):
         bank.sites.put(0, torch.randn(ROWS + 1, D))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_graph_holds_few_rows_and_scores_many(residual: bool, dtype: torch.dtype, bank: Bank) -> None:
+    torch.compiler.reset()
+
+    def step(hidden: Tensor, more: Tensor | None) -> Tensor:
+        for site in range(3):
+            bank.sites.take(site, hidden + site, more, bank.out[site])
+        return hidden + 1
+
+    compiled = torch.compile(step, backend="inductor", fullgraph=True, dynamic=True)
+    for rows in (2, ROWS, ROWS + 2, 5):
+        hidden, more = torch.randn(2, rows, D).to(dtype)
+        bank.whole.fill_(9.0)
+        torch.testing.assert_close(compiled(hidden, more if residual else None), hidden + 1)
+        assert (bank.whole == 9).all() == (rows <= ROWS)
+        bank.sites.write(bank.out, bank.whole)
+        for site in range(3):
+            close(bank.out[site][:rows], bank.want(site, hidden + site + more if residual else hidden + site))
+        assert (bank.whole[rows:] == 9).all()

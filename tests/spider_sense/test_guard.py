@@ -89,6 +89,25 @@ def test_a_missing_file_is_named(folder: Path, file: str) -> None:
         Guard.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("file", [MANIFEST, PROBES])
+def test_what_may_not_be_read_is_named(folder: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(GuardError, match=f"{file} cannot be read: Permission denied"):
+        Guard.from_pretrained(folder)
+
+
+def test_a_name_that_no_folder_can_have_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GuardError, match="cannot be read: File name too long"):
+        Guard.from_pretrained(tmp_path / ("x" * 300))
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(GuardError, match="nowhere"):
         Guard.from_pretrained(tmp_path / "nowhere")

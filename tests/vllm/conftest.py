@@ -14,12 +14,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from spider_sense.bench import random_guard
+from spider_sense.calibration import calibrate
 from spider_sense.chat import Chat, unscored
 from spider_sense.corpus import load_corpus
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel, load_model
-from spider_sense.offline import whole_logits
-from spider_sense.scoring import Bank, Scorer
+from spider_sense.offline import score_examples, whole_logits
+from spider_sense.scoring import Aggregator, Bank, Probe, Scorer, SiteMap
 from spider_sense.types import Site
 
 ENVIRONMENT = {
@@ -34,6 +35,7 @@ INTERPRETER = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).with_na
 """vLLM takes its second runner, the default on GPUs, only where Triton has a backend: here its interpreter."""
 FIRST_RUNNER = "vllm.v1.worker.cpu_model_runner"
 SITES = tuple(Site(layer, "resid") for layer in (0, 4, 8, 12, 16, 20, 24, 28))
+MISUSE_SITE = Site(16, "resid")
 Result = list[list[dict[str, Any]]]
 Offline = Callable[[Path, Sequence[int], int], tuple[torch.Tensor, torch.Tensor]]
 """Takes a guard, tokens and the length of the prompt; returns peak [H] and trace [T, H] as transformers finds them."""
@@ -62,6 +64,38 @@ def guard(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained(loaded: LoadedModel) -> Guard:
+    """A guard that learned misuse from a sixteenth of the shipped corpus: Fisher's discriminant, thresholds and all."""
+    rows = [row for place, row in enumerate(load_corpus()) if row.source != "corpus_special" and place // 2 % 16 == 0]
+    harmful_N = torch.tensor([row.label == "harmful" for row in rows])
+    mean_ND = torch.stack([_mean_hidden(loaded, row.text) for row in rows])
+    centre_2D = torch.stack([mean_ND[harmful_N == side].mean(0) for side in (False, True)])
+    rest_ND = mean_ND - centre_2D[harmful_N.long()]
+    spread_DD = rest_ND.T @ rest_ND / len(rows)
+    ridge = spread_DD.diagonal().mean() * torch.eye(len(spread_DD))
+    direction_D = torch.linalg.solve(spread_DD + ridge, centre_2D[1] - centre_2D[0])
+    maps = {MISUSE_SITE: SiteMap(direction_D[:, None], -(centre_2D.mean(0) @ direction_D)[None])}
+    probe = Probe("misuse", "fisher", Aggregator(kind="mean"), maps)
+    benign = [row for row in rows if row.label == "benign"]
+    scores = score_examples(loaded, [probe], benign)
+    thresholds = calibrate(scores.peak_NH[:, 0], scores.tokens, [row.id for row in benign], 0.1, 0.05)
+    base = random_guard(loaded, 1, (MISUSE_SITE,)).manifest
+    told = {"name": "misuse", "family": "fisher", "aggregator": probe.aggregator, "calibration": thresholds}
+    detector = base.detectors[0].model_copy(update=told)
+    return Guard(base.model_copy(update={"detectors": (detector,), "canaries": None}), (probe,))
+
+
+def _mean_hidden(loaded: LoadedModel, text: str) -> torch.Tensor:
+    """Return the mean [D] of the normalised hidden states of what a prompt adds to the template's head."""
+    prompt = Chat(loaded.tokenizer).render(text)
+    model: Any = loaded.model
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([prompt.ids]), output_hidden_states=True).hidden_states
+    hidden_TD: torch.Tensor = found[MISUSE_SITE.layer + 1][0, prompt.skip :]
+    return (hidden_TD / hidden_TD.pow(2).mean(1, keepdim=True).sqrt()).mean(0)
+
+
 @pytest.fixture
 def one_head(guard: Path, guards: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float, float], Path]:
     """Return a function that makes a guard of one of those heads, with thresholds: detector, suspect, breach."""
@@ -88,7 +122,23 @@ def prompts(loaded: LoadedModel) -> list[list[int]]:
 
 
 @pytest.fixture(scope="session")
-def run_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+def new_cache(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Return a function that makes a cache folder for a vLLM that knows what classes of models can do.
+
+    To find that out takes it a process and some ten seconds. The rest, compiled graphs above all, is not shared.
+    """
+    known = tmp_path_factory.mktemp("modelinfos")
+
+    def make() -> Path:
+        folder = tmp_path_factory.mktemp("cache")
+        (folder / "modelinfos").symlink_to(known)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_job(tmp_path_factory: pytest.TempPathFactory, new_cache: Callable[[], Path]) -> Callable[..., dict[str, Any]]:
     """Return a function that runs a script of this folder in a new process: its name, its job, the environment."""
 
     def run(script: str, job: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
@@ -97,7 +147,7 @@ def run_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str,
         done = subprocess.run(
             [sys.executable, str(Path(__file__).with_name(script)), "job.json", "result.json"],
             cwd=folder,
-            env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "cache"), **environment},
+            env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(new_cache()), **environment},
             capture_output=True,
             text=True,
             timeout=900,
@@ -131,26 +181,50 @@ def run_engine(options: dict[str, Any], run_job: Callable[..., dict[str, Any]]) 
     def run(
         rounds: Sequence[Sequence[Sequence[int] | int]],
         settings: dict[str, Any] | None,
-        sampling: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         environment: dict[str, str] | None = None,
         second_runner: bool = False,
         dummy_batches: bool = False,
+        preempts: bool = False,
         **engine: Any,
     ) -> Result:
         guarded = {} if settings is None else {"additional_config": {"spider_sense": settings}}
+        asked = [sampling or {}] * len(rounds) if sampling is None or isinstance(sampling, dict) else sampling
         job = {
             "engine": {**options, **engine, **guarded},
-            "sampling": {"temperature": 0.0, "max_tokens": 12, **(sampling or {})},
+            "sampling": [{"temperature": 0.0, "max_tokens": 12, **one} for one in asked],
             "dummy_batches": dummy_batches,
             "rounds": rounds,
         }
         interpreted = INTERPRETER if second_runner else {}
         result = run_job("engine_job.py", job, {**interpreted, **(environment or {})})
         assert result["runner"] == ("vllm.v1.worker.cpu.model_runner" if second_runner else FIRST_RUNNER)
+        assert result["looks_ahead"] == engine.get("async_scheduling", False)
+        # Of an engine in a process of its own it is not counted.
+        assert bool(result["preempted"]) == preempts
         done_rounds: Result = result["rounds"]
         return done_rounds
 
     return run
+
+
+@pytest.fixture(scope="session")
+def refusals(options: dict[str, Any], run_job: Callable[..., dict[str, Any]]) -> Callable[..., list[str]]:
+    """Return a function that says why engines do not start, each made with its settings and more options."""
+
+    def run(*engines: tuple[dict[str, Any], dict[str, Any]]) -> list[str]:
+        made = [{**options, **more, "additional_config": {"spider_sense": settings}} for settings, more in engines]
+        told: list[str] = run_job("engine_job.py", {"refused": made}, {})["refused"]
+        return told
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bare(prompts: list[list[int]], run_engine: Callable[..., Result]) -> list[dict[str, Any]]:
+    """Answers of 24 tokens to all prompts by an engine without a guard, first runner, eager."""
+    (found,) = run_engine([prompts], None, {"max_tokens": 24, "ignore_eos": True})
+    return found
 
 
 @pytest.fixture(scope="session")

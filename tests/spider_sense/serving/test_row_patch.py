@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spider_sense.errors import SiteError
+from spider_sense.errors import SiteError, SpiderSenseError
 from spider_sense.patch import PatchTarget
 from spider_sense.serving.row_patch import RowPatch
 from spider_sense.types import Site
@@ -98,7 +98,7 @@ def test_all_ranks_together_patch_what_the_patch_names(patch: Any, merged: bool,
         bare = outputs(what, hidden_TD)
         live = RowPatch(what, patch, ALPHA, ROWS)
         for name, places in {"nobody": [], "some": patched}.items():
-            live.begin({} if name == "nobody" else {"old": 8, "new": 0, "absent": 0})
+            live.begin({} if name == "nobody" else {"old": 8, "new": 0})
             live.rows(["old", "other", "new"], [0, 3, 6, 9], [7, 2, 0])
             found = outputs(what, hidden_TD)
             rest = kept if places else list(range(9))
@@ -124,6 +124,18 @@ def test_rows_that_an_earlier_step_named_are_let_go(patch: Any) -> None:
     live.rows(["a"], [0, 2], [10])
     assert not live.strengths.tensor.any()
     assert live.strengths.tensor.data_ptr() == where
+
+
+def test_a_patched_request_whose_rows_nobody_named_is_an_error(patch: Any) -> None:
+    live = RowPatch(model(), patch, ALPHA, ROWS)
+    live.begin({"a": 0, "b": 3})
+    live.rows(["a"], [0, 2], [0])
+    with pytest.raises(SpiderSenseError, match=r"^b: to be patched, and the engine packed its rows"):
+        live.rest()
+    assert not live.strengths.tensor.any()
+    live.begin({"b": 3})
+    live.rows(["a", "b"], [0, 2, 3], [5, 1])
+    live.rest()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""Only seams: where vLLM's scheduler is taken hold of, in which requests are stopped and answers get their verdicts."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from spider_sense.errors import ConfigError
+from spider_sense.guard import Guard
+from spider_sense.serving import letters, patch_seams
+from spider_sense.serving.actor import ACTOR, Actor
+from spider_sense.serving.block_keys import keep_answers_apart
+from spider_sense.serving.engine_config import tokenizer_of
+from spider_sense.serving.prefix import keep_tail, reads_prompts_alone, tail_of
+from spider_sense.serving.settings import ServingSettings, find_settings
+
+__all__ = ["install", "new_actor"]
+
+Wrap = Callable[[Any, str, Callable[..., Any]], None]
+
+
+def install(wrap: Wrap) -> None:
+    """Take hold of vLLM's classes in this process.
+
+    Args:
+        wrap: puts a function around one of an owner, by its name.
+    """
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    wrap(Scheduler, "__init__", _scheduling)
+    wrap(Scheduler, "update_from_output", _updated)
+
+
+def _scheduling(original: Callable[..., Any], scheduler: Any, *args: Any, **options: Any) -> None:
+    original(*args, **options)
+    settings = find_settings(scheduler.vllm_config.additional_config)
+    if settings is None:
+        return
+    patch_seams.scheduling(scheduler, settings)
+    guard = Guard.from_pretrained(settings.guard)
+    tail = tail_of(guard)
+    if tail:
+        keep_tail(scheduler.kv_cache_manager, tail)
+    if reads_prompts_alone(guard):
+        keep_answers_apart(scheduler)
+
+
+def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:
+    actor = getattr(scheduler, ACTOR, None)
+    if actor is None:
+        settings = find_settings(scheduler.vllm_config.additional_config)
+        actor = None if settings is None else new_actor(scheduler, settings)
+        setattr(scheduler, ACTOR, actor or False)
+    return original(step, output) if not actor else actor.update(original, scheduler, step, output)
+
+
+def new_actor(scheduler: Any, settings: ServingSettings) -> Actor:
+    """Return what acts in a scheduler under some settings."""
+    tell = functools.partial(letters.send, scheduler.vllm_config.parallel_config._api_process_count)
+    return Actor(settings, _refusal(scheduler, settings), _end, tell, patch_seams.switch_on)
+
+
+def _end(scheduler: Any, outputs: dict[int, Any], name: str, tokens: list[int], reason: str) -> None:
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+    from vllm.v1.request import RequestStatus
+
+    request = scheduler.requests[name]
+    prefill = request.take_prefill_stats()
+    if prefill is not None:
+        prefill.finalize(scheduler.kv_cache_manager.estimate_cached_tokens(request))
+    scheduler.finish_requests(name, RequestStatus.FINISHED_STOPPED)
+    last = EngineCoreOutput(
+        request_id=name,
+        new_token_ids=tokens,
+        finish_reason=request.get_finished_reason(),
+        stop_reason=reason,
+        events=request.take_events(),
+        prefill_stats=prefill,
+        new_logprobs=_certain(tokens, request.sampling_params),
+        trace_headers=request.trace_headers,
+    )
+    outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[])).outputs.append(last)
+
+
+def _certain(tokens: list[int], sampling: Any) -> Any:
+    """Return log-probabilities as a client asked for them, of tokens that were not sampled: each was certain."""
+    from vllm.v1.outputs import LogprobsLists
+
+    if sampling is None or sampling.num_logprobs is None:
+        return None
+    shape = (len(tokens), 1)
+    ids = np.array(tokens, dtype=np.int32).reshape(shape)
+    return LogprobsLists(ids, np.zeros(shape, np.float32), np.zeros(len(tokens), np.int32))
+
+
+def _refusal(scheduler: Any, settings: ServingSettings) -> Any:
+    """Return the tokens of the refusal, and of the line break that sets it apart from an answer that has begun."""
+    tokenizer = tokenizer_of(scheduler.vllm_config)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("the tokenizer has no end token, so a request cannot be stopped; give it one")
+    text, line_break = (
+        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (settings.load_policy().refusal, "\n\n")
+    )
+    # Of an answer that was stopped vLLM takes the last token for the end token, and does not show it.
+    return [*text, tokenizer.eos_token_id], line_break
