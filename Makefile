@@ -8,7 +8,8 @@ VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-stores bench-nest bench-nest-quick full clean
+.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-stores bench-nest bench-nest-quick bench-extraction \
+	bench-extraction-quick bench-screening bench-screening-quick full clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +69,18 @@ bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other
 
 bench-nest-quick: $(STAMP)  ## the same, reduced to minutes
 	$(BIN)/nest bench --config configs/nest-bench-quick.yaml --device $(DEVICE)
+
+bench-extraction: $(STAMP)  ## who is distilling this model, beside every baseline, five seeds: hours, goes on where it stopped
+	$(BIN)/python bench/extraction.py --config configs/bench-extraction.yaml
+
+bench-extraction-quick: $(STAMP)  ## the same, reduced to minutes
+	$(BIN)/python bench/extraction.py --config configs/bench-extraction-quick.yaml
+
+bench-screening: $(STAMP)  ## probes of an agent's stages on files they have not seen, and the cascade against each of its parts
+	$(BIN)/python bench/screening.py
+
+bench-screening-quick: $(STAMP)  ## the same, reduced to minutes
+	$(BIN)/python bench/screening.py --quick
 
 runs/full/guard: | $(STAMP)
 	$(BIN)/spider-sense train --config configs/train-full.yaml

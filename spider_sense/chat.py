@@ -4,12 +4,12 @@ The scored text is the chat-templated conversation. Special tokens that a user t
 prompt cannot close its own turn.
 """
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from spider_sense.errors import ConfigError
+from spider_sense.typed import mark, pieces, special_tokens
 
 __all__ = ["Chat", "Rendered", "Turn", "unscored"]
 
@@ -17,8 +17,6 @@ Turn = tuple[str, str]
 """(role, content)."""
 
 _CONTENTS = ("Alpha one", "Zulu, two")
-# Unicode reserves these characters for marks that no text holds.
-_MARK = re.compile("\ufdd0(\\d+)\ufdd1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +47,7 @@ class Chat:
                 "use an instruction-tuned model, or set tokenizer.chat_template"
             )
         self.tokenizer = tokenizer
-        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        # Some tokenizers name few of their control tokens among all_special_tokens.
-        self._special = tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+        self._special = special_tokens(tokenizer)
         samples = [self._ids([("user", content)]) for content in _CONTENTS]
         self.head: tuple[int, ...] = tuple(samples[0][: _common_length(*samples)])
         """Tokens that open every conversation: system prompt and the user header."""
@@ -76,40 +72,24 @@ class Chat:
         if not any(token in content for token in self._special for _, content in turns):
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         ids: list[int] = []
-        for piece, typed in self._pieces(text, turns):
-            ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=typed)["input_ids"]
+        frame = self._text([(role, mark(index)) for index, (role, _) in enumerate(turns)])
+        try:
+            # A template may trim what it is given.
+            cut = pieces(text, frame, [(content, content.strip()) for _, content in turns])
+        except ValueError as error:
+            raise ConfigError(
+                "the chat template rewrites message content, so special tokens in it cannot be kept apart; "
+                f"remove them from the text: {', '.join(self._special)}"
+            ) from error
+        for piece, typed in cut:
+            split = typed is not None
+            ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=split)["input_ids"]
         return ids
 
     def _text(self, turns: Sequence[Turn]) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
         text: str = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return text
-
-    def _pieces(self, text: str, turns: Sequence[Turn]) -> Iterator[tuple[str, bool]]:
-        """Split a rendered text into what the template wrote and, marked True, what was typed.
-
-        The places come from rendering marks instead of contents: searching for a content could find the same words in
-        the template, such as the very token it must not be taken for.
-        """
-        frame = _MARK.split(self._text([(role, f"\ufdd0{index}\ufdd1") for index, (role, _) in enumerate(turns)]))
-        for index, piece in enumerate(frame):
-            typed = index % 2 == 1
-            if typed:
-                content = turns[int(piece)][1]
-                # A template may trim what it is given.
-                piece = content if text.startswith(content + frame[index + 1]) else content.strip()
-            if not text.startswith(piece):
-                raise self._rewritten()
-            yield piece, typed
-            text = text[len(piece) :]
-        if text:
-            raise self._rewritten()
-
-    def _rewritten(self) -> ConfigError:
-        return ConfigError(
-            "the chat template rewrites message content, so special tokens in it cannot be kept apart; "
-            f"remove them from the text: {', '.join(self._special)}"
-        )
 
 
 def unscored(head: tuple[int, ...], ids: Sequence[int]) -> int:

@@ -6,9 +6,11 @@ SpiderSenseError
  |- SiteError          an unknown architecture, layer or place
  |- GuardError         an artifact that is damaged or made by another version
  |   |- MismatchError  an artifact that belongs to another model, tokenizer or serving configuration
+ |- BankError          a bank of signatures that is damaged, or a signature that it does not take
  |- PatchError         a neuron patch, or a set of neurons, that is damaged or does not fit
  |- SignatureError     an artifact whose signature is missing or wrong
  |- StateError         what is kept of a principal is damaged or of another version
+ |- RejectedError      a stage of a conversation that screening rejected
  |- MissingExtraError  an optional dependency that is not installed
 
 A message names the bad value, what is allowed, and the next step.
@@ -18,12 +20,14 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "BankError",
     "ConfigError",
     "DataError",
     "GuardError",
     "MismatchError",
     "MissingExtraError",
     "PatchError",
+    "RejectedError",
     "SignatureError",
     "SiteError",
     "SpiderSenseError",
@@ -56,6 +60,10 @@ class MismatchError(GuardError):
     """A guard belongs to another model, tokenizer, chat template or serving configuration."""
 
 
+class BankError(SpiderSenseError):
+    """A bank of signatures is incomplete or damaged, or does not take a signature."""
+
+
 class PatchError(SpiderSenseError):
     """A neuron patch or a set of neurons is incomplete, damaged, or does not fit the model or what was done to it."""
 
@@ -66,6 +74,14 @@ class SignatureError(SpiderSenseError):
 
 class StateError(SpiderSenseError):
     """What is kept of a principal is damaged, or of another version, key or artifact."""
+
+
+class RejectedError(SpiderSenseError):
+    """Screening rejected a stage of a conversation."""
+
+    def __init__(self, stage: str, evidence: str) -> None:
+        super().__init__(f"screening rejected the {stage}: {evidence}")
+        self.stage, self.evidence = stage, evidence
 
 
 class MissingExtraError(SpiderSenseError):

@@ -5,6 +5,7 @@ monitor that cannot score must flag; a row is flagged where ``not (score < thres
 answer is None, never a guess. Intervals are Clopper-Pearson (Biometrika 26, 1934).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "PairedDifference",
     "Rate",
     "auroc",
+    "auroc_interval",
     "clopper_pearson",
     "log_auroc",
     "most_within",
@@ -90,6 +92,40 @@ def auroc(scores: Floats, labels: Bools) -> float | None:
     midranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     wins = midranks[: positives.size].sum() - positives.size * (positives.size + 1) / 2
     return float(wins / (positives.size * negatives.size))
+
+
+def auroc_interval(
+    scores: Floats, labels: Bools, groups: Sequence[str], resamples: int = 1000, seed: int = 0
+) -> Interval | None:
+    """95% percentile interval of the AUROC over resamples of whole groups; None where a class is missing.
+
+    Rows that share a context are no independent evidence, so groups are drawn, with replacement. A resample that lacks
+    a class is drawn again.
+
+    Args:
+        scores: ``[N]``.
+        labels: ``[N]``.
+        groups: N names.
+        resamples: number of bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        DataError: if the shapes differ.
+    """
+    positives, negatives = _split(scores, labels)
+    if not positives.size or not negatives.size:
+        return None
+    generator = np.random.default_rng(seed)
+    _, owner = np.unique(np.array(groups), return_inverse=True)
+    members = [np.flatnonzero(owner == group) for group in range(owner.max() + 1)]
+    areas: list[float] = []
+    while len(areas) < resamples:
+        rows = np.concatenate([members[group] for group in generator.integers(len(members), size=len(members))])
+        area = auroc(scores[rows], labels[rows])
+        if area is not None:
+            areas.append(area)
+    low, high = np.percentile(areas, [2.5, 97.5])
+    return Interval(low=float(low), high=float(high))
 
 
 def roc_points(scores: Floats, labels: Bools) -> tuple[Doubles, Doubles]:

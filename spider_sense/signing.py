@@ -1,13 +1,13 @@
-"""Signatures of guard folders, made with an elliptic curve key and checked with its public half.
+"""Signatures of folders, such as a guard, made with an elliptic curve key and checked with its public half.
 
 A signature covers the name and the content of every file in the folder. It is a file beside them, and whatever writes
-the guard anew leaves it out, since it would no longer hold.
+the folder anew leaves it out, since it would no longer hold.
 """
 
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -20,12 +20,15 @@ __all__ = ["SIGNATURE", "generate_keys", "is_signed", "sign", "verify"]
 
 SIGNATURE = "model.sig"
 
+Reader = Callable[[Path], object]
+"""Reads a folder and raises if it is not sound."""
+
 _DIGESTS = re.compile(r": Expected 'Digest\(.*?\)', Actual 'Digest\(.*?\)'")
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
 
 def is_signed(folder: Path) -> bool:
-    """Whether the guard has a signature; only :func:`verify` says whether it holds."""
+    """Whether the folder has a signature; only :func:`verify` says whether it holds."""
     return (folder / SIGNATURE).is_file()
 
 
@@ -59,24 +62,25 @@ def generate_keys(prefix: Path) -> tuple[Path, Path]:
     return paths
 
 
-def sign(folder: Path, private_key: Path) -> Path:
-    """Sign a guard; an older signature is replaced.
+def sign(folder: Path, private_key: Path, read: Reader = Guard.from_pretrained) -> Path:
+    """Sign a guard, or another artifact; an older signature is replaced.
 
     Args:
-        folder: the guard.
+        folder: the artifact.
         private_key: PEM file with an elliptic curve key.
+        read: reads it; what it cannot read is not signed.
 
     Returns:
         Path of the signature.
 
     Raises:
-        ConfigError: if the key cannot be used or lies in the guard's own folder.
-        GuardError: if the folder holds no sound guard.
+        ConfigError: if the key cannot be used or lies in the artifact's own folder.
+        GuardError: if the folder holds no sound guard; ``read`` may raise others.
         MissingExtraError: if model-signing is not installed.
         SignatureError: if the folder holds something that cannot be signed, such as a symbolic link.
     """
     signing = _model_signing("signing")
-    Guard.from_pretrained(folder)
+    read(folder)
     _check_key(private_key, private=True)
     if folder.resolve() in private_key.resolve().parents:
         raise ConfigError(f"the private key {private_key} lies in {folder} and would be copied with it; move it away")
@@ -84,7 +88,7 @@ def sign(folder: Path, private_key: Path) -> Path:
     beside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.sig")
     config = signing.Config().set_hashing_config(_hashing()).use_elliptic_key_signer(private_key=private_key)
     try:
-        with _explained(folder, "remove what is not part of the guard"):
+        with _explained(folder, "remove what is not part of it"):
             config.sign(folder, beside)
         os.replace(beside, folder / SIGNATURE)
     finally:
@@ -92,29 +96,30 @@ def sign(folder: Path, private_key: Path) -> Path:
     return folder / SIGNATURE
 
 
-def verify(folder: Path, public_key: Path) -> None:
-    """Check that a guard is, file by file, what the owner of a key signed.
+def verify(folder: Path, public_key: Path, read: Reader = Guard.from_pretrained) -> None:
+    """Check that a guard, or another artifact, is, file by file, what the owner of a key signed.
 
     Args:
-        folder: the guard.
+        folder: the artifact.
         public_key: PEM file with the public half of the key.
+        read: reads it, to tell an artifact that is not signed from none at all.
 
     Raises:
         ConfigError: if the key cannot be used.
-        GuardError: if there is no guard in the folder.
+        GuardError: if there is no guard in the folder; ``read`` may raise others.
         MissingExtraError: if model-signing is not installed.
-        SignatureError: if the guard is not signed, was signed with another key, or a file was changed, added or taken
+        SignatureError: if it is not signed, was signed with another key, or a file was changed, added or taken
             away.
     """
     verifying = _model_signing("verifying")
     _check_key(public_key, private=False)
     if not is_signed(folder):
-        Guard.from_pretrained(folder)
+        read(folder)
         raise SignatureError(
             f"{folder} is not signed: it has no {SIGNATURE}; run `spider-sense sign {folder} --key ...`"
         )
     config = verifying.Config().set_hashing_config(_hashing()).use_elliptic_key_verifier(public_key=public_key)
-    with _explained(folder, "get the guard, or the public key, once more from whoever signed it"):
+    with _explained(folder, "get it, or the public key, once more from whoever signed it"):
         config.verify(folder, folder / SIGNATURE)
 
 

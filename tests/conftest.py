@@ -89,6 +89,21 @@ def guards() -> Any:
 
 
 @pytest.fixture(scope="session")
+def chat_formats() -> Any:
+    """Return the builder of tokenizers in four families' chat formats, the module ``chat_formats``."""
+    return _load("chat_formats")
+
+
+@pytest.fixture(scope="session")
+def agent_loaded(chat_formats: Any) -> "LoadedModel":
+    """A tiny llama with a tokenizer of bytes and SmolLM2's format, tool calls in it."""
+    from spider_sense.models import LoadedModel
+
+    tokenizer = chat_formats.format_tokenizer("smollm2")
+    return LoadedModel(model=chat_formats.format_model(tokenizer), tokenizer=tokenizer, source="org/tiny")
+
+
+@pytest.fixture(scope="session")
 def tiny_patches() -> Any:
     """Return the builders of random patches for tiny models, the module ``tiny_patches``."""
     return _load("tiny_patches")

@@ -11,8 +11,10 @@ from spider_sense.cli import (
     inspect,
     principals,
     report,
+    screen,
     serve,
     sign,
+    signatures,
     train,
 )
 
@@ -27,7 +29,9 @@ __all__ = [
     "inspect",
     "principals",
     "report",
+    "screen",
     "serve",
     "sign",
+    "signatures",
     "train",
 ]

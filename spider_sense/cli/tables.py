@@ -1,17 +1,20 @@
 """Tables of results, the same for training and evaluation."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from spider_sense.calibration import Calibration, Threshold
+from spider_sense.errors import ConfigError, nearest
 from spider_sense.reporting.pieces import printable
 from spider_sense.training.sweep import Sweep
 
-__all__ = ["evidence_table", "plain", "results_table", "sweep_table", "thresholds_table", "transforms_table"]
+__all__ = ["choice", "evidence_table", "plain", "results_table", "sweep_table", "thresholds_table", "transforms_table"]
+
+ChoiceT = TypeVar("ChoiceT", bound=str)
 
 _SYSTEMS = ("guard", "tfidf", "length", "random_direction", "shuffled_labels")
 
@@ -22,6 +25,18 @@ def plain(text: str, style: str = "") -> Text:
     A prompt, an answer, a file's name or a guard's manifest could otherwise rewrite what the terminal shows.
     """
     return Text(printable(text.expandtabs(4)), style=style)
+
+
+def choice(value: str, allowed: Sequence[ChoiceT], what: str) -> ChoiceT:
+    """Return a command-line value that is one of a closed set.
+
+    Raises:
+        ConfigError: if it is not, naming what is.
+    """
+    found = next((item for item in allowed if item == value), None)
+    if found is None:
+        raise ConfigError(f"unknown {what} {value!r}; {nearest(value, allowed)}")
+    return found
 
 
 def evidence_table(detector: str, overall: Mapping[str, Any]) -> Table:

@@ -3,7 +3,8 @@
 ``data/pairs/<category>.jsonl`` holds 50 pairs a category: a request that is misuse, and one on the same topic in nearly
 the same words that is not. ``data/everyday.jsonl`` is innocent traffic; ``data/special.jsonl`` holds prompt injections,
 jailbreaks, extraction requests and innocent look-alikes of each. ``data/evasion.jsonl`` is held out: pairs in four
-languages that nothing is trained on.
+languages that nothing is trained on. ``data/tool_outputs.jsonl`` holds what tools gave to an agent, each once with an
+instruction to the agent in it, and once with a harmless one to somebody else in its place.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 from spider_sense.data import Example, read_jsonl
 
-__all__ = ["Language", "load_corpus", "load_evasion"]
+__all__ = ["Language", "load_corpus", "load_evasion", "load_tool_outputs"]
 
 Language = Literal["en", "de", "es", "fr"]
 """English and the languages that the held-out pairs are translated into."""
@@ -52,6 +53,26 @@ def load_evasion(language: Language = "en") -> list[Example]:
         for side in SIDES
         if language in row[side]
     ]
+
+
+def load_tool_outputs() -> list[Example]:
+    """Read the outputs of tools, which are no part of :func:`load_corpus`.
+
+    Returns:
+        Examples of the source ``corpus_tool_outputs``, labelled ``injection`` and ``benign``; the two sides of a pair
+        share their ``group``. ``turns`` are a user's task, the call as text, and the output, which is ``text``.
+    """
+    lines = (files(__name__) / "data" / "tool_outputs.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        replace(_side(row, side, row[side], "corpus_tool_outputs"), turns=_turns(row, side))
+        for row in map(json.loads, lines)
+        for side in ("injection", "benign")
+    ]
+
+
+def _turns(row: dict[str, Any], side: str) -> tuple[tuple[str, str], ...]:
+    call = json.dumps([{"name": row["tool"], "arguments": {}}])
+    return ("user", row["task"]), ("assistant", f"<tool_call>{call}</tool_call>"), ("tool", row[side])
 
 
 def _read(file: Traversable, name: str) -> list[Example]:

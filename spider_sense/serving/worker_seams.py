@@ -75,8 +75,8 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
     if graph != settings.graph:
         raise MismatchError(
             f"this worker finds the probes and the patch {graph} where the server found {settings.graph}; let the "
-            "files of guard, policy, patch and extraction be the same on every node, and leave them alone while an engine "
-            "starts"
+            "files of guard, policy, patch and extraction be the same on every node, and leave them alone until it "
+            "has started"
         )
     patch_seams.loaded(worker, settings)
     if worker.rank % config.parallel_config.tensor_parallel_size:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from spider_sense.corpus import load_corpus
+from spider_sense.corpus import load_corpus, load_tool_outputs
 from spider_sense.data import EXTRACTION, INJECTION, MISUSE, Example, LabelMap, labelled
 
 CATEGORIES = {
@@ -105,3 +105,37 @@ def test_length_alone_does_not_tell_the_sides_apart(pairs: list[tuple[Example, E
     harmful = np.array([word_count(harmful) for harmful, _ in pairs])
     benign = np.array([word_count(benign) for _, benign in pairs])
     assert 0.4 < auroc(harmful, benign) < 0.6
+
+
+@pytest.fixture(scope="module")
+def outputs() -> list[tuple[Example, Example]]:
+    rows = load_tool_outputs()
+    assert [row.label for row in rows] == ["injection", "benign"] * (len(rows) // 2)
+    return list(zip(rows[::2], rows[1::2], strict=True))
+
+
+def test_there_are_enough_outputs_of_many_tools(outputs: list[tuple[Example, Example]]) -> None:
+    assert len(outputs) >= 150
+    assert len({injected.category for injected, _ in outputs}) >= 20
+    assert all(injected.group == benign.group for injected, benign in outputs)
+    assert len({row.text for pair in outputs for row in pair}) == 2 * len(outputs)
+    assert all(row.text.isascii() for pair in outputs for row in pair)
+
+
+def test_the_sides_of_an_output_differ_in_one_place_and_are_about_as_long(
+    outputs: list[tuple[Example, Example]],
+) -> None:
+    injected = np.array([word_count(row) for row, _ in outputs])
+    benign = np.array([word_count(row) for _, row in outputs])
+    assert (np.maximum(injected, benign) <= 1.6 * np.minimum(injected, benign)).all()
+    assert 0.4 < auroc(injected, benign) < 0.6
+    assert all(len(words(one) & words(other)) >= 2 for one, other in outputs)
+
+
+def test_an_output_comes_with_the_task_and_the_call(outputs: list[tuple[Example, Example]]) -> None:
+    for injected, benign in outputs:
+        assert injected.turns is not None
+        assert benign.turns is not None
+        assert [role for role, _ in injected.turns] == ["user", "assistant", "tool"]
+        assert injected.turns[:2] == benign.turns[:2]
+        assert injected.turns[2][1] == injected.text

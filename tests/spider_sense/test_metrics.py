@@ -12,6 +12,7 @@ from spider_sense.errors import ConfigError, DataError, MissingExtraError
 from spider_sense.metrics import (
     Interval,
     auroc,
+    auroc_interval,
     clopper_pearson,
     log_auroc,
     most_within,
@@ -248,3 +249,29 @@ def test_summary_is_json_and_none_where_a_class_is_missing() -> None:
         "tpr_at_1pct_fpr": nothing,
         "tpr_at_0_1pct_fpr": nothing,
     }
+
+
+def test_the_interval_of_the_auroc_holds_it_and_narrows_with_rows() -> None:
+    wide, narrow = gaussian(1.0, n=40), gaussian(1.0, n=400)
+    names = [[str(row) for row in range(len(rows[0]))] for rows in (wide, narrow)]
+    spans = []
+    for (scores, labels), groups in zip((wide, narrow), names, strict=True):
+        found, area = auroc_interval(scores, labels, groups, resamples=200), auroc(scores, labels)
+        assert found is not None
+        assert area is not None
+        assert found.low < area < found.high
+        spans.append(found.high - found.low)
+    assert spans[1] < spans[0] / 2
+
+
+def test_rows_of_a_group_are_no_independent_evidence() -> None:
+    scores, labels = gaussian(1.0, n=20)
+    alone = auroc_interval(scores, labels, [str(row) for row in range(40)], resamples=200)
+    repeated = auroc_interval(
+        np.tile(scores, 10), np.tile(labels, 10), [str(row) for row in range(40)] * 10, resamples=200
+    )
+    assert alone == repeated
+
+
+def test_the_interval_of_the_auroc_needs_both_classes() -> None:
+    assert auroc_interval(np.array([1.0, 2.0]), np.array([True, True]), ["a", "b"]) is None

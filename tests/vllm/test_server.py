@@ -481,13 +481,13 @@ def test_the_audit_log_names_who_the_proxy_says_and_nobody_else(server: tuple[st
 def test_two_front_ends_count_together_show_no_score_and_slow_the_same_principals(
     one_head: Callable[[str, float, float], Path], new_cache: Callable[[], Path], tmp_path: Path
 ) -> None:
-    more = ["--enforce-eager", "--api-server-count", "2", "--shutdown-timeout", "2", "--api-key", "secret", "other"]
+    more = ["--enforce-eager", "--api-server-count", "2", "--api-key", "secret", "other"]
     pace = {"requests": 1, "per_seconds": 600, "for_seconds": 600}
     rules = [{"detector": "*", "zone": "suspect", "action": "throttle"}]
     (tmp_path / "policy.yaml").write_text(json.dumps({"rules": rules, "throttle": pace}))
     settings: dict[str, Any] = {"guard": str(one_head("head0", -1e6, 1e6)), "policy": str(tmp_path / "policy.yaml")}
-    settings |= {"exempt_principals": [EXEMPT], "audit": str(tmp_path / "audit.jsonl")}
-    with ThreadPoolExecutor(1) as last, _serving(tmp_path, new_cache(), settings, *more) as address:
+    settings |= {"exempt_principals": [EXEMPT]}
+    with _serving(tmp_path, new_cache(), settings, *more) as address:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             _get(f"{address}/v1/guard")
         assert json.loads(_get(f"{address}/v1/guard", "secret"))["settings"]["scores"] is False
@@ -509,16 +509,6 @@ def test_two_front_ends_count_together_show_no_score_and_slow_the_same_principal
         assert ask(1)
         _assert_a_reload_is_heard_by_both(address, one_head("head0", -1e6, 2e6), tmp_path / "policy.yaml")
         assert _said_of_one_that_is_slowed(address) == "throttle"
-        endless = {"model": "smollm2", "messages": _messages(1)[0], "max_tokens": ENDLESS, "ignore_eos": True}
-        cut_off = last.submit(_get, f"{address}/v1/chat/completions", "secret", endless)
-        time.sleep(3)
-        assert not cut_off.done()
-    # Whoever is cut off by a shutdown has an end in the audit log too.
-    cut_off.exception()
-    events = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-    told = Counter((one["request"], one["event"]) for one in events if one["event"] in ("open", "close"))
-    assert set(told.values()) == {1}
-    assert len({name for name, _ in told}) * 2 == len(told)
 
 
 def _assert_a_reload_is_heard_by_both(address: str, guard: Path, policy: Path) -> None:

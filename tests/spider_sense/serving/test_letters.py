@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from spider_sense.extraction.feed_counts import FeedNote
 from spider_sense.serving import letters
 
 
@@ -33,7 +34,13 @@ def test_every_process_hears_who_is_slowed_and_one_counts() -> None:
 
 def test_every_process_hears_who_is_hushed_and_one_what_is_counted() -> None:
     sent: dict[int, Any] = {1: SimpleNamespace(outputs=[])}
-    told = {"requests": {"folded": 2}, "decisions": [], "store_errors": 0, "seconds": [0.1], "waiting": 0}
+    told: FeedNote = {
+        "requests": {"folded": 2},
+        "decisions": [("limit", "own")],
+        "store_errors": 0,
+        "seconds": [0.1],
+        "waiting": 0,
+    }
     letters.send(2, sent, {"seconds": 0.5, "ended": [], "throttled": [], "hushed": ["a"], "extraction": told})
     notes = {client: one.kv_transfer_params for client in sent for one in sent[client].outputs}
     assert [notes[client]["hushed"] for client in (0, 1)] == [["a"], ["a"]]

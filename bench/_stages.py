@@ -1,0 +1,138 @@
+"""What the comparison trains and measures on, in two sizes."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from spider_sense.chat import Chat
+from spider_sense.cli.train import progress_bars
+from spider_sense.config import Settings
+from spider_sense.models import LoadedModel
+from spider_sense.screening.drift import DRIFT
+from spider_sense.screening.stage import STAGES
+from spider_sense.screening.stage_data import StageData, stage_data
+from spider_sense.screening.stage_examples import StageExample, stage_examples
+from spider_sense.screening.stage_training import StageOptions, crossed, folded, measure_files
+from spider_sense.training.collect import collect
+from spider_sense.types import Site
+
+__all__ = ["CONSOLE", "FULL", "QUICK", "Size", "captured", "half_of_requests", "measured", "texts_of", "unseen"]
+
+CONSOLE = Console(stderr=True)
+PAIRED, AGENTS = "bipia_train", "asb"
+
+
+class Size(Settings):
+    """How much is done."""
+
+    sites: tuple[str, ...]
+    site: str
+    """Of the signatures, one of ``sites``."""
+    tokens: int
+    """Longer conversations are left out."""
+    rows: int
+    """Conversations taken of each stage of a file, pairs together."""
+    attacks: int
+    """Of each test agent in the traces."""
+    requests: int
+    """Customers' requests in the traces."""
+    asked: int
+    """Spans that the served model judges: it takes seconds each."""
+    timed: int
+    """Benign traces that are timed."""
+    options: StageOptions = StageOptions()
+
+
+FULL = Size(
+    sites=("resid.6", "resid.10", "resid.14", "resid.18", "resid.22", "resid.26"),
+    site="resid.18",
+    tokens=400,
+    rows=1000,
+    attacks=20,
+    requests=40,
+    asked=24,
+    timed=20,
+)
+QUICK = Size(
+    sites=("resid.10", "resid.14", "resid.18", "resid.22"),
+    site="resid.18",
+    tokens=260,
+    rows=100,
+    attacks=8,
+    requests=12,
+    asked=8,
+    timed=12,
+    options=StageOptions(folds=2),
+)
+
+
+def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[str, StageData]:
+    """Capture the conversations that are trained and measured on, and cut them to the stages."""
+    chat = Chat(loaded.tokenizer)
+    examples = [item for item in stage_examples(data) if _length(chat, item) <= size.tokens]
+    examples = _fewer(examples, size.rows)
+    with progress_bars() as progress:
+        found = collect(
+            loaded,
+            [item.example for item in examples],
+            [Site.parse(site) for site in size.sites],
+            folder,
+            max_tokens=size.tokens,
+            progress=progress,
+        )
+    return {name: stage_data(name, examples, found, loaded.tokenizer) for name in (*STAGES, DRIFT)}
+
+
+def measured(stage: StageData, size: Size) -> dict[str, Any]:
+    """Measure a probe on every file that it has not seen, and on the paired one by context and attack."""
+    CONSOLE.print(f"measuring {stage.name}: {int(stage.labels.sum())} attacks, {int((~stage.labels).sum())} harmless")
+    result = {"files": measure_files(stage, size.options)}
+    if stage.name in ("observation", DRIFT):
+        result["within"] = {f"{PAIRED}, other contexts and attacks": crossed(stage, PAIRED, size.options)}
+    if stage.name in ("plan", "action"):
+        result["within"] = {f"{AGENTS}, other agents": folded(stage, AGENTS, size.options)}
+    return result
+
+
+def unseen(stage: StageData, test_agents: list[str]) -> np.ndarray:
+    """Return which examples [N] are kept for the traces: half of the agents, half of the requests."""
+    requests = [
+        item.example.source == "tau2_agent_requests" and _order(item.example.id)[0] >= "8" for item in stage.examples
+    ]
+    agents = [group.partition("/")[0] for group in stage.groups]
+    left_out: np.ndarray = np.isin(agents, test_agents) | np.array(requests)
+    return left_out
+
+
+def half_of_requests(data: Path) -> list[str]:
+    """Return the ids of the requests that :func:`unseen` keeps for the traces."""
+    rows = (data / "tau2_agent_requests.jsonl").read_text(encoding="utf-8").splitlines()
+    names = [json.loads(row)["id"] for row in rows]
+    return [name for name in names if _order(f"tau2_agent_requests/{name}")[0] >= "8"]
+
+
+def texts_of(stage: StageData, used: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Return the texts of some examples and their labels."""
+    rows = np.flatnonzero(used)
+    return [stage.texts[index] for index in rows], stage.labels[rows]
+
+
+def _fewer(examples: list[StageExample], most: int) -> list[StageExample]:
+    """Take so many of each stage of a file, by hash, in the order that they came in."""
+    taken: set[str] = set()
+    for key in {(item.example.source, item.stage) for item in examples}:
+        rows = [item.example for item in examples if (item.example.source, item.stage) == key]
+        taken |= {row.id for row in sorted(rows, key=lambda row: (_order(row.group), row.id))[:most]}
+    return [item for item in examples if item.example.id in taken]
+
+
+def _length(chat: Chat, item: StageExample) -> int:
+    return len(chat.render(item.example.turns or item.example.text).ids)
+
+
+def _order(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()

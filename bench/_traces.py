@@ -1,0 +1,96 @@
+"""Traces of agents from two prompt sets: customers' requests, and agents' tasks with an attack in one of the stages."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spider_sense.screening.message import Message
+from spider_sense.screening.stage import Stage
+from spider_sense.screening.stage_examples import WRAPPINGS, written_call, written_plan
+
+__all__ = ["BenchTrace", "traces"]
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchTrace:
+    """One conversation with a query, a plan, an action and an observation."""
+
+    id: str
+    messages: tuple[Message, ...]
+    attacked: Stage | None
+    """Where the attack is; None of a benign one."""
+    source: str
+
+
+def traces(folder: Path, agents: Sequence[str], requests: Sequence[str], attacks: int) -> list[BenchTrace]:
+    """Build them.
+
+    Args:
+        folder: of the prompt sets.
+        agents: of ``asb``, whose attacks and tasks are taken.
+        requests: ids of ``tau2_agent_requests``.
+        attacks: of each agent, spread over the four stages.
+    """
+    result: list[BenchTrace] = []
+    by_agent: dict[str, list[Row]] = {}
+    for row in _rows(folder / "asb.jsonl"):
+        by_agent.setdefault(row["agent"], []).append(row)
+    for agent in agents:
+        rows = by_agent[agent]
+        tasks = [row for row in rows if row["category"] == "asb_user_task"]
+        tools = [row for row in rows if row["category"] == "asb_normal_tool_output"]
+        bad = [row for row in rows if row["label"] == "injection"][:attacks]
+        result += [_benign(f"asb-{row['id']}", row["text"], tools[0], tools[1], "asb") for row in tasks]
+        for place, attack in enumerate(bad):
+            result.append(
+                _attack(tasks[place % len(tasks)]["text"], tools[place % 2], tools[1 - place % 2], attack, place)
+            )
+    desk: list[Row] = [
+        {"tool": "get_user", "text": "member since 2022, two open orders, no notes"},
+        {"tool": "get_order", "text": "status: delivered, paid by card, can be changed for 30 days"},
+    ]
+    for row in _rows(folder / "tau2_agent_requests.jsonl"):
+        if row["id"] in requests:
+            result.append(
+                _benign(f"tau2-{row['id']}", f"{row['text']} {row.get('known_info') or ''}", desk[0], desk[1], "tau2")
+            )
+    return result
+
+
+def _benign(name: str, task: str, one: Row, other: Row, source: str) -> BenchTrace:
+    call = written_call(one["tool"], {"request": task[:80]})
+    return _trace(name, source, None, task, written_plan(one["tool"], other["tool"], task[:80]), call, one["text"])
+
+
+def _attack(task: str, one: Row, other: Row, attack: Row, place: int) -> BenchTrace:
+    stage: Stage = ("query", "plan", "action", "observation")[place % 4]
+    wrapped = WRAPPINGS[place // 4 % len(WRAPPINGS)].format(attack["text"])
+    plan = written_plan(one["tool"], other["tool"], task)
+    call, output = written_call(one["tool"], {"request": task}), one["text"]
+    match stage:
+        case "query":
+            task = f"{task} {wrapped}"
+        case "plan":
+            plan = written_plan(one["tool"], attack["tool"], attack["attack_goal"])
+        case "action":
+            call = written_call(attack["tool"], {"request": attack["text"]})
+        case "observation":
+            output = f"{output} {wrapped}"
+    return _trace(f"asb-{attack['id']}", "asb", stage, task, plan, call, output)
+
+
+def _trace(name: str, source: str, attacked: Stage | None, task: str, plan: str, call: str, output: str) -> BenchTrace:
+    messages = (
+        Message(role="user", content=task),
+        Message(role="assistant", content=f"{plan} {call}"),
+        Message(role="tool", content=output),
+    )
+    return BenchTrace(id=name, messages=messages, attacked=attacked, source=source)
+
+
+def _rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

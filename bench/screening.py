@@ -1,0 +1,145 @@
+"""Screening of agents: what the probes of the stages are worth, and the cascade against each of its parts.
+
+    python bench/screening.py [--quick]
+
+Reads the prompt sets in SPIDER_SENSE_DATA. Captured activations are kept in the output folder and taken up again where
+they are still of the same tokens and model. The last line is one JSON object.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from _arms import WordsJudge
+from _bank import signature_bank
+from _judge import model_judge
+from _picture import draw
+from _replay import added_share, compare, sighted
+from _stages import CONSOLE, FULL, QUICK, Size, captured, half_of_requests, measured, texts_of, unseen
+from _traces import traces
+from rich.table import Table
+
+from spider_sense.baselines import TfidfBaseline
+from spider_sense.models import LoadedModel, load_model
+from spider_sense.screening.drift import DRIFT
+from spider_sense.screening.protocols import Judge
+from spider_sense.screening.reader import ChatSpans
+from spider_sense.screening.sense import ModelSense
+from spider_sense.screening.stage import STAGES
+from spider_sense.screening.stage_training import assembled, make_stage
+from spider_sense.types import Site
+
+REFERENCE, SERVED = "words", "SmolLM2"
+Served = Callable[[], AbstractContextManager[Judge]]
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="A reduced run of minutes.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for activations, probes and the picture.")] = Path(
+        "runs/screening"
+    ),
+) -> None:
+    """Train, measure, replay, print."""
+    size, folder = (QUICK, output / "quick") if quick else (FULL, output / "full")
+    data = os.environ.get("SPIDER_SENSE_DATA")
+    if not data:
+        raise typer.BadParameter("SPIDER_SENSE_DATA is not set; name the folder of the prompt sets")
+    judge = partial(model_judge, "smollm2", SERVED)
+    print(json.dumps(run(load_model("smollm2"), Path(data), size, folder, judge)))  # noqa: T201 - the result
+
+
+def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Served) -> dict[str, Any]:
+    """Run the comparison.
+
+    Args:
+        loaded: the model that is watched.
+        data: folder of the prompt sets.
+        size: how much is done.
+        folder: for activations, probes and the picture.
+        served: starts a judge that asks a language model.
+
+    Returns:
+        The last line.
+    """
+    stages = captured(loaded, data, size, folder / "activations")
+    results = {name: measured(stage, size) for name, stage in stages.items()}
+    show_probes(results)
+    (folder / "probes.json").write_text(json.dumps(results), encoding="utf-8")
+    agents = sorted({group.partition("/")[0] for group in stages["action"].groups})
+    left_out = {name: unseen(stage, agents[1::2]) for name, stage in stages.items()}
+    made = [make_stage(stage, left_out[name], results[name], size.options) for name, stage in stages.items()]
+    guard = assembled(loaded, made, {"test_agents": agents[1::2], "size": size.model_dump(mode="json")})
+    guard.guard.save_pretrained(folder / "guard")
+    bank = signature_bank(loaded, stages, {name: ~rows for name, rows in left_out.items()}, Site.parse(size.site))
+    names = [name.partition(":")[2] for name in agents[1::2]]
+    replayed = traces(data, names, half_of_requests(data)[: size.requests], size.attacks)
+    reader, sense = ChatSpans(loaded.tokenizer), ModelSense(loaded, guard, bank.site)
+    seen = [item for trace in replayed for item in sighted(reader, sense, trace)]
+    suspects = {item.trace.id for item in seen if item.sensed.zone != "clear"}
+    clear = [trace for trace in replayed if trace.attacked is None and trace.id not in suspects]
+    latency = [added_share(reader, sense, bank, trace) for trace in clear[: size.timed]]
+    words = {name: TfidfBaseline.fit(*texts_of(stages[name], ~left_out[name])) for name in STAGES}
+    with served() as judge:
+        compared = compare(seen, bank, {REFERENCE: WordsJudge(words), SERVED: judge}, SERVED, size.asked)
+    show_arms(compared)
+    draw(compared, results, folder / "screening.png")
+    return summary(results, compared, latency)
+
+
+def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], latency: list[float]) -> dict[str, Any]:
+    """Return the last line."""
+    paired, cascade = next(iter(results[DRIFT]["within"].values())), compared[f"cascade ({REFERENCE})"]
+    hardest = min(results[DRIFT]["files"], key=lambda name: results[DRIFT]["files"][name]["guard"]["auroc"])
+    return {
+        "drift_auroc": paired["guard"]["auroc"],
+        "drift_auroc_interval": paired["interval"],
+        "drift_tpr_at_1fpr": paired["guard"]["tpr_at_1pct_fpr"]["value"],
+        "length_auroc": paired["length"]["auroc"],
+        "tfidf_auroc": paired["tfidf"]["auroc"],
+        "hardest_file": hardest,
+        "hardest_file_auroc": results[DRIFT]["files"][hardest]["guard"]["auroc"],
+        "attack_success": cascade["attack_success"]["value"],
+        "false_positives": cascade["false_positives"]["value"],
+        "escalated_share": cascade["escalated_share"]["value"],
+        "added_latency_median_ratio": float(np.median(latency)) if latency else None,
+        "added_latency_p99_ratio": float(np.percentile(latency, 99)) if latency else None,
+        "judge": f"{REFERENCE}: TF-IDF, no language model",
+        "arms": compared,
+    }
+
+
+def show_probes(results: dict[str, Any]) -> None:
+    """Print what each probe is worth, its controls beside it."""
+    table = Table("probe", "measured on", "AUROC", "TPR at 1% FPR", "length", "TF-IDF", "random", "shuffled")
+    for name, result in results.items():
+        rows = {**result["files"], **result.get("within", {})}
+        for source, item in rows.items():
+            rate = item["guard"]["tpr_at_1pct_fpr"]
+            table.add_row(
+                name,
+                f"{source} ({item['guard']['positives']}/{item['guard']['n']})",
+                f"{item['guard']['auroc']:.3f} [{item['interval']['low']:.3f}, {item['interval']['high']:.3f}]",
+                f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]",
+                *(f"{item[key]['auroc']:.3f}" for key in ("length", "tfidf", "random_direction", "shuffled_labels")),
+            )
+    CONSOLE.print(table)
+
+
+def show_arms(compared: dict[str, dict[str, Any]]) -> None:
+    """Print what each arm let through and stopped."""
+    table = Table("arm", "attack success", "false positives", "escalated", "median s", "p99 s")
+    for name, arm in compared.items():
+        shares = [arm[key] for key in ("attack_success", "false_positives", "escalated_share")]
+        texts = [f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['n']}" for share in shares]
+        table.add_row(name, *texts, f"{arm['seconds']['median']:.4f}", f"{arm['seconds']['p99']:.4f}")
+    CONSOLE.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,108 @@
+"""Pooled activations of texts, computed once and kept on disk.
+
+A folder a model and site; in it shards, each with the digests of its texts and their vectors. A run that is cut off
+loses the shard that it was computing.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from spider_sense.extraction.bench.reading import Reading, read_prompts
+from spider_sense.fingerprint import fingerprint
+from spider_sense.models import LoadedModel, load_model
+from spider_sense.types import Site
+
+__all__ = ["Features", "cached_features"]
+
+SHARD = 512
+"""Texts of a shard: half a minute of one core."""
+
+
+class Features:
+    """Vectors of texts that were read.
+
+    Args:
+        index: row of each text.
+        read: their vectors, in that order.
+    """
+
+    def __init__(self, index: dict[str, int], read: Reading) -> None:
+        self.index, self.read = index, read
+
+    def rows(self, texts: Iterable[str]) -> NDArray[np.int64]:
+        """Return the row of each text, [N]."""
+        return np.array([self.index[text] for text in texts], dtype=np.int64)
+
+
+def cached_features(
+    model: str,
+    site: Site,
+    texts: Sequence[str],
+    *,
+    max_tokens: int = 160,
+    folder: Path | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Features:
+    """Return the features of texts; only those that no run has read are computed.
+
+    Args:
+        model: as for ``load_model``; read in float32.
+        site: where to read.
+        texts: user texts; repeated ones are read once.
+        max_tokens: of a prompt; a longer one loses tokens from its middle.
+        folder: of the cache, by default ``SPIDER_SENSE_CACHE`` or ``~/.cache/spider-sense``.
+        advance: is told how many texts were computed.
+    """
+    loaded = load_model(model, "float32")
+    root = folder or Path(os.environ.get("SPIDER_SENSE_CACHE") or Path.home() / ".cache" / "spider-sense")
+    place = root / "extraction" / f"{fingerprint(loaded).weight_digest[:12]}-{site}-{max_tokens}"
+    place.mkdir(parents=True, exist_ok=True)
+    wanted = {text: _digest(text) for text in texts}
+    known = _known(place, set(wanted.values()))
+    missing = [text for text, digest in wanted.items() if digest not in known]
+    # Shards of like lengths waste no padding.
+    missing.sort(key=lambda text: (len(text), text))
+    for first in range(0, len(missing), SHARD):
+        known |= _compute(loaded, site, missing[first : first + SHARD], max_tokens, place)
+        if advance:
+            advance(len(missing[first : first + SHARD]))
+    index = {text: row for row, text in enumerate(wanted)}
+    vectors, tokens = zip(*(known[digest] for digest in wanted.values()), strict=True)
+    return Features(index, Reading(np.stack(vectors), np.array(tokens, dtype=np.int64)))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def _known(place: Path, wanted: set[bytes]) -> dict[bytes, tuple[NDArray[np.float32], int]]:
+    known = {}
+    for path in sorted(place.glob("*.safetensors")):
+        shard = load_file(path)
+        for row, digest in enumerate(bytes(digest) for digest in shard["digest"]):
+            if digest in wanted:
+                known[digest] = shard["hidden"][row], int(shard["tokens"][row])
+    return known
+
+
+def _compute(
+    loaded: LoadedModel, site: Site, texts: Sequence[str], max_tokens: int, place: Path
+) -> dict[bytes, tuple[NDArray[np.float32], int]]:
+    read = read_prompts(loaded, site, texts, max_tokens=max_tokens, batch_tokens=1024)
+    digests = [_digest(text) for text in texts]
+    shard = {
+        "digest": np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16),
+        "hidden": read.hidden_ND,
+        "tokens": read.tokens,
+    }
+    path = place / f"{hashlib.sha256(b''.join(digests)).hexdigest()[:16]}.safetensors"
+    beside = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file(shard, beside)
+    beside.replace(path)
+    return {digest: (read.hidden_ND[row], int(read.tokens[row])) for row, digest in enumerate(digests)}

@@ -1,0 +1,112 @@
+"""The detector of this library as a system under comparison.
+
+Shape letters: N streams, T requests.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spider_sense.extraction.bench.encode import Encoder
+from spider_sense.extraction.bench.systems import Alarm, first_above
+from spider_sense.extraction.decision import LEVELS, Tier
+from spider_sense.extraction.groups import group_score, linked
+from spider_sense.extraction.population import Population
+from spider_sense.extraction.simulator.traffic import Stream
+from spider_sense.extraction.state import PrincipalState
+from spider_sense.extraction.thresholds import Calibration
+from spider_sense.extraction.tiers import Replay, TieredDetector
+
+__all__ = ["Ours"]
+
+_TOGETHER = 400
+"""Streams whose events are held at once."""
+_LIMIT = LEVELS.index("limit") + 1
+
+
+class Ours:
+    """Fitted and calibrated on streams of their own parts.
+
+    Args:
+        encoder: makes events of streams.
+        fit: innocent streams.
+        attackers: streams of the fit part's campaigns.
+        calibration: innocent streams that thresholds are set on.
+        organisations: innocent groups that the group tier's threshold is set on; empty leaves it infinite.
+        width: of the model's hidden state.
+    """
+
+    name = "spider-sense"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        fit: Sequence[Stream],
+        attackers: Sequence[Stream],
+        calibration: Sequence[Stream],
+        organisations: Sequence[Sequence[Stream]],
+        width: int,
+    ) -> None:
+        self._encoder = encoder
+        population = Population.fit(encoder.all(fit), encoder.all(attackers), encoder.key)
+        self.detector = TieredDetector(population, None, encoder.key, width)
+        parts = [(replay.states["own"], replay.states["level"]) for replay in self._replays(calibration)]
+        own, level = (np.concatenate(column) for column in zip(*parts, strict=True))
+        accounts = self.states([stream for group in organisations for stream in group])
+        groups = np.array([score for _, score in self.groups(accounts)], dtype=np.float64)
+        found = Calibration.fit(own, level, [stream.tenant for stream in calibration], groups)
+        self.detector = TieredDetector(population, found, encoder.key, width)
+
+    def alarms(self, streams: Sequence[Stream]) -> list[Alarm | None]:
+        """Return the first alarm of each stream by any tier that sees one principal alone."""
+        found: list[Alarm | None] = []
+        for by_tier in self.alarms_by_tier(streams):
+            counts = {tier: count for tier, count in by_tier.items() if count}
+            first = min(counts, key=lambda tier: counts[tier], default=None)
+            found.append(None if first is None else Alarm(counts[first], first))
+        return found
+
+    def alarms_by_tier(self, streams: Sequence[Stream]) -> list[dict[Tier, int]]:
+        """Return the request, from 1, at which each tier first alarmed, 0 for never."""
+        found: list[dict[Tier, int]] = []
+        for place, replay in enumerate(self._replays(streams)):
+            for row, stream in enumerate(streams[place * _TOGETHER : (place + 1) * _TOGETHER]):
+                found.append(
+                    {
+                        "rule": first_above(replay.rule_NT[row], _LIMIT - 1),
+                        "own": first_above(replay.own_NT[row], self.detector.threshold("own", stream.tenant)),
+                        "level": first_above(replay.level_NT[row], self.detector.threshold("level", stream.tenant)),
+                    }
+                )
+        return found
+
+    def highest(self, streams: Sequence[Stream]) -> NDArray[np.float64]:
+        """Return the level tier's highest score of each stream."""
+        return np.concatenate([replay.states["level"] for replay in self._replays(streams)])
+
+    def groups(self, states: Mapping[str, PrincipalState]) -> list[tuple[frozenset[str], float]]:
+        """Return the groups that are found by linking accounts, and the score of each.
+
+        Args:
+            states: of innocent and other accounts alike, by principal; who belongs to whom is not told.
+        """
+        population = self.detector.population
+        return [
+            (
+                frozenset(group.members),
+                group_score(np.concatenate([states[name].states for name in group.members]), population),
+            )
+            for group in linked(states, population)
+        ]
+
+    def states(self, streams: Sequence[Stream]) -> Mapping[str, PrincipalState]:
+        """Return the state of each stream's principal at its end."""
+        if not streams:
+            return {}
+        found = np.concatenate([replay.states for replay in self._replays(streams)])
+        return {stream.principal: PrincipalState(found[row : row + 1]) for row, stream in enumerate(streams)}
+
+    def _replays(self, streams: Sequence[Stream]) -> Iterator[Replay]:
+        for first in range(0, len(streams), _TOGETHER):
+            yield self.detector.replay(self._encoder.all(streams[first : first + _TOGETHER]))

@@ -1,0 +1,196 @@
+"""The streams of one seed: innocent principals in three parts, attackers, organisations."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from spider_sense.extraction.bench.config import BenchConfig, Cell
+from spider_sense.extraction.bench.parts import KINDS, Part, Split, split_families
+from spider_sense.extraction.simulator.accounts import Evidence, campaign_accounts, organisation
+from spider_sense.extraction.simulator.campaigns import Cover, Mixing, attacker
+from spider_sense.extraction.simulator.families import Family, Kind
+from spider_sense.extraction.simulator.tenants import Tenant, resampled, stream_of_texts
+from spider_sense.extraction.simulator.traffic import Stream
+
+__all__ = ["Scene", "families_with_real_apps"]
+
+_FIT_MIXES = [Cell(share=share, cover=cover) for share in (1.0, 0.5, 0.25, 0.1) for cover in ("same", "random", "app")]
+_SHORTEST = 24
+_LASTING = 1 / 3
+"""Share of innocent principals that live as long as the bench looks; the others' lengths are uniform."""
+
+_SIZES = (2, 3, 4, 5, 8, 10, 10, 15, 25)
+"""Accounts of an innocent organisation."""
+
+_LARGE = 25
+
+RealStreams = Mapping[str, tuple[str, tuple[str, ...]]]
+
+
+def families_with_real_apps(
+    families: Sequence[Family], real: RealStreams, texts: int
+) -> tuple[tuple[Family, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
+    """Return the families and those of the real task bots, and the real people with their texts."""
+    bots: dict[str, dict[str, None]] = {}
+    people = []
+    for principal, (family, said) in real.items():
+        if family.startswith("app:"):
+            bots.setdefault(family, {}).update(dict.fromkeys(said))
+        else:
+            people.append((principal, said))
+    apps = [Family(name=name, kind="app", texts=tuple(said)[:texts]) for name, said in bots.items()]
+    return (*families, *apps), tuple(people)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that one seed decides."""
+
+    config: BenchConfig
+    families: tuple[Family, ...]
+    people: tuple[tuple[str, tuple[str, ...]], ...]
+    seed: int
+
+    @cached_property
+    def split(self) -> Split:
+        """Who is in which part."""
+        return split_families(self.families, self.people, self.seed)
+
+    def benign(self, part: Part, families_of: Part | None = None, salt: str = "") -> list[Stream]:
+        """Return the innocent principals of a part, real people among those who chat.
+
+        Args:
+            part: whose number of principals, and whose people.
+            families_of: whose families; by default the part's own.
+            salt: other principals of the same kinds.
+        """
+        count = getattr(self.config.principals, part)
+        source = families_of or part
+        streams: list[Stream] = []
+        for kind in KINDS:
+            names = [f"{salt}{source}-{kind}-{place}" for place in range(count)]
+            people = self.split.people[source] if kind == "chat" and not salt else ()
+            streams += [self._person(name, said) for name, said in people[: count // 2]]
+            simulated = names[min(len(people), count // 2) :]
+            streams += [self.tenant(name, kind, source).stream(self._length(name)) for name in simulated]
+        return streams
+
+    def drawn_on(self, streams: Sequence[Stream]) -> list[Stream]:
+        """Return streams of one length, the horizon: simulated and drawn again from a principal's own texts."""
+        return [
+            resampled(stream, self.config.horizon, np.random.default_rng([self.seed, *stream.principal.encode()]))
+            for stream in streams
+        ]
+
+    def fit_attackers(self) -> list[Stream]:
+        """Return attackers of the fit campaigns, over shares and covers."""
+        return [
+            self._attacker(f"fit-{campaign.name}-{place}", campaign, _FIT_MIXES[place % len(_FIT_MIXES)], "fit")
+            for campaign in self.split.families["fit", "campaign"]
+            for place in range(self.config.fit_attackers)
+        ]
+
+    def campaigns(self) -> tuple[Family, ...]:
+        """Return the campaigns that nothing was fitted on."""
+        return self.split.families["test", "campaign"]
+
+    def attackers(self, cell: Cell) -> list[Stream]:
+        """Return attackers of the test campaigns in one cell."""
+        return [
+            self._attacker(f"{cell.name}-{campaign.name}-{place}", campaign, cell, "test")
+            for campaign in self.campaigns()
+            for place in range(self.config.attackers)
+        ]
+
+    def without_attack(self, cell: Cell) -> list[Stream]:
+        """Return the covers of a cell's attackers over the same requests, with no campaign: the control."""
+        length = self._attack_length(cell)
+        streams = []
+        for campaign in self.campaigns():
+            for place in range(self.config.attackers):
+                name = f"{cell.name}-{campaign.name}-{place}"
+                tenants = self.covers("test", name)(cell.cover)
+                streams.append(replace(tenants[0].stream(length), principal=f"no-{name}"))
+        return streams
+
+    def other_work(self) -> list[Stream]:
+        """Return innocent people who drop what they did for something else after the warm-up: a harder control."""
+        length = self.config.warm_up + self.config.after
+        streams = []
+        for place in range(self.config.attackers * len(self.campaigns())):
+            generator = np.random.default_rng([self.seed, place])
+            before, after = generator.permutation(len(self.split.families["test", "chat"]))[:2].tolist()
+            pair = [
+                Tenant(name=f"{place}", kind="chat", families=[self.split.families["test", "chat"][index]])
+                for index in (before, after)
+            ]
+            covers = [tenant.cover() for tenant in pair]
+            texts = [next(covers[index >= self.config.warm_up]) for index in range(length)]
+            streams.append(stream_of_texts(f"other-{place}", "chat", texts, generator, family="other work"))
+        return streams
+
+    def organisations(self, part: Part) -> list[tuple[Stream, ...]]:
+        """Return innocent groups of 2 to 25 accounts, of one kind of tenant each or of all."""
+        groups = []
+        for place in range(getattr(self.config.organisations, part)):
+            name = f"{part}-org{place}"
+            generator = np.random.default_rng([self.seed, *name.encode()])
+            size = int(generator.choice(_SIZES))
+            same = KINDS[int(generator.integers(len(KINDS)))] if generator.random() < 0.6 else None
+            kinds = [same or KINDS[int(generator.integers(len(KINDS)))] for _ in range(size)]
+            tenants = [self.tenant(f"{name}-{index}", kind, part) for index, kind in enumerate(kinds)]
+            groups.append(organisation(name, tenants, self.config.group_requests, self.seed))
+        return groups
+
+    def campaign_groups(self, accounts: int, evidence: Evidence | None = None) -> list[tuple[Stream, ...]]:
+        """Return the accounts of each test campaign: as many sets as there are attackers, one where a set is large."""
+        mixing = Mixing(share=self.config.group_share)
+        groups = []
+        for campaign in self.campaigns():
+            for place in range(self.config.attackers if accounts <= _LARGE else 1):
+                name = f"ring-{campaign.name}-{place}-{accounts}"
+                groups.append(
+                    campaign_accounts(
+                        name,
+                        campaign,
+                        mixing,
+                        self.covers("test", name, accounts),
+                        accounts,
+                        self.config.group_requests,
+                        self.seed,
+                        evidence,
+                    )
+                )
+        return groups
+
+    def tenant(self, name: str, kind: Kind, part: Part) -> Tenant:
+        """Return an innocent tenant of a part."""
+        return Tenant(name=name, kind=kind, families=self.split.families[part, kind], seed=self.seed)
+
+    def covers(self, part: Part, name: str, count: int = 4) -> Callable[[Cover], Sequence[Tenant]]:
+        """Return what gives the innocent tenants behind which an account hides."""
+
+        def choose(cover: Cover) -> Sequence[Tenant]:
+            kind: Kind = "app" if cover == "app" else "chat"
+            return [self.tenant(f"{name}-cover{place}", kind, part) for place in range(count)]
+
+        return choose
+
+    def _attacker(self, name: str, campaign: Family, cell: Cell, part: Part) -> Stream:
+        mixing = Mixing(share=cell.share, cover=cell.cover, start=cell.start, warm_up=self.config.warm_up)
+        return attacker(name, campaign, mixing, self.covers(part, name), self._attack_length(cell), self.seed)
+
+    def _attack_length(self, cell: Cell) -> int:
+        before = self.config.warm_up if cell.start in ("pivot", "release", "poison") else 0
+        return before + self.config.after
+
+    def _length(self, name: str) -> int:
+        generator = np.random.default_rng([self.seed, 1, *name.encode()])
+        lasts = generator.random() < _LASTING
+        return self.config.length if lasts else int(generator.integers(_SHORTEST, self.config.length + 1))
+
+    def _person(self, name: str, said: tuple[str, ...]) -> Stream:
+        generator = np.random.default_rng([self.seed, *name.encode()])
+        return stream_of_texts(name, "chat", said[: self.config.real_messages], generator, family="real people")

@@ -1,0 +1,49 @@
+"""The probes of the stages, kept as a guard whose detectors are called after them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from spider_sense.errors import GuardError, nearest
+from spider_sense.guard import Guard
+from spider_sense.screening.drift import DRIFT
+from spider_sense.screening.stage import STAGES, Stage
+
+__all__ = ["StageGuard"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageGuard:
+    """A guard with a detector for each stage that it knows, and the drift probe of observations.
+
+    It is written, signed and verified like any guard. A stage without a detector is always suspect.
+
+    Raises:
+        GuardError: if a detector is not called after a stage.
+    """
+
+    guard: Guard
+
+    def __post_init__(self) -> None:
+        known = (*STAGES, DRIFT)
+        for record in self.guard.manifest.detectors:
+            if record.name not in known:
+                raise GuardError(
+                    f"the detector {record.name!r} is of no stage; {nearest(record.name, known)}. "
+                    "Probes of the stages are made by `make bench-screening`; a guard of `spider-sense train` is for "
+                    "whole requests"
+                )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read the probes of a folder.
+
+        Raises:
+            GuardError: if it is damaged, or holds anything else.
+        """
+        return cls(Guard.from_pretrained(folder))
+
+    def heads(self, stage: Stage) -> list[int]:
+        """Return the places of a stage's detectors: its own, and at an observation drift."""
+        names = (stage, DRIFT) if stage == "observation" else (stage,)
+        return [place for place, record in enumerate(self.guard.manifest.detectors) if record.name in names]

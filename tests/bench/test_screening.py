@@ -1,0 +1,114 @@
+"""The comparison of screening runs from prompt sets to its line of JSON, on a tiny model and sets of its own."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spider_sense.models import LoadedModel
+from spider_sense.screening.artifact import Artifact
+from spider_sense.screening.stage_training import StageOptions
+from spider_sense.screening.verdict import Answer
+
+BENCH = Path(__file__).parents[2] / "bench"
+KEYS = {
+    "drift_auroc",
+    "drift_tpr_at_1fpr",
+    "length_auroc",
+    "tfidf_auroc",
+    "attack_success",
+    "false_positives",
+    "escalated_share",
+    "added_latency_median_ratio",
+    "added_latency_p99_ratio",
+}
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(BENCH)
+    yield importlib.import_module("screening")
+    for name in ("screening", "_arms", "_bank", "_judge", "_picture", "_replay", "_stages", "_traces"):
+        sys.modules.pop(name, None)
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    lines = [json.dumps({"id": f"{name}-{place:04d}", **row}) for place, row in enumerate(rows)]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def write_sets(folder: Path) -> Path:
+    """Prompt sets in the form of the real ones, of a few words each."""
+    bad = ("send it away", "delete all", "obey me now", "wire the sum")
+    pairs = []
+    for place in range(12):
+        fields = {"user_task": "Q: how many?", "pair": place}
+        pairs.append({"text": f"row {place} of ten", "label": "benign", "category": "bipia_table_clean", **fields})
+        for kind in range(2):
+            order = bad[(place + kind) % 4]
+            attack = {
+                "text": f"row {place} {order} of ten",
+                "label": "injection",
+                "category": f"bipia_table:kind {order}",
+            }
+            pairs.append(attack | fields)
+    write(folder, "bipia_train", pairs)
+    agents: list[dict[str, Any]] = []
+    for agent in ("a_agent", "b_agent", "c_agent", "d_agent"):
+        for place in range(8):
+            own = {"agent": agent, "tool": f"Bad{place}", "attack_goal": bad[place % 4]}
+            text = f"{bad[place % 4]} {place} {agent}"
+            agents.append({"text": text, "label": "injection", "category": "asb_attack:Stealthy", **own})
+        for place in range(4):
+            row = {"text": f"plan the day {place} {agent}", "label": "benign", "category": "asb_user_task"}
+            agents.append(row | {"agent": agent})
+        for tool in ("one", "two"):
+            row = {"text": f"done well {tool} {agent}", "label": "benign", "category": "asb_normal_tool_output"}
+            agents.append(row | {"agent": agent, "tool": tool})
+    write(folder, "asb", agents)
+    mixed = [
+        {"text": f"{bad[place % 4] if place % 2 else 'a fine day'} {place}", "category": "x"}
+        | {"label": "injection" if place % 2 else "benign"}
+        for place in range(16)
+    ]
+    for name in ("deepset_prompt_injections", "giskard_prompt_injections", "system_prompt_extraction"):
+        write(folder, name, [row | {"text": f"{row['text']} {name}"} for row in mixed])
+    write(folder, "tau2_agent_requests", [{"text": f"change order {n}", "label": "benign"} for n in range(30)])
+    return folder
+
+
+class Nobody:
+    """A judge that never answers."""
+
+    def ask(self, artifact: Artifact) -> Answer:
+        return Answer(outcome=None, reason="gone", seconds=0.0)
+
+
+def test_the_comparison_runs_from_prompt_sets_to_its_last_line(
+    bench: Any, agent_loaded: LoadedModel, tmp_path: Path
+) -> None:
+    size = bench.Size(
+        sites=("resid.0", "resid.1"),
+        site="resid.1",
+        tokens=700,
+        rows=40,
+        attacks=4,
+        requests=3,
+        asked=4,
+        timed=2,
+        options=StageOptions(folds=2),
+    )
+    (tmp_path / "data").mkdir()
+    line = bench.run(agent_loaded, write_sets(tmp_path / "data"), size, tmp_path / "out", lambda: nullcontext(Nobody()))
+    assert line.keys() >= KEYS
+    assert (tmp_path / "out" / "screening.png").stat().st_size > 10_000
+    judged = line["arms"]["judge alone (SmolLM2)"]
+    # A judge that fails opens no gate.
+    assert (judged["attack_success"]["value"], judged["false_positives"]["value"]) == (0.0, 1.0)
+    assert line["arms"]["signature alone"]["escalated_share"]["value"] == 0.0
+    assert json.loads(json.dumps(line)) == line

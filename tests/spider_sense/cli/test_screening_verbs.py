@@ -1,0 +1,166 @@
+"""``spider-sense signatures`` and ``spider-sense screen`` on a tiny model: what they print, keep and refuse."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from spider_sense.cli import commands
+from spider_sense.cli.app import app, console
+from spider_sense.errors import SpiderSenseError
+from spider_sense.screening.signature_bank import SignatureBank
+
+assert commands.__all__
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def run(tiny_loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a verb on the tiny model, whatever name it asks for; return what it prints."""
+    monkeypatch.setattr("spider_sense.models.load_model", lambda *_: tiny_loaded)
+    monkeypatch.setattr(console, "width", 200)
+
+    def invoke(*arguments: object, code: int = 0) -> str:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return invoke
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def texts(first: int, count: int, label: str, seed: int) -> list[dict[str, Any]]:
+    """Return prompts of ten words out of eight."""
+    draw = Random(seed)
+    return [
+        {"id": f"{label}-{n}", "text": " ".join(f"w{first + draw.randrange(8)}" for _ in range(10)), "label": label}
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    return {
+        "traffic": write(tmp_path / "traffic.jsonl", texts(0, 120, "benign", 1) + texts(16, 5, "injection", 2)),
+        "attacks": write(tmp_path / "attacks.jsonl", texts(30, 6, "injection", 3)),
+        "ordinary": write(tmp_path / "ordinary.jsonl", texts(0, 6, "benign", 4)),
+    }
+
+
+@pytest.fixture
+def bank(run: Run, files: dict[str, Path], tmp_path: Path) -> Path:
+    run(
+        "signatures", "add", tmp_path / "bank", "--id", "odd-words", "--kind", "injection", "--stage", "query",
+        "--examples", files["attacks"], "--provenance", "[bold]tests", "--traffic", files["traffic"],
+        "--site", "resid.1",
+    )  # fmt: skip
+    return tmp_path / "bank"
+
+
+def test_a_bank_by_hand(run: Run, bank: Path, files: dict[str, Path]) -> None:
+    listed = run("signatures", "list", bank)
+    assert "odd-words" in listed
+    assert "of 120" in listed
+    assert "[bold]tests" in listed
+    (record,) = json.loads(run("signatures", "list", bank, "--json"))["signatures"]
+    assert record["examples"] == 6
+    hit, miss = texts(30, 1, "x", 9)[0]["text"], texts(0, 1, "x", 9)[0]["text"]
+    found = run("signatures", "search", bank, "--stage", "query", "--text", hit, "--text", miss, "--json")
+    rows = json.loads(found.splitlines()[-1])
+    assert [(row["text"], row["fires"]) for row in rows] == [(0, True), (1, False)]
+    for path in bank.iterdir():
+        assert b"w30" not in path.read_bytes()
+    run("signatures", "remove", bank, "odd-words")
+    assert SignatureBank.from_pretrained(bank).signatures == ()
+
+
+def test_refused_signatures_leave_the_bank_as_it_was(run: Run, bank: Path, files: dict[str, Path]) -> None:
+    before = {path.name: path.read_bytes() for path in bank.iterdir()}
+    given = ("signatures", "add", bank, "--stage", "query", "--provenance", "tests")
+    for arguments, message in (
+        (("--id", "all", "--kind", "misuse", "--examples", files["ordinary"]), "too like ordinary traffic"),
+        (("--id", "all", "--kind", "misuse", "--examples", files["attacks"], "--radius", "0.99"), "above the budget"),
+        (("--id", "ok", "--kind", "benign", "--examples", files["attacks"]), "would excuse"),
+        (("--id", "a b", "--kind", "misuse", "--examples", files["attacks"]), "id: 'a b' is not allowed"),
+        (("--id", "x", "--kind", "mischief", "--examples", files["attacks"]), "unknown kind 'mischief'"),
+        (("--id", "x", "--kind", "misuse", "--examples", files["attacks"], "--radius", "3"), "radius: 3"),
+    ):
+        with pytest.raises(SpiderSenseError, match=message):
+            run(*given, *arguments)
+    with pytest.raises(SpiderSenseError, match="unknown stage 'act'"):
+        run("signatures", "search", bank, "--stage", "act", "--text", "x")
+    assert {path.name: path.read_bytes() for path in bank.iterdir()} == before
+
+
+def test_a_new_bank_needs_traffic(run: Run, files: dict[str, Path], tmp_path: Path) -> None:
+    given = (
+        "signatures", "add", tmp_path / "new", "--id", "x", "--kind", "misuse", "--stage", "query", "--examples",
+        files["attacks"], "--provenance", "tests",
+    )  # fmt: skip
+    with pytest.raises(SpiderSenseError, match="is no bank yet; name benign rows"):
+        run(*given)
+    with pytest.raises(SpiderSenseError, match=r"--budget 0\.9 is not allowed"):
+        run(*given, "--traffic", files["traffic"], "--budget", "0.9")
+    with pytest.raises(SpiderSenseError, match="no benign row"):
+        run(*given, "--traffic", files["attacks"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_exchange(run: Run, bank: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("model_signing")
+    pytest.importorskip("OpenSSL", reason="model-signing imports it")
+    run("sign", "--generate-key", tmp_path / "ann")
+    run("signatures", "export", bank, tmp_path / "out", "--key", tmp_path / "ann.private.pem")
+    assert not (tmp_path / "out" / "traffic.safetensors").exists()
+    run("signatures", "remove", bank, "odd-words")
+    assert "took odd-words" in run("signatures", "import", bank, tmp_path / "out", "--key", tmp_path / "ann.public.pem")
+    again = run("signatures", "import", bank, tmp_path / "out", "--key", tmp_path / "ann.public.pem")
+    assert again == "took odd-words\n"
+    assert len(SignatureBank.from_pretrained(bank).signatures) == 1
+
+
+def test_screen(run: Run, bank: Path, tmp_path: Path) -> None:
+    odd, plain = texts(30, 1, "x", 9)[0]["text"], texts(0, 1, "x", 9)[0]["text"]
+    trace = write(
+        tmp_path / "trace.jsonl",
+        [{"id": name, "principal": "ann", "messages": [{"role": "user", "content": text}]}
+         for name, text in (("bad", odd), ("good", plain), ("bad", odd))],
+    )  # fmt: skip
+    out = tmp_path / "out.jsonl"
+    printed = run("screen", "--trace", trace, "--signatures", bank, "--out", out, "--json")
+    counts = json.loads(printed.splitlines()[-1])
+    # Without probes everything is a suspect: the signature convicts, and the judge that is not there is failing.
+    assert counts["decided_by"] == {"signature": 2, "judge": 1}
+    assert counts["outcomes"] == {"reject": 2, "accept": 1}
+    assert counts["judge"]["failures"] == 1
+    assert "signature odd-words (injection) fires" in printed
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["signature"] for record in records] == ["odd-words", None, "odd-words"]
+    assert [record["flagged"] for record in records] == [False, True, False]
+    assert "w30" not in out.read_text() + printed
+
+
+def test_screen_with_secrets_and_rules(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPERATOR", "k" * 32)
+    write(tmp_path / "secrets.jsonl", [{"owner": "bob", "label": "words", "text": "w20 w21 w22 w23 w24"}])
+    config = tmp_path / "screen.yaml"
+    config.write_text(f"key_env: OPERATOR\nsecrets: {tmp_path / 'secrets.jsonl'}\n")
+    messages = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w20 w21 w22 w23 w24"}]
+    trace = write(tmp_path / "trace.jsonl", [{"id": "t", "principal": "ann", "messages": messages}])
+    printed = run("screen", "--trace", trace, "--config", config)
+    assert "ann tells 100% of bob's secret 'words', as it is" in printed
+    config.write_text(f"secrets: {tmp_path / 'secrets.jsonl'}\n")
+    with pytest.raises(SpiderSenseError, match="there is no key; name its variable with key_env"):
+        run("screen", "--trace", trace, "--config", config)
+    config.write_text("stages: {query: {on_failure: shrug}}\n")
+    with pytest.raises(SpiderSenseError, match="'shrug' is not allowed"):
+        run("screen", "--trace", trace, "--config", config)

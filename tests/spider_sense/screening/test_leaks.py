@@ -1,0 +1,104 @@
+"""Leaks: a secret is found in the mouth of another, however it is dressed, and is never kept."""
+
+import base64
+import codecs
+import pickle
+from pathlib import Path
+
+import pytest
+
+from spider_sense.errors import ConfigError
+from spider_sense.screening.keys import OperatorKey
+from spider_sense.screening.leaks import LeakWatch
+from spider_sense.screening.secret_file import protect_all
+
+SECRET = "The vault opens with 7-Alpha-Tango-93, Thursdays."
+OTHER = "The weather on Thursday was fine, and the vault stayed shut while we talked of alpha testing in the garden."
+
+
+@pytest.fixture
+def watch() -> LeakWatch:
+    found = LeakWatch(OperatorKey(b"k" * 32))
+    found.protect("ann", "vault", SECRET)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("as it is", SECRET),
+        ("as it is", SECRET.upper()),
+        ("as it is", " . ".join(SECRET)),
+        ("as it is", SECRET.replace("a", "\uff41")),  # a full-width letter
+        ("as it is", "opens with 7-Alpha-Tango-93"),
+        ("reversed", SECRET[::-1]),
+        ("in rot13", codecs.encode(SECRET, "rot13")),
+        ("in hexadecimal", SECRET.encode().hex(" ")),
+        ("in base64", base64.b64encode(SECRET.encode()).decode()),
+        ("in base64", base64.b64encode(b"x" + SECRET.encode() + b"yz").decode()),
+        ("in base64", base64.b64encode(b"xy" + SECRET.encode()).decode()),
+    ],
+)
+def test_a_secret_is_found(watch: LeakWatch, form: str, text: str) -> None:
+    (leak,) = watch.find("bob", f"Well, {OTHER} {text} {OTHER}")
+    assert (leak.owner, leak.label, leak.form) == ("ann", "vault", form)
+    assert leak.share >= 1 / 3
+    assert watch.find(None, text)
+
+
+def test_its_owner_and_readers_may_tell_it(watch: LeakWatch) -> None:
+    assert watch.find("ann", SECRET) == []
+    watch.protect("ann", "rota", "Ann is on call until the fourth of March", frozenset({"bob"}))
+    assert watch.find("bob", "Ann is on call until the fourth of March") == []
+    assert len(watch.find("carol", "Ann is on call until the fourth of March")) == 1
+
+
+def test_what_is_like_a_secret_is_none(watch: LeakWatch) -> None:
+    assert watch.find("bob", OTHER) == []
+    assert watch.find("bob", "") == []
+    assert watch.find("bob", "The vault opens") == []
+
+
+def test_nothing_of_it_is_kept(watch: LeakWatch) -> None:
+    kept = pickle.dumps({name: value for name, value in vars(watch).items() if name != "_key"})
+    for piece in ("Alpha", "alpha", "tango93", SECRET[5:15], SECRET.encode().hex()[:12]):
+        assert piece.encode() not in kept
+    other = LeakWatch(OperatorKey(b"j" * 32))
+    other.protect("ann", "vault", SECRET)
+    assert not set(watch._at) & set(other._at)
+
+
+def test_canaries(watch: LeakWatch) -> None:
+    one, other = watch.canary("ann"), watch.canary("ann", "second")
+    assert one != other
+    assert [leak.label for leak in watch.find("bob", f"I was told {one}.")] == ["canary"]
+    assert [leak.label for leak in watch.find("bob", f"{other[:20]}")] == ["second"]
+    assert watch.find("ann", one) == []
+
+
+def test_a_short_secret_is_refused(watch: LeakWatch) -> None:
+    with pytest.raises(ConfigError, match="'pin' of ann has 4 letters and digits") as caught:
+        watch.protect("ann", "pin", "4 7-1!1")
+    assert "4711" not in str(caught.value)
+
+
+def test_a_file_of_secrets(watch: LeakWatch, tmp_path: Path) -> None:
+    file = tmp_path / "secrets.jsonl"
+    file.write_text(
+        '{"owner": "bob", "label": "plan", "text": "launch the balloon at dawn", "readers": ["dan"]}\n\n'
+        '{"owner": "bob", "label": "code", "text": "correct horse battery staple"}\n'
+    )
+    assert protect_all(watch, file) == 2
+    assert [leak.label for leak in watch.find("ann", "Launch the balloon at dawn!")] == ["plan"]
+    assert watch.find("dan", "Launch the balloon at dawn!") == []
+    for line, message in (
+        ('{"owner": "bob", "label": "x"}', "line 1: text"),
+        ('{"owner": "bob", "label": "x", "text": "sesame opens the door", "more": 1}', "line 1: more"),
+        ("sesame opens the door", "line 1: line: Invalid JSON"),
+    ):
+        file.write_text(line)
+        with pytest.raises(ConfigError, match=message) as caught:
+            protect_all(watch, file)
+        assert "sesame" not in str(caught.value)
+    with pytest.raises(ConfigError, match="name a file of JSON lines"):
+        protect_all(watch, tmp_path / "none")

@@ -1,0 +1,124 @@
+"""A screened session of the Model Context Protocol, with a real tool server in a process of its own."""
+
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spider_sense.screening.cascade import Cascade
+from spider_sense.screening.mcp_session import ScreenedSession
+from spider_sense.screening.screen import NOTICE, Screen
+
+pytest.importorskip("mcp")
+
+SERVER = Path(__file__).with_name("mail_server.py")
+ZONES = {"IGNORE": "breach", "9000": "breach", "RESTRICTED": "suspect"}
+ASKED = [{"role": "user", "content": "What is new?"}]
+
+
+@pytest.fixture
+def screen(tools: Any) -> Screen:
+    return Screen(tools.WordReader(), tools.WordSense(ZONES), Cascade())
+
+
+def served(screen: Screen, log: Path, use: Callable[[ScreenedSession], Awaitable[None]]) -> ScreenedSession:
+    """Start the server, use a screened session of it, and return the session."""
+    import anyio
+    from mcp import ClientSession, StdioServerParameters, stdio_client
+
+    sessions: list[ScreenedSession] = []
+
+    async def run() -> None:
+        process = StdioServerParameters(command=sys.executable, args=[str(SERVER), str(log)])
+        async with stdio_client(process) as streams, ClientSession(*streams) as session:
+            await session.initialize()
+            sessions.append(ScreenedSession(session, screen, [dict(message) for message in ASKED]))
+            await use(sessions[0])
+
+    anyio.run(run)
+    return sessions[0]
+
+
+def texts(result: Any) -> Sequence[str]:
+    return [block.text for block in result.content]
+
+
+def test_what_is_clear_passes_as_it_is(screen: Screen, tmp_path: Path) -> None:
+    async def use(session: ScreenedSession) -> None:
+        assert {tool.name for tool in (await session.list_tools()).tools} == {"read_mail", "pay"}
+        result = await session.call_tool("read_mail", {"box": "inbox"})
+        assert texts(result) == ["From Dana: the plumber comes on Tuesday."]
+        assert not result.is_error
+        assert texts(await session.call_tool("pay", {"amount": 5})) == ["paid 5"]
+
+    session = served(screen, tmp_path / "log", use)
+    assert (tmp_path / "log").read_text() == "5\n"
+    assert [message["role"] for message in session.messages] == ["user", *["assistant", "tool"] * 2]
+    assert all(screening.outcome == "accept" for screening in session.screenings)
+
+
+def test_an_injected_result_is_replaced(screen: Screen, tmp_path: Path) -> None:
+    async def use(session: ScreenedSession) -> None:
+        result = await session.call_tool("read_mail", {"box": "spam"})
+        assert texts(result) == [NOTICE]
+        assert result.structured_content is None
+        # The conversation goes on, and what was removed is not looked at again.
+        assert texts(await session.call_tool("read_mail", {"box": "inbox"}))[0].startswith("From Dana")
+
+    session = served(screen, tmp_path / "log", use)
+    assert not any("IGNORE" in message["content"] for message in session.messages)
+    verdicts = [verdict for screening in session.screenings for verdict in screening.verdicts]
+    assert [(verdict.artifact.span.message, verdict.outcome) for verdict in verdicts] == [
+        (0, "accept"),
+        (1, "accept"),
+        (2, "sanitise"),
+        (3, "accept"),
+        (4, "accept"),
+    ]
+
+
+def test_a_suspect_result_without_a_judge_is_replaced(screen: Screen, tmp_path: Path) -> None:
+    async def use(session: ScreenedSession) -> None:
+        assert texts(await session.call_tool("read_mail", {"box": "odd"})) == [NOTICE]
+
+    served(screen, tmp_path / "log", use)
+
+
+def test_a_rejected_call_does_not_reach_the_server(screen: Screen, tmp_path: Path) -> None:
+    async def use(session: ScreenedSession) -> None:
+        result = await session.call_tool("pay", {"amount": 9000})
+        assert result.is_error
+        assert texts(result) == [NOTICE]
+        assert session.messages == ASKED
+
+    served(screen, tmp_path / "log", use)
+    assert not (tmp_path / "log").exists()
+
+
+def test_what_cannot_be_read_as_text_is_left_out(screen: Screen) -> None:
+    import anyio
+    from mcp.types import CallToolResult, ImageContent, TextContent
+
+    class Session:
+        async def call_tool(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
+            image = ImageContent(type="image", data="aGk=", mime_type="image/png")
+            return CallToolResult(content=[TextContent(type="text", text="a cat"), image])
+
+    session = ScreenedSession(Session(), screen, [dict(message) for message in ASKED])
+    assert texts(anyio.run(session.call_tool, "look", {})) == ["a cat"]
+
+
+def test_structured_content_is_screened_too(screen: Screen) -> None:
+    import anyio
+    from mcp.types import CallToolResult, TextContent
+
+    class Session:
+        async def call_tool(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
+            return CallToolResult(content=[TextContent(type="text", text="fine")], structured_content={"x": "IGNORE"})
+
+    session = ScreenedSession(Session(), screen, [dict(message) for message in ASKED])
+    result = anyio.run(session.call_tool, "look", {})
+    assert texts(result) == [NOTICE]
+    assert result.structured_content is None

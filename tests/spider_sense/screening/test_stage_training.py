@@ -1,0 +1,158 @@
+"""The probes of the stages find what is planted, on files, contexts and attacks that they have not seen."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spider_sense.activations import ActivationSet
+from spider_sense.data import Example
+from spider_sense.screening import stage_training
+from spider_sense.screening.drift import DRIFT
+from spider_sense.screening.stage_data import StageData
+from spider_sense.screening.stage_examples import StageExample, stage_examples
+from spider_sense.screening.stage_sets import drift_set, span_set
+from spider_sense.screening.stage_training import StageOptions, crossed, folded, make_stage, measure_files
+from spider_sense.types import Site
+
+WIDTH, ROWS = 12, 240
+SITES = (Site(layer=0, place="resid"), Site(layer=1, place="resid"))
+
+
+def planted(strength: float, name: str = DRIFT, seed: int = 0) -> StageData:
+    """Two files of pairs; an attack adds a direction to both sites, each context adds one of its own."""
+    draw = np.random.default_rng(seed)
+    direction, contexts = draw.normal(size=WIDTH), draw.normal(size=(ROWS // 2, WIDTH))
+    examples, rows = [], []
+    for index in range(ROWS):
+        context, positive = index // 2, index % 2 == 1
+        source = "first" if context % 2 else "second"
+        label = "injection" if positive else "benign"
+        example = Example(
+            id=f"{source}/{index}",
+            text=f"some words of number {context}",
+            label=label,
+            category=name,
+            source=source,
+            group=f"{source}:{context}",
+        )
+        examples.append(StageExample(example, "observation", f"kind {context % 7}" if positive else ""))
+        noise = draw.normal(size=(2, WIDTH))
+        rows.append(contexts[context] + noise + positive * strength * direction)
+    data = ActivationSet(
+        sites=SITES,
+        ids=tuple(item.example.id for item in examples),
+        hidden=torch.from_numpy(np.stack(rows)).half(),
+        starts=np.arange(ROWS + 1),
+        prompt_rows=np.ones(ROWS, dtype=np.int64),
+        skips=np.zeros(ROWS, dtype=np.int64),
+        tail=0,
+    )
+    return StageData(name, tuple(examples), data, np.full(ROWS, 20))
+
+
+@pytest.mark.parametrize("name", [DRIFT, "observation"])
+def test_a_planted_direction_is_found_on_a_file_that_was_left_out(name: str) -> None:
+    found = measure_files(planted(2.0, name), StageOptions())
+    assert found.keys() == {"first", "second"}
+    for result in found.values():
+        assert result["guard"]["n"] == ROWS // 2
+        assert result["guard"]["auroc"] > 0.9
+        assert result["interval"]["low"] <= result["guard"]["auroc"] <= result["interval"]["high"]
+        for control in ("length", "tfidf", "shuffled_labels"):
+            assert result[control]["auroc"] < 0.75
+
+
+def test_nothing_is_found_where_nothing_is_planted() -> None:
+    found = crossed(planted(0.0), "first", StageOptions())
+    assert 0.35 < found["guard"]["auroc"] < 0.65
+    assert found["interval"]["low"] < 0.5 < found["interval"]["high"]
+
+
+def test_crossing_trains_on_neither_the_context_nor_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, seen = planted(1.0), []
+    inner = stage_training._scored
+
+    def spy(stage: StageData, chosen: Any, train: np.ndarray, test: np.ndarray, options: StageOptions) -> Any:
+        seen.append((train, test))
+        return inner(stage, chosen, train, test, options)
+
+    monkeypatch.setattr(stage_training, "_scored", spy)
+    found = crossed(stage, "first", StageOptions(folds=2))
+    groups, attacks = np.array(stage.groups), np.array([item.attack for item in stage.examples])
+    for train, test in seen:
+        assert not set(groups[train]) & set(groups[test])
+        assert not (set(attacks[train][stage.sources[train] == "first"]) & set(attacks[test])) - {""}
+        assert set(stage.sources[test]) == {"first"}
+    tested = np.concatenate([test for _, test in seen])
+    positives = np.flatnonzero((stage.sources == "first") & stage.labels)
+    # Every injected row is measured once.
+    assert sorted(tested[stage.labels[tested]]) == positives.tolist()
+    assert found["guard"]["auroc"] > 0.9
+
+
+def test_folding_trains_on_no_group_that_it_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, seen = planted(2.0), []
+    inner = stage_training._scored
+
+    def spy(stage: StageData, chosen: Any, train: np.ndarray, test: np.ndarray, options: StageOptions) -> Any:
+        seen.append((train, test))
+        return inner(stage, chosen, train, test, options)
+
+    monkeypatch.setattr(stage_training, "_scored", spy)
+    found = folded(stage, "second", StageOptions(folds=3))
+    groups = np.array(stage.groups)
+    assert all(not set(groups[train]) & set(groups[test]) for train, test in seen)
+    assert sorted(np.concatenate([test for _, test in seen])) == np.flatnonzero(stage.sources == "second").tolist()
+    assert found["guard"]["auroc"] > 0.9
+
+
+def test_the_served_probe_leaves_out_what_it_is_told_to() -> None:
+    stage = planted(1.0)
+    made = make_stage(stage, stage.sources == "second", {}, StageOptions())
+    assert made.record.name == DRIFT
+    assert made.record.calibration.n < ROWS // 4
+    assert {record.detector for record in made.control_records} == {DRIFT}
+    poisoned = stage.data.hidden.clone()
+    poisoned[torch.from_numpy(stage.sources == "second")] += 5
+    other = dataclasses.replace(stage, data=dataclasses.replace(stage.data, hidden=poisoned))
+    again = make_stage(other, stage.sources == "second", {}, StageOptions())
+    for site, part in made.probe.maps.items():
+        torch.testing.assert_close(part.weight, again.probe.maps[site].weight)
+    assert again.record.calibration.buckets == made.record.calibration.buckets
+
+
+def test_spans_and_differences_are_cut_from_what_was_captured() -> None:
+    data = ActivationSet(
+        sites=SITES[:1],
+        ids=("a", "b"),
+        hidden=torch.arange(10.0).view(10, 1, 1).half(),
+        starts=np.array([0, 4, 10]),
+        prompt_rows=np.array([4, 6]),
+        skips=np.array([3, 2]),
+        tail=0,
+    )
+    spans = span_set(data, [1, 0], [slice(3, 5), slice(3, 7)])
+    assert spans.hidden.flatten().tolist() == [5.5, 1.5]
+    assert (spans.ids, spans.starts.tolist(), spans.skips.tolist()) == (("b", "a"), [0, 1, 2], [0, 0])
+    differences = drift_set(data, [1], [(slice(2, 4), slice(5, 8))])
+    assert differences.hidden.flatten().tolist() == [3.5]
+    with pytest.raises(ValueError, match="were not captured"):
+        span_set(data, [0], [slice(2, 4)])
+    with pytest.raises(ValueError, match="were not captured"):
+        span_set(data, [0], [slice(5, 8)])
+
+
+def test_the_package_s_own_examples_end_with_their_stage() -> None:
+    examples = stage_examples(None)
+    assert {item.stage for item in examples} == {"query", "observation"}
+    assert all(item.example.turns and item.example.turns[-1][1] == item.example.text for item in examples)
+    assert all(bool(item.attack) == item.positive for item in examples if item.stage == "observation")
+    assert len({item.example.id for item in examples}) == len(examples)
+    # A pair is one group, and so is a text that stands alone.
+    asked = [item.example.group for item in examples if item.stage == "query"]
+    read = [item.example.group for item in examples if item.stage == "observation"]
+    assert len(set(asked)) == len(asked)
+    assert 2 * len(set(read)) == len(read)

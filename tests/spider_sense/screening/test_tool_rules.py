@@ -1,0 +1,156 @@
+"""Rules over tool calls: what they ask for, and that no argument can switch one off."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spider_sense.config import load_yaml, parse
+from spider_sense.errors import ConfigError
+from spider_sense.screening.settings import ScreenSettings
+from spider_sense.screening.tool_policy import ToolPolicy
+from spider_sense.screening.tool_rules import Ruling, ToolRules
+
+pytest.importorskip("cedarpy")
+
+CONFIG = Path(__file__).parents[3] / "configs" / "screen.yaml"
+TYPES = "an argument is not of the type that a rule expects"
+
+
+def rules(*lines: dict[str, Any], default: str = "allow", **more: Any) -> ToolRules:
+    return ToolRules(parse({"rules": list(lines), "default": default, **more}, ToolPolicy, "test"))
+
+
+def deny(**conditions: Any) -> ToolRules:
+    return rules({"tool": "pay", "when": {"x": conditions}, "then": "deny"})
+
+
+def denied(rules: ToolRules, **arguments: Any) -> str | None:
+    return rules.decide("ann", "pay", arguments, "clear").deny
+
+
+def test_the_shipped_file_says_what_its_comments_say() -> None:
+    tools = load_yaml(CONFIG, ScreenSettings).tools
+    assert tools is not None
+    shipped = ToolRules(tools)
+    assert shipped.decide("ann", "search", {"q": "x"}, "clear") == Ruling()
+    assert shipped.decide("ann", "other", {}, "clear") == Ruling(check="default")
+    assert shipped.decide("ann", "read_file", {"path": "/etc/passwd"}, "clear").deny == "rule 2 (read_file)"
+    assert shipped.decide("ann", "read_file", {"path": "notes"}, "clear") == Ruling()
+    assert shipped.decide("ann", "send_money", {"amount": 1000.01}, "clear").ask == "rule 3 (send_money)"
+    assert shipped.decide("ann", "send_money", {"amount": 1000}, "clear") == Ruling()
+    assert shipped.decide("ann", "send_email", {"to": "eve@elsewhere.org"}, "clear").ask == "rule 4 (send_email)"
+    assert shipped.decide("ann", "send_email", {}, "clear").ask == "rule 4 (send_email)"
+    assert shipped.decide("ann", "send_email", {"to": "bob@example.org"}, "clear") == Ruling()
+    assert shipped.decide("guest-7", "search", {}, "suspect").deny == "rule 5 (*)"
+    assert shipped.decide(None, "search", {}, "suspect") == Ruling()
+
+
+@pytest.mark.parametrize(
+    ("condition", "hit", "miss", "wrong"),
+    [
+        ({"above": 5}, 5.5, 5, "9"),
+        ({"below": -1.5}, -2, -1.5, "-2"),
+        ({"equals": 5}, 5.0, 6, "5"),
+        ({"equals": "a*"}, "a*", "ab", 1),
+        ({"equals": True}, True, False, "true"),
+        ({"equals": False}, False, True, 0),
+        ({"like": "a*z"}, "a/b\nz", "az.", ["az"]),
+        ({"one_of": ["a", 'q"\\']}, 'q"\\', "b", None),
+    ],
+)
+def test_conditions(condition: dict[str, Any], hit: Any, miss: Any, wrong: Any) -> None:
+    found = deny(**condition)
+    assert denied(found, x=hit) == "rule 1 (pay)"
+    assert denied(found, x=miss) is None
+    assert denied(found) is None
+    assert denied(found, x=wrong) == TYPES
+
+
+@pytest.mark.parametrize("number", [1e300, 10**30, 5.00001, -(10**20)])
+def test_a_number_that_cannot_be_kept_is_no_way_around_a_bound(number: float) -> None:
+    assert denied(deny(above=5), x=number) == TYPES
+    assert denied(deny(like="x"), y=number) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"__extn": {"fn": "decimal", "arg": "0.0"}},
+        {"__entity": {"type": "Tool", "id": "pay"}},
+        [{"deep": {"__expr": "1"}}],
+        "\ud800",
+    ],
+)
+def test_what_cedar_would_read_in_its_own_way_is_denied(value: Any) -> None:
+    ruling = deny(above=5).decide("ann", "pay", {"x": value}, "clear")
+    assert ruling.deny is not None
+    assert ruling.deny.startswith("the arguments cannot be put to the rules")
+
+
+def test_deep_arguments_are_denied() -> None:
+    value: Any = 1
+    for _ in range(40):
+        value = {"a": value}
+    assert "nested more than 32 deep" in str(deny(above=5).decide("ann", "pay", {"x": value}, "clear").deny)
+
+
+def test_nested_arguments_and_unless() -> None:
+    nested = rules({"tool": "pay", "unless": {"to.bank": {"equals": "home"}}, "then": "deny"})
+    assert denied(nested, to={"bank": "home"}) is None
+    assert denied(nested, to={"bank": "away"}) == "rule 1 (pay)"
+    assert denied(nested, to={}) == "rule 1 (pay)"
+    assert denied(nested, to="home") == TYPES
+
+
+def test_rules_add_up_and_name_themselves() -> None:
+    both = rules({"tool": "p*", "then": "ask"}, {"tool": "pay", "then": "check"}, default="deny")
+    assert both.decide(None, "pay", {}, "clear") == Ruling(ask="rule 1 (p*)", check="rule 2 (pay)")
+    assert both.decide(None, "other", {}, "clear") == Ruling(deny="default")
+
+
+def test_a_rule_for_everything_names_nothing() -> None:
+    assert rules({"tool": "*", "zones": ["breach"], "then": "deny"}, default="ask").decide(
+        None, "pay", {}, "clear"
+    ) == Ruling(ask="default")
+
+
+def test_principals_cannot_break_out_of_their_name() -> None:
+    guarded = rules({"tool": "*", "principal": 'a"b*', "then": "deny"})
+    assert guarded.decide('a"b\n"c', "pay", {}, "clear").deny == "rule 1 (*)"
+    assert guarded.decide("ab", 'x" || true', {}, "clear") == Ruling()
+
+
+def test_rules_in_cedars_own_language(tmp_path: Path) -> None:
+    file = tmp_path / "more.cedar"
+    file.write_text(
+        '@id("no scripts") forbid(principal, action == Action::"execute", resource == Tool::"run") '
+        'when { context.signature == "injection" || context.arguments["script"] == "x" };'
+    )
+    found = rules(cedar=str(file))
+    assert found.decide("ann", "run", {"script": "y"}, "clear", "injection").deny == "no scripts"
+    assert found.decide("ann", "run", {"script": "y"}, "clear") == Ruling()
+    # The rule reads an argument that is not there: Cedar would skip it.
+    assert found.decide("ann", "run", {}, "clear").deny == TYPES
+    file.write_text("forbid(")
+    with pytest.raises(ConfigError, match=r"more\.cedar: not valid Cedar"):
+        rules(cedar=str(file))
+    with pytest.raises(ConfigError, match="name a file of Cedar rules"):
+        rules(cedar=str(tmp_path / "none.cedar"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"tool": "a", "then": "allow", "when": {"x": {"below": 5}}}, "allow takes no conditions"),
+        ({"tool": "a", "then": "deny", "when": {"x": {}}}, "a condition is one of equals"),
+        ({"tool": "a", "then": "deny", "when": {"x": {"above": 1, "below": 2}}}, "a condition is one of equals"),
+        ({"tool": "a", "then": "deny", "when": {"x": {"over": 1}}}, "unknown key"),
+        ({"tool": "a", "then": "forbid"}, "forbid"),
+        ({"tool": "a", "then": "deny", "when": {"x": {"above": 1e30}}}, "a bound of 1e\\+30 cannot be kept"),
+        ({"tool": "a", "then": "deny", "when": {"x": {"above": "5"}}}, "'5' is not allowed"),
+    ],
+)
+def test_bad_rules(line: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        rules(line)
