@@ -8,7 +8,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-nest bench-nest-quick bench-extraction \
+.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-stores bench-nest bench-nest-quick bench-extraction \
 	bench-extraction-quick bench-screening bench-screening-quick full clean
 
 $(STAMP): requirements.lock pyproject.toml
@@ -60,6 +60,9 @@ bench-vllm: $(VLLM_STAMP)  ## a guarded vLLM server against a bare one
 
 soak-vllm: $(VLLM_STAMP)  ## thousands of requests at a guarded vLLM server, each compared with its offline score
 	$(VLLM_VENV)/bin/python bench/soak.py
+
+bench-stores: $(STAMP)  ## the stores of principals, and the way from an engine's offer to the commit, with 100,000 of them
+	$(BIN)/python bench/stores.py
 
 bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other, three seeds: hours, goes on where it stopped
 	$(BIN)/python bench/guarded_patch.py --config configs/nest-bench.yaml --guard runs/full/guard --device $(DEVICE)

@@ -5,7 +5,7 @@ It knows nothing of the engine: one feeds it logits and asks what is to be done.
 Shape letters: B requests, H heads, T packed rows, C logit columns.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -17,17 +17,21 @@ from torch import Tensor
 from spider_sense.audit import AuditEvent, AuditLog
 from spider_sense.chat import unscored
 from spider_sense.errors import GuardError
+from spider_sense.extraction.feed_counts import FeedNote
+from spider_sense.extraction.observation import Asked
+from spider_sense.extraction.standing import Standing
+from spider_sense.extraction.watch import Heard, Watch
 from spider_sense.guard import Guard
 from spider_sense.policy import SEVERITY, Decision, Policy
-from spider_sense.scoring import Bank, Request, RequestRows, Scorer
-from spider_sense.types import Coverage, Verdict, Zone
+from spider_sense.scoring import Bank, Probe, Request, RequestRows, Scorer
+from spider_sense.types import UNKNOWN, Coverage, Verdict, Zone
 
-__all__ = ["Case", "Judge", "Reading"]
+__all__ = ["NOTHING", "Case", "Judge", "Reading"]
 
 Event = Literal["open", "verdict", "action", "close"]
 
 _BREACH = 2
-_NOTHING, _EXEMPT = "nothing asks for an action", "its principal is exempt: nothing is done about it"
+NOTHING, _EXEMPT = "nothing asks for an action", "its principal is exempt: nothing is done about it"
 _ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
 
 
@@ -56,6 +60,12 @@ class Case:
     the token after it is the first that can come out differently. None if the patch never came on."""
     steered_from: int | None = None
     """The same of steering."""
+    prompt: Sequence[int] = ()
+    """Token ids, for whoever watches for extraction."""
+    asked: Asked | None = None
+    """How it was asked for, where an engine can tell."""
+    standing: Standing | None = None
+    """How its principal stood when it began; None if there is nothing to say, and once it was weighed."""
     history: list[tuple[int, float]] = field(default_factory=list)
     """(position, readout of the first detector) at each step; filled only by a judge that keeps history."""
 
@@ -103,6 +113,7 @@ class Judge:
         dtype: of the hidden states.
         rows: most rows of a step; where a step may have more, the buffer grows.
         exempt: principals whose requests are scored and recorded, and never acted on.
+        watch: looks for extraction; what it reads of a prompt is scored by the same bank, after the guard's heads.
     """
 
     def __init__(
@@ -116,11 +127,14 @@ class Judge:
         dtype: torch.dtype = torch.float32,
         rows: int = 64,
         exempt: Collection[str] = (),
+        watch: Watch | None = None,
     ) -> None:
         _check_spans(guard)
+        policy.check_watched(watch is not None)
+        self._watch, self._unread = watch, dict[int, Case]()
         self._audit, self._keep_history, self._on_decision = audit, keep_history, on_decision
         self._exempt = frozenset(exempt)
-        self.bank = Bank(guard.probes, device, rows, dtype)
+        self.bank = Bank(self._probes(guard), device, rows, dtype)
         self._take(guard, policy)
 
     def exchange(self, guard: Guard, policy: Policy) -> None:
@@ -130,18 +144,29 @@ class Judge:
             GuardError: if its probes do not fit the taps; nothing is changed then.
         """
         _check_spans(guard)
+        policy.check_watched(self._watch is not None)
         try:
-            self.bank.exchange(guard.probes)
+            self.bank.exchange(self._probes(guard))
         except ValueError as error:
             raise GuardError(f"{error}; start anew with this guard") from error
         self._take(guard, policy)
+
+    def _probes(self, guard: Guard) -> tuple[Probe, ...]:
+        return (*guard.probes, *(self._watch.probes if self._watch else ()))
 
     def _take(self, guard: Guard, policy: Policy) -> None:
         self.guard, self.policy, self.digest = guard, policy, guard.digest
         self._names = tuple(detector.name for detector in guard.manifest.detectors)
         self.scorer = Scorer(self.bank)
 
-    def open(self, name: str, prompt: Sequence[int], principal: str | None = None, text: str | None = None) -> Case:
+    def open(
+        self,
+        name: str,
+        prompt: Sequence[int],
+        principal: str | None = None,
+        text: str | None = None,
+        asked: Asked | None = None,
+    ) -> Case:
         """Start a request.
 
         Args:
@@ -149,6 +174,7 @@ class Judge:
             prompt: its token ids.
             principal: whom it is attributed to.
             text: the prompt, recorded only by an audit log that was asked to.
+            asked: how it was asked for; None of a request that extraction is not to hear of.
         """
         template = self.guard.manifest.template
         request = self.scorer.open(name, len(prompt), unscored(template.head, prompt), template.tail, principal)
@@ -158,27 +184,42 @@ class Judge:
             thresholds=self._thresholds(len(prompt)),
             peak=np.full(heads, -np.inf, dtype=np.float32),
             zone=np.zeros(heads, dtype=np.int8),
-            decision=Decision(
-                action="observe", verdict=None, reason=_EXEMPT if principal in self._exempt else _NOTHING
-            ),
+            decision=Decision(action="observe", verdict=None, reason=_EXEMPT if principal in self._exempt else NOTHING),
             detectors=self._names,
         )
         with ExitStack() as undo:
             undo.callback(self.scorer.close, request)
             self._record(case, "open", text=text)
             undo.pop_all()
+        if self._watch is not None and asked is not None:
+            case.standing = self._watch.standing(principal or UNKNOWN)
+            case.prompt, case.asked = prompt, asked
+            self._unread[request.slot] = case
         return case
 
     def step(self, logits_TC: Tensor, rows: Sequence[RequestRows]) -> None:
         """Fold a step of the engine; see :meth:`spider_sense.scoring.Scorer.step`."""
         self.scorer.step(logits_TC, rows)
+        if self._unread:
+            self._tell(item.request for item in rows)
+
+    def _tell(self, requests: Iterable[Request]) -> None:
+        """Tell extraction of the prompts that this step has completed."""
+        watch = self._watch
+        assert watch is not None
+        slots = {request.slot for request in requests if request.position >= request.prompt_length}
+        done = [self._unread.pop(slot) for slot in slots & self._unread.keys()]
+        if done:
+            readout_BH = self.scorer.stream.readout([case.request.slot for case in done])
+            watch.tell([_heard(case) for case in done], readout_BH[:, len(self._names) :])
 
     def read(self, cases: Sequence[Case]) -> Reading:
         """Start copying the scores of some cases to the host; nothing waits for the device."""
         slots = [case.request.slot for case in cases]
-        scores = [self.scorer.stream.peak(slots)]
+        heads = len(self._names)
+        scores = [self.scorer.stream.peak(slots)[:, :heads]]
         if self._keep_history:
-            scores.append(self.scorer.stream.readout(slots))
+            scores.append(self.scorer.stream.readout(slots)[:, :heads])
         host = torch.stack(scores).to("cpu", non_blocking=True)
         event = None
         if self.bank.device.type == "cuda":
@@ -211,22 +252,35 @@ class Judge:
             if case.decision.action == "stop":
                 continue  # it keeps the verdict that stopped it
             case.peak, case.position = peak_H, position
-            if case.request.missing > case.missing or (raised and (zone_H > case.zone).any()):
+            # Until its prompt is read a request is no evidence, and whoever is never heard would never be cleared.
+            stands = case.standing is not None and position >= case.request.prompt_length - 1
+            if stands or case.request.missing > case.missing or (raised and (zone_H > case.zone).any()):
                 case.missing = case.request.missing
                 case.zone = np.maximum(case.zone, zone_H)
-                if self._decide(case):
+                standing, case.standing = (case.standing, None) if stands else (None, case.standing)
+                if self._decide(case, standing):
                     changed.append(case)
         return changed
 
+    @property
+    def watches(self) -> bool:
+        """Whether extraction is watched for."""
+        return self._watch is not None
+
+    def take_counts(self) -> FeedNote | None:
+        """Return what became of the requests that extraction was told of since the last call, None if nothing."""
+        return None if self._watch is None else self._watch.feed.counts.take()
+
     def close(self, case: Case) -> None:
         """End a request and forget its state; its last verdicts stay readable."""
+        self._unread.pop(case.request.slot, None)
         try:
             self._record(case, "close")
         finally:
             self.scorer.close(case.request)
 
-    def _decide(self, case: Case) -> bool:
-        decision = self.policy.decide(case.verdicts)
+    def _decide(self, case: Case, standing: Standing | None) -> bool:
+        decision = self.policy.decide(case.verdicts, standing)
         if case.request.principal in self._exempt:
             decision = replace(decision, action="observe", reason=f"{decision.reason}, but {_EXEMPT}")
         self._record(case, "verdict", decision)
@@ -263,6 +317,12 @@ class Judge:
             fields = ("detector", "zone", "score", "threshold")
             about = about.model_copy(update={name: getattr(verdict, name) for name in fields})
         self._audit.write(about)
+
+
+def _heard(case: Case) -> Heard:
+    assert case.asked is not None
+    principal = case.request.principal or UNKNOWN
+    return Heard(principal, tuple(case.prompt), case.asked, whole=not case.request.missing)
 
 
 def _check_spans(guard: Guard) -> None:

@@ -27,6 +27,8 @@ from spider_sense.attach import Attachment
 from spider_sense.audit import AuditLog
 from spider_sense.continuous import ContinuousCalls
 from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
+from spider_sense.extraction.observation import Asked
+from spider_sense.extraction.watch import Watch
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.forward import Forward, read_forward
 from spider_sense.generation import GuardedCall
@@ -42,10 +44,11 @@ from spider_sense.types import Action
 
 __all__ = ["Monitor"]
 
-SUPPORTED: tuple[Action, ...] = ("observe", "flag", "escalate", "patch", "steer", "stop")
-"""Actions that this engine can carry out; flag and escalate arrive at ``on_decision`` and in the audit log."""
+SUPPORTED: tuple[Action, ...] = ("observe", "flag", "verify", "escalate", "patch", "steer", "stop")
+"""Actions that this engine can carry out; flag, verify and escalate arrive at ``on_decision`` and in the audit log."""
 
 _ASSISTED_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+_SAMPLING_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _UNSEEN_OPTIONS = ("inputs_embeds", "custom_generate")
 _READ_OPTIONS = (
     "num_beams",
@@ -53,6 +56,9 @@ _READ_OPTIONS = (
     "guidance_scale",
     "eos_token_id",
     "pad_token_id",
+    "max_new_tokens",
+    "sequence_bias",
+    *_SAMPLING_OPTIONS,
     *_ASSISTED_OPTIONS,
 )
 
@@ -68,6 +74,7 @@ class Monitor:
         on_decision: called when a request's decision becomes stricter; this is where ``flag`` and ``escalate`` arrive.
         on_step: called after each judged step with the running cases.
         patch: what the action ``patch`` switches on, if the policy names no folder.
+        extraction: watches who mines the model, by the principals that ``generate`` is handed; None for nobody.
     """
 
     def __init__(
@@ -79,10 +86,12 @@ class Monitor:
         on_decision: Callable[[Case], None] | None = None,
         on_step: Callable[[Sequence[Case]], None] | None = None,
         patch: NeuronPatch | None = None,
+        extraction: Watch | None = None,
     ) -> None:
         self.guard, self.policy = guard, policy or Policy.default()
         self._audit, self._keep_history = audit, keep_history
         self._on_decision, self._on_step = on_decision, on_step
+        self._watch = extraction
         self.cases: list[Case] = []
         """The requests of the last ``generate`` call, in the order of its rows."""
         self._attachment: Attachment | None = None
@@ -121,12 +130,19 @@ class Monitor:
         self._serving = serving_config(model)
         self.guard.check_model(fingerprint(loaded), self._serving, allow_uncertified)
         self._judge = Judge(
-            self.guard, self.policy, self._audit, model.device, self._keep_history, self._on_decision, model.dtype
+            self.guard,
+            self.policy,
+            self._audit,
+            model.device,
+            self._keep_history,
+            self._on_decision,
+            model.dtype,
+            watch=self._watch,
         )
         self._model, self._tokenizer = model, tokenizer
         patch = None if self._patch is None else LivePatch(loaded, self._patch, _alpha(self.policy))
         self._acts = Interventions(self.policy, self.guard, model.device, patch)
-        self._continuous = ContinuousCalls(self._judge, self._acts.act, self._text, self._check_unchanged)
+        self._continuous = ContinuousCalls(self._judge, self._acts.act, self._text, self._check_continuous)
         bank = self._judge.bank
         readers = {site: bank.tap(site) for site in bank.sites}
         self._attachment = Attachment(
@@ -215,7 +231,7 @@ class Monitor:
         refusal = self._tokenizer(self.policy.refusal, add_special_tokens=False)["input_ids"]
         call = GuardedCall(
             self._judge,
-            self._open_cases(ids, mask_BP, kwargs.pop("principals", None), copies),
+            self._open_cases(ids, mask_BP, kwargs.pop("principals", None), copies, _asked(options)),
             np.repeat(mask_BP, copies, 0),
             eos_ids,
             refusal,
@@ -238,6 +254,14 @@ class Monitor:
             call.close()
         return output
 
+    def _check_continuous(self) -> None:
+        if self._watch is not None:
+            raise ConfigError(
+                "continuous batching does not say who sends a request, so extraction cannot be watched for; use "
+                "generate with principals, serve with vLLM, or attach without extraction"
+            )
+        self._check_unchanged()
+
     def _check_unchanged(self) -> None:
         """Check that the model is run as it was when the guard was put in front of it."""
         serving = serving_config(self._model)
@@ -249,7 +273,12 @@ class Monitor:
         self._acts.check_weights(self._model)
 
     def _open_cases(
-        self, ids_BP: Tensor, mask_BP: np.ndarray, principals: Sequence[str | None] | None, copies: int
+        self,
+        ids_BP: Tensor,
+        mask_BP: np.ndarray,
+        principals: Sequence[str | None] | None,
+        copies: int,
+        asked: Asked,
     ) -> list[Case]:
         principals = principals or [None] * len(ids_BP)
         if len(principals) != len(ids_BP):
@@ -262,7 +291,9 @@ class Monitor:
                 text = self._text(prompt)
                 for copy in range(copies):
                     row = index * copies + copy
-                    cases.append(self._judge.open(f"{name}-{row}", prompt, principal, text))
+                    # Copies of a prompt are one question.
+                    told = None if copy else asked
+                    cases.append(self._judge.open(f"{name}-{row}", prompt, principal, text, told))
                     undo.callback(self._judge.scorer.close, cases[-1].request)
             undo.pop_all()
         return cases
@@ -304,6 +335,19 @@ def _options(kwargs: Mapping[str, Any], default: Any) -> dict[str, Any]:
         name: [value for c in configs if (value := getattr(c, name, None)) is not None] for name in _READ_OPTIONS
     }
     return {name: kwargs[name] if name in kwargs else next(iter(values), None) for name, values in set_values.items()}
+
+
+def _asked(options: Mapping[str, Any]) -> Asked:
+    """Return how a prompt was asked for, by the options of ``generate`` that the model's configuration does not fix."""
+    bias = options["sequence_bias"] or ()
+    tokens = {
+        token for sequence in (bias if isinstance(bias, dict) else (pair[0] for pair in bias)) for token in sequence
+    }
+    return Asked(
+        parameters={name: options[name] for name in _SAMPLING_OPTIONS if options[name] is not None},
+        biased=tuple(sorted(tokens)),
+        max_tokens=options["max_new_tokens"] or 0,
+    )
 
 
 def _prompt_mask(ids_BP: Tensor, mask: Tensor | None, options: dict[str, Any]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The policy: what is done about the verdicts on a request.
 
-A policy is a list of rules, (detector, zone) -> action, read from YAML::
+A policy is a list of rules, (detector, zone) -> action, and what to do about whoever mines the model, read from YAML::
 
     rules:
       - {detector: misuse, zone: breach, action: stop}
@@ -10,6 +10,7 @@ A policy is a list of rules, (detector, zone) -> action, read from YAML::
     steer: {vector: refusal, strength: 4.0}   # only where a rule says steer
     patch: {folder: patch/, alpha: 1.0}       # only where a rule says patch
     throttle: {requests: 6, per_seconds: 60, for_seconds: 600}
+    extraction: {watch: flag, limit: throttle, act: stop, on_unknown: stop}   # only where extraction is watched for
 
 It fails closed: a breach that no rule names is stopped, and so is a request that was not seen in full.
 """
@@ -24,11 +25,22 @@ from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 
 from spider_sense.config import Settings
 from spider_sense.errors import ConfigError, nearest
+from spider_sense.extraction.standing import Standing
 from spider_sense.types import Action, Verdict
 
-__all__ = ["SEVERITY", "Decision", "Patch", "Policy", "Rule", "Steer", "Throttle"]
+__all__ = ["SEVERITY", "Decision", "Extraction", "Patch", "Policy", "Rule", "Steer", "Throttle"]
 
-SEVERITY: tuple[Action, ...] = ("observe", "flag", "throttle", "escalate", "patch", "steer", "stop")
+SEVERITY: tuple[Action, ...] = (
+    "observe",
+    "flag",
+    "throttle",
+    "omit_reasoning",
+    "verify",
+    "escalate",
+    "patch",
+    "steer",
+    "stop",
+)
 """All actions, from mildest to strictest: where several are asked for, the strictest is taken."""
 
 ANY = "*"
@@ -76,6 +88,21 @@ class Throttle(Settings):
     """How long this lasts; it begins anew with every request that is throttled."""
 
 
+class Extraction(Settings):
+    """What is done about a request because of how its principal stands; see ``spider_sense.extraction``."""
+
+    watch: Action = "flag"
+    """A reason to look closer."""
+    limit: Action
+    """One tier of the detector found extraction, at its bounded rate of false alarms."""
+    act: Action
+    """Several kinds of evidence did, or a selection under false-discovery control."""
+    on_unknown: Action = "stop"
+    """What is done while nothing can be told of a principal: the feed is down, or a request of it was lost."""
+    reasoning_seconds: PositiveInt = 3600
+    """How long ``omit_reasoning`` lasts; it begins anew with every request that asks for it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What is to be done about one request."""
@@ -85,6 +112,8 @@ class Decision:
     """The verdict that asked for the action; None if all are clear or there is none."""
     reason: str
     """Names the detector and the rule, never the score: an untrusted client may read it."""
+    secret: bool = False
+    """Whether it is because of the principal's standing, of which a client learns nothing but what is done."""
 
 
 class Policy(Settings):
@@ -99,6 +128,8 @@ class Policy(Settings):
     steer: Steer | None = None
     patch: Patch | None = None
     throttle: Throttle = Throttle()
+    extraction: Extraction | None = None
+    """None where nothing watches for extraction."""
     same_step: bool = False
     """Whether the verdict is awaited in the step that scores it, so that not one token follows a breach. Otherwise it
     is read at the next step boundary, one token later, and no step waits for it."""
@@ -109,14 +140,22 @@ class Policy(Settings):
             self._refuse("steer", "a vector; add a section steer: {vector: NAME, strength: 4.0}")
         if self.patch is None:
             self._refuse("patch", "a patch; add a section patch: {folder: FOLDER}, as `nest tune` writes it")
+        if self.extraction is None:
+            self._refuse("omit_reasoning", "a section extraction, which says how long it lasts")
         return self
 
     def _refuse(self, action: Action, needs: str) -> None:
-        asked = [f"rules.{index}.action" for index, rule in enumerate(self.rules) if rule.action == action]
-        if self.on_missing == action:
-            asked.append("on_missing")
+        asked = [place for place, wanted in self._wanted() if wanted == action]
         if asked:
             raise ValueError(f"{', '.join(asked)}: {action!r} needs {needs}")
+
+    def _wanted(self) -> Iterator[tuple[str, Action]]:
+        """Yield every place that names an action, and the action."""
+        yield from ((f"rules.{index}.action", rule.action) for index, rule in enumerate(self.rules))
+        yield "on_missing", self.on_missing
+        if self.extraction is not None:
+            for level in ("watch", "limit", "act", "on_unknown"):
+                yield f"extraction.{level}", getattr(self.extraction, level)
 
     @property
     def digest(self) -> str:
@@ -126,7 +165,7 @@ class Policy(Settings):
     @property
     def actions(self) -> tuple[Action, ...]:
         """Every action that it may decide on, mildest first: what it asks for, and what it falls back on."""
-        asked = {"observe", "flag", "stop", self.on_missing, *(rule.action for rule in self.rules)}
+        asked = {"observe", "flag", "stop", *(action for _, action in self._wanted())}
         return tuple(action for action in SEVERITY if action in asked)
 
     def check_engine(self, engine: str, can: Collection[Action], detectors: Collection[str]) -> None:
@@ -140,8 +179,7 @@ class Policy(Settings):
         Raises:
             ConfigError: naming the rule, what it asks for and what there is.
         """
-        asked = [(f"rules[{index}]", rule.action) for index, rule in enumerate(self.rules)]
-        for place, action in [*asked, ("on_missing", self.on_missing)]:
+        for place, action in self._wanted():
             if action not in can:
                 raise ConfigError(f"{place}: {engine} cannot {action!r}; it can: {', '.join(can)}")
         for rule in self.rules:
@@ -149,6 +187,23 @@ class Policy(Settings):
                 raise ConfigError(
                     f"the policy speaks of detector {rule.detector!r}; {nearest(rule.detector, detectors)}"
                 )
+
+    def check_watched(self, watched: bool) -> None:
+        """Check that it says what to do about extraction if that is watched for, and only then.
+
+        Raises:
+            ConfigError: if not.
+        """
+        if self.extraction is not None and not watched:
+            raise ConfigError(
+                "the policy has a section extraction, and nothing watches for it; say where its detector and its store "
+                "are, or take the section out"
+            )
+        if self.extraction is None and watched:
+            raise ConfigError(
+                "extraction is watched for, and the policy does not say what to do about it; add a section such as "
+                "extraction: {limit: throttle, act: stop}"
+            )
 
     @classmethod
     def default(cls) -> Self:
@@ -160,20 +215,23 @@ class Policy(Settings):
         """Return the policy that scores everything and acts on nothing, not even on a hole in the coverage."""
         return cls(rules=_for_all_detectors(breach="observe", suspect="observe"), on_missing="observe")
 
-    def decide(self, verdicts: Sequence[Verdict]) -> Decision:
-        """Weigh the verdicts on one request.
+    def decide(self, verdicts: Sequence[Verdict], standing: Standing | None = None) -> Decision:
+        """Weigh the verdicts on one request, and how its principal stands.
 
         Args:
             verdicts: one a detector, of the same request at the same position.
+            standing: of the principal; None where nothing watches for extraction.
 
         Returns:
-            The strictest action that any verdict asks for; of equally strict ones the first.
+            The strictest action that is asked for; of equally strict ones the first.
         """
         if not verdicts:
             return Decision(
                 action=self.on_missing, verdict=None, reason=f"no verdict at all: on_missing says {self.on_missing}"
             )
         asked = [decision for verdict in verdicts for decision in self._asked(verdict)]
+        if standing is not None and self.extraction is not None and standing.level != "clear":
+            asked.append(self._by_standing(standing, self.extraction))
         clear = Decision(action="observe", verdict=None, reason="all detectors are clear")
         return max(asked, key=lambda decision: SEVERITY.index(decision.action), default=clear)
 
@@ -184,6 +242,12 @@ class Policy(Settings):
             hole = f"{verdict.detector} has not seen {verdict.coverage.missing} tokens"
             reason = f"{hole}: on_missing says {self.on_missing}"
             yield Decision(action=self.on_missing, verdict=verdict, reason=reason)
+
+    def _by_standing(self, standing: Standing, section: Extraction) -> Decision:
+        name = "on_unknown" if standing.level == "unknown" else standing.level
+        action: Action = getattr(section, name)
+        reason = f"extraction {standing.level} ({standing.reason}): extraction.{name} says {action}"
+        return Decision(action=action, verdict=None, reason=reason, secret=True)
 
     def _by_rule(self, verdict: Verdict) -> Decision:
         event = f"{verdict.detector} {verdict.zone}"

@@ -26,6 +26,7 @@ def serve(
     principal_header: Annotated[
         str | None, typer.Option(help="Header, set by your proxy, that names who sends a request.")
     ] = None,
+    extraction: Annotated[Path | None, typer.Option(help="YAML file that says how to watch for extraction.")] = None,
     exempt_principals: Annotated[
         list[str] | None, typer.Option(help="Never act on the requests of this principal; repeat for others.")
     ] = None,
@@ -52,6 +53,7 @@ def serve(
         "scores": scores,
         "allow_uncertified": allow_uncertified,
         "principal_header": principal_header,
+        "extraction": extraction,
         "exempt_principals": exempt_principals or (),
     }
     settings = parse(told, ServingSettings, origin="the options")

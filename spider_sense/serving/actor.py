@@ -1,6 +1,6 @@
 """The guard in vLLM's scheduler: ends requests that are to be stopped, and puts the verdict into the answers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from spider_sense.errors import SpiderSenseError
@@ -59,7 +59,7 @@ class Actor:
                     "the worker computed a step and no guard says anything of it; see the worker's log for why"
                 )
             outputs = original(step, output)
-            self._tell_of(scheduler, outputs)
+            self._tell_of(scheduler, outputs, None)
             return outputs
         # A step that was on its way when a request ended may still hold it, which must not count it twice.
         known = self._latest.keys() | {new.req_id for new in step.scheduled_new_reqs}
@@ -82,17 +82,21 @@ class Actor:
         for one in (one for group in outputs.values() for one in group.outputs):
             if one.finish_reason is not None or _has_stop_strings(scheduler, one.request_id):
                 one.kv_transfer_params = {**(one.kv_transfer_params or {}), KEY: self._answer(one.request_id)}
-        self._tell_of(scheduler, outputs, findings.seconds, findings.throttled)
+        self._tell_of(scheduler, outputs, findings)
         return outputs
 
-    def _tell_of(
-        self, scheduler: Any, outputs: dict[int, Any], seconds: float = 0.0, throttled: Sequence[str] = ()
-    ) -> None:
-        """Tell what there is to count and who is to be slowed, and forget the requests that have ended."""
+    def _tell_of(self, scheduler: Any, outputs: dict[int, Any], findings: Findings | None) -> None:
+        """Tell what there is to count and what comes of whom, and forget the requests that have ended."""
         gone = [self._latest.pop(name) for name in list(self._latest) if name not in scheduler.requests]
-        if gone or seconds or throttled:
-            ended = [found.ended(row) for found, row in gone]
-            self._tell(outputs, {"seconds": seconds, "ended": ended, "throttled": list(throttled)})
+        note = Note(seconds=0.0, ended=[found.ended(row) for found, row in gone], throttled=[])
+        if findings is not None:
+            note["seconds"], note["throttled"] = findings.seconds, list(findings.throttled)
+            if findings.hushed:
+                note["hushed"] = list(findings.hushed)
+            if findings.extraction is not None:
+                note["extraction"] = findings.extraction
+        if any(note.values()):
+            self._tell(outputs, note)
 
     def _answer(self, name: str) -> Mapping[str, Any] | None:
         found = self._latest.get(name)

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from spider_sense.config import parse
-from spider_sense.errors import MismatchError, SpiderSenseError
+from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
+from spider_sense.extraction.online import heads_of, read_artifact
 from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
+from spider_sense.policy import Policy
 from spider_sense.scoring import SiteMap
 from spider_sense.serving import patch_seams
 from spider_sense.serving.engine_guard import EngineGuard
@@ -14,10 +16,10 @@ from spider_sense.serving.prefix import reads_prompts_alone, tail_of
 from spider_sense.serving.settings import ServingSettings
 from spider_sense.types import Action, Site
 
-__all__ = ["OP_VERSION", "check_settings", "exchange", "graph_of"]
+__all__ = ["OP_VERSION", "check_reasoning", "check_settings", "exchange", "graph_of"]
 
-CAN: tuple[Action, ...] = ("observe", "flag", "throttle", "escalate", "patch", "stop")
-"""Actions that can be carried out; flag, throttle and escalate stand in the answer and in the audit log."""
+CAN: tuple[Action, ...] = ("observe", "flag", "throttle", "omit_reasoning", "verify", "escalate", "patch", "stop")
+"""Actions that can be carried out; flag, verify and escalate stand in the answer and in the audit log."""
 OP_VERSION = 2
 """Raised whenever what is compiled into the model's graph changes."""
 
@@ -30,13 +32,33 @@ def check_settings(settings: ServingSettings) -> Guard:
     """
     guard = Guard.from_pretrained(settings.guard)
     names = [detector.name for detector in guard.manifest.detectors]
-    settings.load_policy().check_engine("the vLLM engine", CAN, names)
+    policy = settings.load_policy()
+    policy.check_engine("the vLLM engine", CAN, names)
+    policy.check_watched(settings.extraction is not None)
     return guard
 
 
+def check_reasoning(policy: Policy, parser: str | None) -> None:
+    """Check that reasoning can be told from an answer if it may have to be left out.
+
+    Args:
+        policy: in force.
+        parser: name of vLLM's reasoning parser.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    if "omit_reasoning" in policy.actions and not parser:
+        raise ConfigError(
+            "the policy's action 'omit_reasoning' needs to know what of an answer is reasoning; name a "
+            "--reasoning-parser for this model, or take the action out of the policy"
+        )
+
+
 def graph_of(guard: Guard, settings: ServingSettings) -> str:
-    """Return what of a guard, and of the patch that a policy names, is compiled into the model's graph."""
-    probes = [f"{probe.name}:{'+'.join(map(_taps, probe.maps.items()))}" for probe in guard.probes]
+    """Return what of a guard, of whoever watches for extraction and of the policy's patch the model's graph holds."""
+    heads = () if settings.extraction is None else heads_of(read_artifact(settings.load_extraction()))
+    probes = [f"{probe.name}:{'+'.join(map(_taps, probe.maps.items()))}" for probe in (*guard.probes, *heads)]
     return f"{OP_VERSION}/{'/'.join(probes)}{patch_seams.graph_of(settings)}"
 
 

@@ -14,6 +14,7 @@ from spider_sense.serving.actor import ACTOR
 from spider_sense.serving.canary import CanaryWatch, check_drift, report
 from spider_sense.serving.letters import announce
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
+from spider_sense.types import Action
 
 __all__ = ["RUN", "begun", "in_force", "made", "read_canaries", "reload_guard", "reloaded", "run_core"]
 
@@ -21,6 +22,10 @@ RUN = "_spider_sense_run_engine_core"
 """Attribute of an engine core's class that holds vLLM's own function in the place of :func:`run_core`."""
 _SAID = "_spider_sense_said"
 """Attribute of an engine core: what is in force in it, as of ``about``, and how far its canaries drift."""
+_SURE_FROM_THE_START: Mapping[Action, str] = {
+    "throttle": "principals are told apart",
+    "omit_reasoning": "reasoning is told from answers",
+}
 _NEW = 4
 """Tokens that a canary generates: decoding may run another graph than prompts do."""
 
@@ -152,11 +157,13 @@ def _wanted(core: Any, settings: ServingSettings | None, guard: str, policy: str
         raise ConfigError("requests run; pause the engine with mode 'wait' first")
     changes = {"guard": Path(guard)} | ({} if policy is None else {"policy": Path(policy)})
     wanted = settings.model_copy(update=changes)
-    if "throttle" in wanted.load_policy().actions and "throttle" not in getattr(core, _SAID)["policy"]["actions"]:
-        raise ConfigError(
-            "the policy says throttle, and that of before did not, so nobody made sure that principals are told apart; "
-            "start anew with this policy"
-        )
+    actions, before = wanted.load_policy().actions, getattr(core, _SAID)["policy"]["actions"]
+    for action, sure in _SURE_FROM_THE_START.items():
+        if action in actions and action not in before:
+            raise ConfigError(
+                f"the policy says {action}, and that of before did not, so nobody made sure that {sure}; "
+                "start anew with this policy"
+            )
     return wanted
 
 

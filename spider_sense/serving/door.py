@@ -66,6 +66,7 @@ def principals_of(settings: ServingSettings, policy: Policy, keys: list[str]) ->
         return principals
     needs = ["the policy's action 'throttle'"] if "throttle" in policy.actions else []
     needs += ["exempt_principals"] if settings.exempt_principals else []
+    needs += ["extraction"] if settings.extraction else []
     if needs:
         raise ConfigError(
             f"{' and '.join(needs)} need to know who sends a request; give the server API keys (--api-key), or set "

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from spider_sense.errors import ConfigError
+from spider_sense.extraction.online import read_artifact
 from spider_sense.fingerprint import ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.serving import patch_seams
@@ -41,7 +42,7 @@ def check_engine(config: Any) -> None:
 
 
 def check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
-    """Check that a guard, and the patch of its policy, were made for the model that is served.
+    """Check that a guard, what watches for extraction and the patch of the policy were made for the served model.
 
     Raises:
         MismatchError: with both values.
@@ -49,6 +50,8 @@ def check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
     model = config.model_config
     found = checkpoint_fingerprint(Path(model.model), tokenizer_of(config))
     guard.check_model(found, serving_of(model), settings.allow_uncertified)
+    if settings.extraction is not None:
+        read_artifact(settings.load_extraction()).check_model(found)
     patched = patch_seams.find_patch(settings)
     if patched is not None:
         patched[0].check_model(found)

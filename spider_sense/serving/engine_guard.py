@@ -20,6 +20,7 @@ from spider_sense.guard import Guard
 from spider_sense.judge import Case, Judge, Reading
 from spider_sense.policy import Policy
 from spider_sense.scoring import BlockStates, Request, RequestRows, TokenChain
+from spider_sense.serving.asked import asked_of
 from spider_sense.serving.findings import Findings, findings_of
 from spider_sense.serving.principals import principal_of
 from spider_sense.serving.settings import PATCHED
@@ -70,10 +71,13 @@ class EngineGuard:
     Args:
         judge: scores and decides.
         decode: makes text of a prompt for an audit log that is to hold it; None for one that is not.
+        longest: tokens that a request of this engine may have in all.
     """
 
-    def __init__(self, judge: Judge, decode: Callable[[Sequence[int]], str] | None = None) -> None:
-        self.judge, self._decode = judge, decode
+    def __init__(
+        self, judge: Judge, decode: Callable[[Sequence[int]], str] | None = None, longest: int = _NO_END
+    ) -> None:
+        self.judge, self._decode, self._longest = judge, decode, longest
         self._served: dict[str, _Served] = {}
         self._blocks: tuple[int, int] | None = None
         self._before: tuple[Guard, Policy] | None = None
@@ -215,9 +219,9 @@ class EngineGuard:
                 self.judge.step(self.judge.bank.logits(step.total), drafted)
                 step.reading = self.judge.read([served.case for served, _, _ in step.order])
             stricter = self.judge.decide(step.reading)
-            throttled = [case for case in stricter if case.decision.action == "throttle"]
             cases = [served.case for served, _, _ in step.order]
-            return findings_of(cases, step.seconds + time.perf_counter() - started, throttled)
+            seconds = step.seconds + time.perf_counter() - started
+            return findings_of(cases, seconds, stricter, self.judge.take_counts())
 
     def close(self) -> None:
         """Close every request, each of them even if another cannot be recorded."""
@@ -277,7 +281,10 @@ class EngineGuard:
             return
         self._close(name)
         text = None if self._decode is None else self._decode(prompt)
-        case = self.judge.open(name, prompt, principal_of(new.sampling_params), text)
+        asked = asked_of(new, self._longest) if self.judge.watches else None
+        # The list grows with the answer.
+        kept = tuple(prompt) if asked else prompt
+        case = self.judge.open(name, kept, principal_of(new.sampling_params), text, asked)
         chain = None
         if self.judge.scorer.blocks is not None:
             chain = TokenChain(f"{self.judge.digest}/{case.request.skip}", self.judge.scorer.blocks.size)

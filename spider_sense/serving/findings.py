@@ -5,14 +5,14 @@ Shape letters: B requests of a step, H heads.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from spider_sense.judge import Case
-from spider_sense.serving.principals import UNKNOWN
-from spider_sense.types import Action, Zone
+from spider_sense.extraction.feed_counts import FeedNote
+from spider_sense.judge import NOTHING, Case
+from spider_sense.types import UNKNOWN, Action, Zone
 
 __all__ = ["Ended", "Findings", "Note", "findings_of"]
 
@@ -31,14 +31,18 @@ class Ended(TypedDict):
     """Tokens scored, cached and missing."""
 
 
-class Note(TypedDict):
+class Note(TypedDict, total=False):
     """What a step tells the front end, as it travels from the scheduler to the processes that answer clients."""
 
-    seconds: float
+    seconds: Required[float]
     """That the guard took on the host."""
-    ended: list[Ended]
-    throttled: list[str]
+    ended: Required[list[Ended]]
+    throttled: Required[list[str]]
     """Principals whose next requests are to be slowed."""
+    hushed: list[str]
+    """Principals whose next answers are to be given without reasoning."""
+    extraction: FeedNote
+    """What became of the requests that the extraction feed was offered."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,12 +64,17 @@ class Findings:
     """That the guard took on the host for this step."""
     throttled: tuple[str, ...] = ()
     """Principals whose next requests are to be slowed, from this step on."""
+    hushed: tuple[str, ...] = ()
+    """Principals whose next answers are to be given without reasoning."""
+    secret: tuple[bool, ...] = ()
+    """Of each request whether it is acted on because of its principal's standing, which a client is not told."""
+    extraction: FeedNote | None = None
 
     @property
     def stops(self) -> dict[str, str]:
-        """Requests that are to end with this step, and why; a reason names the detector and the rule, not the score."""
-        rows = zip(self.ids, self.actions, self.reasons, strict=True)
-        return {name: reason for name, action, reason in rows if action == "stop"}
+        """Requests that are to end with this step, and why, in words that a client may read."""
+        rows = enumerate(zip(self.ids, self.actions, strict=True))
+        return {name: self._said(row)["reason"] for row, (name, action) in rows if action == "stop"}
 
     @property
     def patches(self) -> dict[str, int]:
@@ -94,11 +103,17 @@ class Findings:
         return {
             "guard": guard,
             "zone": _ZONES[int(self.zone_BH[row].max(initial=0))],
-            "action": self.actions[row],
-            "reason": self.reasons[row],
+            **self._said(row),
             "detectors": said,
             "coverage": self._coverage(row),
         } | ({} if self.patched_from[row] is None else {"patched_from": self.patched_from[row]})
+
+    def _said(self, row: int) -> dict[str, str]:
+        """Return action and reason, as a client may know them: whoever mines the model learns no more than it sees."""
+        if row < len(self.secret) and self.secret[row]:
+            stopped = self.actions[row] == "stop"
+            return {"action": "stop", "reason": "refused"} if stopped else {"action": "observe", "reason": NOTHING}
+        return {"action": self.actions[row], "reason": self.reasons[row]}
 
     def ended(self, row: int) -> Ended:
         """Return what the metrics hear of one request, by its place among ``ids``."""
@@ -113,13 +128,19 @@ class Findings:
         return dict(zip(("scored", "cached", "missing"), self.coverage_B3[row].tolist(), strict=True))
 
 
-def findings_of(cases: Sequence[Case], seconds: float = 0.0, throttled: Sequence[Case] = ()) -> Findings:
+def findings_of(
+    cases: Sequence[Case],
+    seconds: float = 0.0,
+    stricter: Sequence[Case] = (),
+    extraction: FeedNote | None = None,
+) -> Findings:
     """Collect what is known of some requests, whose ids are the names that they were opened with.
 
     Args:
         cases: the requests.
         seconds: what it took to know.
-        throttled: those whose principals are to be slowed from now on.
+        stricter: those whose decision has become stricter: their principals may have to be slowed or hushed.
+        extraction: what became of what the feed was offered.
     """
     heads = len(cases[0].peak) if cases else 0
     coverage = [[one.scored, one.cached, one.missing] for one in (case.coverage for case in cases)]
@@ -133,5 +154,12 @@ def findings_of(cases: Sequence[Case], seconds: float = 0.0, throttled: Sequence
         reasons=tuple(case.decision.reason for case in cases),
         patched_from=tuple(case.patched_from for case in cases),
         seconds=seconds,
-        throttled=tuple(case.request.principal or UNKNOWN for case in throttled),
+        throttled=_principals(stricter, "throttle"),
+        hushed=_principals(stricter, "omit_reasoning"),
+        secret=tuple(case.decision.secret for case in cases),
+        extraction=extraction,
     )
+
+
+def _principals(cases: Sequence[Case], action: Action) -> tuple[str, ...]:
+    return tuple(case.request.principal or UNKNOWN for case in cases if case.decision.action == action)

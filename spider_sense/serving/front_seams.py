@@ -37,12 +37,14 @@ def install(wrap: Wrap) -> None:
         wrap: puts a function around one of an owner, by its name.
     """
     from vllm import plugins
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.v1.engine import async_llm, core_client, output_processor
 
     wrap(async_llm.AsyncLLM, "__init__", _began)
     for client in (core_client.AsyncMPClient, core_client.DPAsyncMPClient):
         wrap(client, "add_request_async", _named)
     wrap(core_client.AsyncMPClient, "get_output_async", _received)
+    wrap(OpenAIServingChat, "create_chat_completion", _hushed)
     wrap(output_processor.OutputProcessor, "do_tracing", _traced)
     wrap(output_processor, "instrument_manual", _spanned)
     wrap(plugins, "load_endpoint_plugins", _endpoints)
@@ -63,11 +65,11 @@ def check(policy: Policy, usage_context: Any = None, *_: Any, **__: Any) -> None
 
     if envs.VLLM_USE_RUST_FRONTEND:
         raise ConfigError("VLLM_USE_RUST_FRONTEND: requests would come in past the guard's front end; unset it")
-    if "throttle" not in policy.actions:
-        return
-    if getattr(usage_context, "name", None) != "OPENAI_API_SERVER":
-        raise ConfigError("the policy's action 'throttle' needs the HTTP server; start it with `vllm serve`")
-    Throttle(policy.throttle)
+    needs = [action for action in ("throttle", "omit_reasoning") if action in policy.actions]
+    if needs and getattr(usage_context, "name", None) != "OPENAI_API_SERVER":
+        raise ConfigError(f"the policy's action {needs[0]!r} needs the HTTP server; start it with `vllm serve`")
+    if "throttle" in policy.actions:
+        Throttle(policy.throttle)
 
 
 def _began(original: Callable[..., Any], engine: Any, *args: Any, **options: Any) -> None:
@@ -102,6 +104,15 @@ async def _received(original: Callable[..., Any], client: Any) -> Any:
     if told is not None and front is not None:
         front.take(told)
     return received
+
+
+async def _hushed(original: Callable[..., Any], serving: Any, request: Any, *args: Any, **options: Any) -> Any:
+    """Answer a chat request, without the reasoning if that is what its principal has come to."""
+    front: Front | None = getattr(getattr(serving.engine_client, "engine_core", None), _FRONT, None)
+    if front is not None and front.hush is not None and PRINCIPAL.get() in front.hush:
+        # As a client may ask for itself; vLLM then holds back the tokens and log-probabilities of the reasoning too.
+        request.include_reasoning = False
+    return await original(request, *args, **options)
 
 
 def _traced(original: Callable[..., Any], processor: Any, output: Any, *args: Any, **options: Any) -> None:

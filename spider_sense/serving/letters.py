@@ -17,15 +17,17 @@ def send(clients: int, outputs: dict[int, Any], note: Note) -> None:
     """Put a note into the outputs of a step.
 
     Args:
-        clients: number of processes that answer clients; whichever gets the note counts, and all hear who is slowed.
+        clients: number of processes that answer clients; whichever gets the note counts, and all hear who is slowed
+            or hushed.
         outputs: by client.
         note: of the step.
     """
     from vllm.v1.engine import EngineCoreOutputs
 
     counts = next(iter(outputs), 0)
-    for client in {counts, *(range(clients) if note["throttled"] else ())}:
-        told = note if client == counts else Note(seconds=0.0, ended=[], throttled=note["throttled"])
+    for_all = Note(seconds=0.0, ended=[], throttled=note["throttled"], hushed=note.get("hushed", []))
+    for client in {counts, *(range(clients) if for_all["throttled"] or for_all["hushed"] else ())}:
+        told = note if client == counts else for_all
         outputs.setdefault(client, EngineCoreOutputs()).outputs.append(_letter(told))
 
 

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from spider_sense.errors import ConfigError
+from spider_sense.types import UNKNOWN
 
 __all__ = ["UNKNOWN", "Principals", "name_principal", "principal_of"]
 
-UNKNOWN = "unknown"
-"""The principal of every request that does not tell."""
 _ARGUMENT = "spider_sense_principal"
 """Key in ``SamplingParams.extra_args``, which clients can fill too (``vllm_xargs``)."""
 

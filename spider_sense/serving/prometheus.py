@@ -6,10 +6,13 @@ Several such processes may share the work. vLLM then adds up what each has count
 import math
 from collections.abc import Iterable
 from dataclasses import fields
+from itertools import product
 from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from spider_sense.extraction.decision import LEVELS, TIERS
+from spider_sense.extraction.feed_counts import Fate, FeedNote
 from spider_sense.guard import Guard
 from spider_sense.policy import Policy
 from spider_sense.serving.findings import Ended, Note
@@ -39,6 +42,25 @@ NOT_NUMBERS = Counter(
 TOKENS = Counter("spider_sense_tokens_total", "Tokens of requests that ended, by what is known of them.", ["coverage"])
 INCOMPLETE = Counter("spider_sense_incomplete_requests_total", "Requests that ended with tokens missing.")
 SECONDS = Counter("spider_sense_host_seconds_total", "Time that folding and judging took in the workers.")
+EXTRACTION_REQUESTS = Counter(
+    "spider_sense_extraction_requests_total",
+    "Requests offered to the extraction detector, by what became of them: folded, dropped, failed.",
+    ["fate"],
+)
+EXTRACTION_DECISIONS = Counter(
+    "spider_sense_extraction_decisions_total", "Decisions about principals, by level and tier.", ["level", "tier"]
+)
+EXTRACTION_ERRORS = Counter("spider_sense_extraction_store_errors_total", "Times that the store of principals failed.")
+EXTRACTION_SECONDS = Histogram(
+    "spider_sense_extraction_seconds",
+    "From the end of a request's prompt until what it says of its principal is committed.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+EXTRACTION_WAITING = Gauge(
+    "spider_sense_extraction_waiting",
+    "Requests that wait for the extraction detector.",
+    multiprocess_mode="mostrecent",
+)
 INFO = Gauge(
     "spider_sense_guard_info",
     "The guard and the policy: 1 for those in force, 0 for those that were.",
@@ -62,6 +84,11 @@ class GuardMetrics:
         self.follow(guard.digest, policy.digest, policy.actions)
         for field in fields(Coverage):
             TOKENS.labels(field.name)
+        if policy.extraction is not None:
+            for fate in get_args(Fate):
+                EXTRACTION_REQUESTS.labels(fate)
+            for level, tier in product(LEVELS, TIERS):
+                EXTRACTION_DECISIONS.labels(level, tier)
         for name in self._detectors:
             PEAK_MARGIN.labels(name)
             NOT_NUMBERS.labels(name)
@@ -88,6 +115,8 @@ class GuardMetrics:
         SECONDS.inc(note["seconds"])
         for ended in note["ended"]:
             self._count(ended)
+        if "extraction" in note:
+            _count_extraction(note["extraction"])
 
     def _count(self, ended: Ended) -> None:
         REQUESTS.labels(ended["action"]).inc()
@@ -101,3 +130,14 @@ class GuardMetrics:
                 PEAK_MARGIN.labels(name).observe(margin)
             elif margin != -math.inf:  # which is of a detector that had nothing to read yet
                 NOT_NUMBERS.labels(name).inc()
+
+
+def _count_extraction(note: FeedNote) -> None:
+    for fate, number in note["requests"].items():
+        EXTRACTION_REQUESTS.labels(fate).inc(number)
+    for level, tier in note["decisions"]:
+        EXTRACTION_DECISIONS.labels(level, tier).inc()
+    EXTRACTION_ERRORS.inc(note["store_errors"])
+    for seconds in note["seconds"]:
+        EXTRACTION_SECONDS.observe(seconds)
+    EXTRACTION_WAITING.set(note["waiting"])

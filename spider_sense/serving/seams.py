@@ -10,7 +10,7 @@ from typing import Any
 
 from spider_sense.errors import ConfigError
 from spider_sense.serving import block_keys, front_seams, patch_seams, scheduler_seams, worker_seams
-from spider_sense.serving.checks import check_settings, graph_of
+from spider_sense.serving.checks import check_reasoning, check_settings, graph_of
 from spider_sense.serving.choices import collected, gathered
 from spider_sense.serving.core_seams import RUN, begun, in_force, made, reloaded, run_core
 from spider_sense.serving.engine_config import check_engine, check_model
@@ -81,6 +81,7 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
         return original(*rest, **options)
     guard = check_settings(settings)
     front_seams.check(settings.load_policy(), *rest, **options)
+    check_reasoning(settings.load_policy(), args.reasoning_parser)
     told = settings.model_copy(update={"guard": settings.guard.resolve(), "graph": graph_of(guard, settings)})
     args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
     config = original(*rest, **options)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from spider_sense.config import Settings, load_yaml, parse
+from spider_sense.extraction.settings import ExtractionSettings
 from spider_sense.policy import Policy
 from spider_sense.serving.principals import UNKNOWN
 
@@ -44,6 +45,8 @@ class ServingSettings(Settings):
     principal_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
     """Header that names who sends a request. It is believed, so it has to be set by a proxy that clients cannot go
     around; without it the API key tells, where the server has any."""
+    extraction: Path | None = None
+    """YAML file of ``ExtractionSettings``: who mines the model is watched for; None for nobody."""
     exempt_principals: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Those whose requests are scored and recorded, and never acted on."""
     graph: str | None = Field(default=None, repr=False)
@@ -62,6 +65,15 @@ class ServingSettings(Settings):
                 f"exempt_principals: {UNKNOWN!r} is everybody who does not say who they are; name those who do"
             )
         return self
+
+    def load_extraction(self) -> ExtractionSettings:
+        """Read how extraction is watched for, where it is.
+
+        Raises:
+            ConfigError: if the file cannot be read or is wrong.
+        """
+        assert self.extraction is not None
+        return load_yaml(self.extraction, ExtractionSettings)
 
     def load_policy(self) -> Policy:
         """Read the policy in force.

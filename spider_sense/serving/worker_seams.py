@@ -9,6 +9,7 @@ import torch
 
 from spider_sense.audit import AuditLog
 from spider_sense.errors import MismatchError, SpiderSenseError
+from spider_sense.extraction.online import open_watch
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
 from spider_sense.serving import patch_seams
@@ -74,11 +75,13 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
     if graph != settings.graph:
         raise MismatchError(
             f"this worker finds the probes and the patch {graph} where the server found {settings.graph}; let the "
-            "files of guard, policy and patch be the same on every node, and leave them alone while an engine starts"
+            "files of guard, policy, patch and extraction be the same on every node, and leave them alone until it "
+            "has started"
         )
     patch_seams.loaded(worker, settings)
     if worker.rank % config.parallel_config.tensor_parallel_size:
         return result
+    watch = None if settings.extraction is None else open_watch(settings.load_extraction(), tokenizer_of(config))
     judge = Judge(
         guard,
         settings.load_policy(),
@@ -88,10 +91,11 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
         dtype=config.model_config.dtype,
         rows=config.scheduler_config.max_num_batched_tokens,
         exempt=settings.exempt_principals,
+        watch=watch,
     )
     attach_taps(worker.model_runner.get_model(), judge.bank)
     decode = tokenizer_of(config).decode if settings.audit is not None and settings.audit_text else None
-    setattr(worker.model_runner, _GUARD, EngineGuard(judge, decode))
+    setattr(worker.model_runner, _GUARD, EngineGuard(judge, decode, config.model_config.max_model_len))
     return result
 
 

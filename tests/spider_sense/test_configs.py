@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from spider_sense.config import load_yaml
+from spider_sense.extraction.settings import ExtractionSettings
 from spider_sense.policy import Policy
 from spider_sense.training.config import TrainConfig
 from spider_sense.training.parts import choose_parts
@@ -21,6 +22,10 @@ def test_training_files_are_valid(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("policy*.yaml")), ids=lambda path: path.name)
 def test_policy_files_are_valid(path: Path) -> None:
     assert load_yaml(path, Policy).rules
+
+
+def test_the_extraction_file_is_valid() -> None:
+    assert load_yaml(CONFIGS / "extraction.yaml", ExtractionSettings).retention_days == 90
 
 
 @pytest.mark.skipif("SPIDER_SENSE_DATA" not in os.environ, reason="SPIDER_SENSE_DATA names no folder of prompt sets")

@@ -128,7 +128,7 @@ def test_a_guard_for_something_else_leaves_the_model_alone(
 
 def test_what_the_engine_cannot_do_is_refused(guard: Guard) -> None:
     rules = (Rule(detector="ema", zone="breach", action="stop"), Rule(detector="*", zone="suspect", action="throttle"))
-    with pytest.raises(ConfigError, match=r"rules\[1\]: the transformers engine cannot 'throttle'; it can: .*patch"):
+    with pytest.raises(ConfigError, match=r"rules\.1\.action: .* cannot 'throttle'; it can: .*patch"):
         Monitor(guard, Policy(rules=rules))
     with pytest.raises(ConfigError, match="on_missing"):
         Monitor(guard, Policy(rules=(), on_missing="throttle"))

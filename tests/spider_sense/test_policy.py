@@ -7,7 +7,7 @@ import pytest
 
 from spider_sense.config import load_yaml, parse
 from spider_sense.errors import ConfigError
-from spider_sense.policy import SEVERITY, Patch, Policy, Rule, Steer, Throttle
+from spider_sense.policy import SEVERITY, Extraction, Patch, Policy, Rule, Steer, Throttle
 from spider_sense.types import ACTIONS, Action, Coverage, Verdict, Zone
 
 TEXT = """
@@ -78,6 +78,7 @@ def test_each_action_beats_the_one_before(milder: Action, stricter: Action) -> N
         ),
         steer=Steer(vector="refusal", strength=1.0),
         patch=Patch(),
+        extraction=Extraction(limit="flag", act="stop"),
     )
     assert policy.decide([verdict("a", "breach"), verdict("b", "breach")]).action == stricter
 
@@ -144,7 +145,7 @@ def test_the_shadow_policy_never_acts(zone: Zone, missing: int) -> None:
         (
             {"rules": [{"detector": "misuse", "zone": "breach", "action": "block"}]},
             "policy.yaml: rules.0.action: 'block' is not allowed; input should be 'observe', 'flag', 'steer', 'patch',"
-            " 'escalate', 'stop' or 'throttle'",
+            " 'escalate', 'stop', 'throttle', 'verify' or 'omit_reasoning'",
         ),
         ({"rules": [], "on_missing": "ignore"}, "policy.yaml: on_missing: 'ignore' is not allowed; input should be"),
         (
@@ -161,6 +162,10 @@ def test_the_shadow_policy_never_acts(zone: Zone, missing: int) -> None:
             "policy.yaml: rules.0.action: 'patch' needs a patch; add a section patch:",
         ),
         ({"rules": [], "on_missing": "patch"}, "policy.yaml: on_missing: 'patch' needs a patch"),
+        (
+            {"rules": [], "on_missing": "omit_reasoning"},
+            "policy.yaml: on_missing: 'omit_reasoning' needs a section extraction, which says how long it lasts",
+        ),
         (
             {"rules": [], "patch": {"folder": 3}},
             "policy.yaml: patch.folder: 3 is not allowed; input should be a valid string",

@@ -148,8 +148,17 @@ def test_canaries_that_drift_are_a_refusal_and_those_that_break_the_engine_its_e
         assert queue == [(EngineCoreRequestType.EXECUTOR_FAILED, b"")]
 
 
-def test_a_policy_that_begins_to_throttle_is_refused(guard: Path, tmp_path: Path) -> None:
-    (tmp_path / "policy.yaml").write_text("rules: [{detector: '*', zone: suspect, action: throttle}]")
+@pytest.mark.parametrize(
+    ("action", "policy"),
+    [
+        ("throttle", "rules: [{detector: '*', zone: suspect, action: throttle}]"),
+        ("omit_reasoning", "{rules: [], extraction: {limit: omit_reasoning, act: stop}}"),
+    ],
+)
+def test_a_policy_that_begins_to_do_what_was_not_made_sure_of_is_refused(
+    action: str, policy: str, guard: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "policy.yaml").write_text(policy)
     core = SimpleNamespace(
         vllm_config=SimpleNamespace(
             additional_config={"spider_sense": {"guard": str(guard)}},
@@ -160,4 +169,4 @@ def test_a_policy_that_begins_to_throttle_is_refused(guard: Path, tmp_path: Path
         **{core_seams._SAID: {"policy": {"actions": ["observe", "flag", "stop"]}}},
     )
     found = core_seams.reloaded(core, lambda *_: None, str(guard), str(tmp_path / "policy.yaml"))
-    assert "says throttle, and that of before did not" in found["refused"]
+    assert f"says {action}, and that of before did not" in found["refused"]

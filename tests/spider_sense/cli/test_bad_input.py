@@ -228,9 +228,8 @@ def test_what_a_server_cannot_be_started_with(
     policy.write_text('steer: {vector: calm, strength: 1}\nrules:\n  - {detector: "*", zone: breach, action: steer}\n')
     monkeypatch.setattr("os.execve", lambda *_: pytest.fail("a server was started"))
     arguments = ("serve", guard, "--guard", guard, "--policy", policy)
-    assert "rules[0]: the vLLM engine cannot 'steer'; it can: observe, flag, throttle, escalate, patch, stop" in refuse(
-        *arguments
-    )
+    said = refuse(*arguments)
+    assert "rules.0.action: the vLLM engine cannot 'steer'; it can: observe, flag, throttle, omit_reasoning," in said
     assert "no such folder: /none" in refuse("serve", "/none", "--guard", guard)
     assert "name the model first" in refuse("serve", "--port", "80", guard, "--guard", guard)
     assert "as one JSON object" in refuse("serve", guard, "--guard", guard, "--additional_config.a", "1")

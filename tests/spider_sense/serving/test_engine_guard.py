@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,148 +21,7 @@ from spider_sense.policy import Policy, Rule
 from spider_sense.serving import engine_guard
 from spider_sense.serving.checks import OP_VERSION, exchange, graph_of
 from spider_sense.serving.engine_guard import EngineGuard
-from spider_sense.serving.findings import Findings
-from spider_sense.serving.principals import name_principal
 from spider_sense.serving.settings import ServingSettings
-
-SIZE, BLOCKS = 4, 64
-
-
-class Engine:
-    """As much of an engine as the guard sees: requests, blocks with a prefix cache, steps of any shape."""
-
-    def __init__(
-        self, what: LoadedModel, guard: Any, helpers: Any, cached: bool = True, second_runner: bool = False
-    ) -> None:
-        self.second_runner = second_runner
-        self.what, self.helpers, self.which = what, helpers, guard
-        self.guard = EngineGuard(Judge(guard, Policy.shadow()))
-        if cached:
-            self.guard.keep_blocks(SIZE, BLOCKS)
-        self.sites = self.guard.judge.bank.sites
-        self.cache: dict[tuple[int, ...], int] = {}
-        self.free = list(range(BLOCKS))
-        self.requests: dict[str, SimpleNamespace] = {}
-        self.finished: set[str] = set()
-        self.found: dict[str, tuple[Findings, int]] = {}
-        self.patched: dict[str, int] = {}
-
-    def add(self, name: str, prompt: Sequence[int], answer: Sequence[int], principal: str | None = None) -> None:
-        """Let a request wait: its prompt, what it will generate, and who sends it."""
-        ids = [*prompt, *answer]
-        hidden = self.helpers.hidden_states(self.what.model, ids, self.sites)
-        self.requests[name] = SimpleNamespace(
-            ids=ids, prompt=len(prompt), known=len(prompt), done=0, furthest=0, blocks=[], state="new", hidden=hidden
-        )
-        self.requests[name].params = SimpleNamespace(extra_args=None)
-        name_principal(self.requests[name].params, principal)
-
-    def preempt(self, name: str) -> None:
-        request = self.requests[name]
-        request.state, request.done, request.blocks = "resumed", 0, []
-
-    def step(self, plan: dict[str, int], drafts: dict[str, int] | None = None) -> None:
-        """Compute some tokens of some requests.
-
-        Args:
-            plan: most tokens of each; a draft is on top of them.
-            drafts: of requests that decode, how many wrong tokens are drafted after the certain one.
-        """
-        new, again, counts = (
-            [],
-            SimpleNamespace(req_ids=[], new_block_ids=[], resumed_req_ids=set(), num_computed_tokens=[]),
-            {},
-        )
-        for name, most in plan.items():
-            request = self.requests[name]
-            extra = (drafts or {}).get(name, 0) if request.done == request.known - 1 >= request.prompt else 0
-            if request.state != "running":
-                request.done = self._hit(request)
-            count = min(most, request.known - request.done) + extra
-            blocks = self._blocks(request, request.done + count)
-            if request.state == "new" or (self.second_runner and request.state == "resumed"):
-                new.append(
-                    SimpleNamespace(
-                        req_id=name,
-                        prompt_token_ids=request.ids[: request.prompt],
-                        block_ids=(request.blocks,),
-                        num_computed_tokens=request.done,
-                        lora_request=None,
-                        sampling_params=request.params,
-                    )
-                )
-            else:
-                again.req_ids.append(name)
-                resumed = request.state == "resumed"
-                again.new_block_ids.append((list(request.blocks),) if resumed else (blocks,) if blocks else None)
-                again.num_computed_tokens.append(request.done)
-                again.resumed_req_ids |= {name} if resumed else set()
-            request.state, counts[name] = "running", (count, extra)
-            # As vLLM does, blocks are lent before they are filled, within one step too.
-            for place in range((request.done + count - extra) // SIZE):
-                self.cache.setdefault(tuple(request.ids[: (place + 1) * SIZE]), request.blocks[place])
-        total = sum(count for count, _ in counts.values())
-        self.guard.begin(
-            SimpleNamespace(
-                spider_sense_patched={name: self.patched[name] for name in plan if name in self.patched},
-                finished_req_ids=self.finished,
-                scheduled_new_reqs=new,
-                scheduled_cached_reqs=again,
-                total_num_scheduled_tokens=total,
-                scheduled_spec_decode_tokens={name: [0] * extra for name, (_, extra) in counts.items() if extra},
-            )
-        )
-        self.finished = set()
-        if counts:
-            self._run(counts, total)
-
-    def _run(self, counts: dict[str, tuple[int, int]], total: int) -> None:
-        order = sorted(counts)[::-1]  # not the scheduler's
-        bank = self.guard.judge.bank
-        for site in self.sites:
-            rows = []
-            for name in order:
-                request, (count, extra) = self.requests[name], counts[name]
-                real = request.hidden[site][request.done : request.done + count - extra]
-                rows += [real, torch.randn(extra, real.shape[1]) * 50]
-            bank.tap(site)(torch.cat(rows))
-        starts = np.cumsum([0, *(counts[name][0] for name in order)])
-        self.guard.rows(order, starts.tolist(), [self.requests[name].done for name in order])
-        accepted = {}
-        for name in order:
-            request, (count, extra) = self.requests[name], counts[name]
-            request.done += count - extra
-            request.furthest = max(request.furthest, request.done)
-            ended = request.done == request.known
-            accepted[name] = request.ids[request.known : request.known + 1] if ended else []
-            request.known += len(accepted[name])
-        findings = self.guard.settle(self.guard.fold(), accepted)
-        self.found |= {name: (findings, row) for row, name in enumerate(findings.ids)}
-
-    def _hit(self, request: SimpleNamespace) -> int:
-        """Let a request begin with blocks that hold its own first tokens."""
-        request.blocks = []
-        for end in range(SIZE, request.known, SIZE):
-            block = self.cache.get(tuple(request.ids[:end]))
-            if block is None:
-                break
-            request.blocks.append(block)
-        return len(request.blocks) * SIZE
-
-    def _blocks(self, request: SimpleNamespace, tokens: int) -> list[int]:
-        more = [self.free.pop() for _ in range(-(-tokens // SIZE) - len(request.blocks))]
-        request.blocks += more
-        return more
-
-    def check(self, name: str, helpers: Any) -> None:
-        """Compare what was found last with a plain pass over the tokens that were computed."""
-        findings, row = self.found[name]
-        request = self.requests[name]
-        ids = request.ids[: request.furthest]
-        want_H = helpers.offline_peak(self.which, self.what.model, ids, request.prompt)
-        torch.testing.assert_close(torch.from_numpy(findings.peak_BH[row]), want_H, rtol=1e-5, atol=1e-5)
-        scored, cached, missing = findings.coverage_B3[row].tolist()
-        assert (scored + cached, missing) == (request.furthest, 0)
 
 
 def prompt_of(draw: np.random.Generator, shared: Sequence[int], length: int) -> list[int]:
@@ -177,7 +35,8 @@ def test_whatever_the_scheduler_does_the_score_is_that_of_a_plain_pass(
 ) -> None:
     draw = np.random.default_rng(seed)
     which = guards.guard(tiny_loaded, guards.many_probes())
-    engine = Engine(tiny_loaded, which, guards, second_runner=bool(seed % 2))
+    watch, recorder = guards.watch()
+    engine = guards.Engine(tiny_loaded, which, guards, second_runner=bool(seed % 2), watch=watch)
     shared = draw.integers(3, 60, 9).tolist()
     for index in range(4):
         prompt = prompt_of(draw, shared[: draw.integers(0, 10)], int(draw.integers(2, 12)))
@@ -193,10 +52,16 @@ def test_whatever_the_scheduler_does_the_score_is_that_of_a_plain_pass(
         engine.step({name: int(draw.integers(1, 8)) for name in chosen}, drafts)
     for name in engine.found:
         engine.check(name, guards)
+    read = [tuple(seen.prompt) for seen in recorder.seen]
+    done = [one for one in engine.requests.values() if one.furthest >= one.prompt]
+    assert sorted(read) == sorted(tuple(one.ids[: one.prompt]) for one in done)
+    for seen in recorder.seen:
+        want = guards.plain_reading(tiny_loaded.model, watch, seen.prompt)
+        np.testing.assert_allclose(seen.reading(), want, rtol=1e-5, atol=1e-5)
 
 
 def test_copies_that_begin_in_one_step_share_what_it_fills(tiny_loaded: LoadedModel, guards: Any) -> None:
-    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
     prompt = [1, 5, *range(10, 21)]
     for name in ("a", "b", "c"):
         engine.add(name, prompt, [30, 31])
@@ -208,7 +73,7 @@ def test_copies_that_begin_in_one_step_share_what_it_fills(tiny_loaded: LoadedMo
 
 
 def test_a_request_after_a_conversation_goes_on_from_it(tiny_loaded: LoadedModel, guards: Any) -> None:
-    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
     first = [1, 5, *range(10, 20)]
     engine.add("first", first, range(20, 30))
     while engine.requests["first"].done < 20:
@@ -224,7 +89,7 @@ def test_a_request_after_a_conversation_goes_on_from_it(tiny_loaded: LoadedModel
 
 def test_cached_tokens_that_nothing_is_known_of_are_missing(tiny_loaded: LoadedModel, guards: Any) -> None:
     which = guards.guard(tiny_loaded, guards.many_probes()[:1])
-    engine = Engine(tiny_loaded, which, guards)
+    engine = guards.Engine(tiny_loaded, which, guards)
     engine.add("before", [1, 5, *range(10, 20)], [20])
     engine.step({"before": 100})
     assert engine.guard.judge.scorer.blocks is not None
@@ -244,7 +109,7 @@ def test_cached_tokens_that_nothing_is_known_of_are_missing(tiny_loaded: LoadedM
 
 
 def test_rows_that_are_not_the_steps_are_refused(tiny_loaded: LoadedModel, guards: Any) -> None:
-    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards)
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards)
     step = SimpleNamespace(
         finished_req_ids=set(),
         scheduled_new_reqs=[
@@ -273,7 +138,7 @@ def test_rows_that_are_not_the_steps_are_refused(tiny_loaded: LoadedModel, guard
 
 
 def test_finished_requests_give_their_slots_back(tiny_loaded: LoadedModel, guards: Any) -> None:
-    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards, cached=False)
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards, cached=False)
     free = len(engine.guard.judge.scorer.stream._free)
     for index in range(3):
         engine.add(f"r{index}", [1, 5, 6, 7], [8, 9])
@@ -293,7 +158,7 @@ def test_what_the_metrics_hear_of_a_request(
 ) -> None:
     # Folding looks at the clock twice, and so does settling.
     monkeypatch.setattr(engine_guard, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
-    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
     engine.add("a", [1, 5, 10, 11], [12, 13])
     engine.step({"a": 2})
     findings, row = engine.found["a"]
@@ -315,7 +180,7 @@ def test_another_guard_takes_over_between_requests(tiny_loaded: LoadedModel, gua
         return guards.probe("one", "mean", "resid.0", seed=seed), guards.probe("two", "max", "resid.1", seed=seed + 1)
 
     first, second = (guards.guard(tiny_loaded, probes(seed)) for seed in (1, 3))
-    engine = Engine(tiny_loaded, first, guards)
+    engine = guards.Engine(tiny_loaded, first, guards)
     prompt = [1, 5, *range(10, 20)]
     for name, which in (("a", first), ("b", second), ("c", first)):
         engine.which = which
@@ -338,7 +203,7 @@ def test_another_guard_takes_over_between_requests(tiny_loaded: LoadedModel, gua
 
 def test_of_the_blocks_that_another_guard_filled_nothing_is_known(tiny_loaded: LoadedModel, guards: Any) -> None:
     first, second = (guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=seed),)) for seed in (1, 2))
-    engine = Engine(tiny_loaded, first, guards)
+    engine = guards.Engine(tiny_loaded, first, guards)
     prompt = [1, 5, *range(10, 20)]
     engine.add("a", prompt, [20])
     engine.step({"a": 100})
@@ -372,7 +237,7 @@ def test_a_guard_that_does_not_fit_is_refused_and_the_old_one_stays(
     tiny_loaded: LoadedModel, guards: Any, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     first = guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=1),))
-    engine = Engine(tiny_loaded, first, guards)
+    engine = guards.Engine(tiny_loaded, first, guards)
     probe = guards.probe("one", change.get("kind", "mean"), change.get("site", "resid.0"), seed=2)
     other = guards.guard(tiny_loaded, (probe,))
     if "template" in change:
@@ -397,7 +262,7 @@ def test_a_guard_that_does_not_fit_is_refused_and_the_old_one_stays(
 
 def test_a_guard_that_fits_is_taken_from_its_folder(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> None:
     first, second = (guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=seed),)) for seed in (1, 2))
-    engine = Engine(tiny_loaded, first, guards)
+    engine = guards.Engine(tiny_loaded, first, guards)
     second.save_pretrained(tmp_path / "second")
     told = {"guard": str(tmp_path / "second"), "graph": graph_of(first, ServingSettings(guard=tmp_path))}
     assert exchange(engine.guard, told, serving_config(tiny_loaded.model)) is None
@@ -405,7 +270,7 @@ def test_a_guard_that_fits_is_taken_from_its_folder(tiny_loaded: LoadedModel, gu
 
 
 def test_the_state_of_patched_tokens_is_lent_to_nobody_else(tiny_loaded: LoadedModel, guards: Any) -> None:
-    engine = Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards)
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards)
     prompt, answer = [1, 5, *range(10, 16)], list(range(20, 32))
     engine.add("patched", prompt, answer)
     engine.step({"patched": 100})
@@ -429,10 +294,10 @@ def test_the_state_of_patched_tokens_is_lent_to_nobody_else(tiny_loaded: LoadedM
     assert findings.coverage_B3[row].tolist() == [4, 0, 16]
 
 
-def throttling(tiny_loaded: LoadedModel, guards: Any, *exempt: str) -> Engine:
+def throttling(tiny_loaded: LoadedModel, guards: Any, *exempt: str) -> Any:
     """Return an engine that breaches with every token, and throttles for that."""
     which = guards.guard(tiny_loaded, guards.many_probes()[:1], guards.calibration(-1e9, -1e9))
-    engine = Engine(tiny_loaded, which, guards, cached=False)
+    engine = guards.Engine(tiny_loaded, which, guards, cached=False)
     rules = (Rule(detector="*", zone="breach", action="throttle"),)
     engine.guard = EngineGuard(Judge(which, Policy(rules=rules), exempt=exempt))
     return engine

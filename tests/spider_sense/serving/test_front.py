@@ -9,10 +9,12 @@ from prometheus_client import REGISTRY
 
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
-from spider_sense.policy import Policy, Rule, Throttle
+from spider_sense.policy import Extraction, Policy, Rule, Throttle
 from spider_sense.serving.about import about
+from spider_sense.serving.findings import Note
 from spider_sense.serving.front import Front
 from spider_sense.serving.settings import ServingSettings
+from spider_sense.types import Action
 
 THROTTLES = Policy(rules=(Rule(detector="*", zone="suspect", action="throttle"),), throttle=Throttle(requests=1))
 
@@ -53,6 +55,28 @@ def test_what_is_said_counted_and_slowed_is_that_of_the_guard_in_force(guard: Gu
         assert front.throttle is throttle
 
     asyncio.run(run())
+
+
+def test_how_long_reasoning_is_left_out_follows_a_reload(guard: Guard) -> None:
+    def hushes(limit: Action, seconds: int) -> Policy:
+        return Policy(rules=(), extraction=Extraction(limit=limit, act="stop", reasoning_seconds=seconds))
+
+    note: Note = {"seconds": 0.0, "ended": [], "throttled": [], "hushed": ["a"]}
+    front, now = Front(guard, hushes("omit_reasoning", 10), "1.2"), 0.0
+    hush = front.hush
+    assert hush is not None
+    hush._clock = lambda: now
+    front.take(note)
+    assert ("a" in hush, "b" in hush) == (True, False)
+    front.take(in_force(guard, hushes("omit_reasoning", 30)))
+    front.take(note)
+    now = 29.0
+    assert "a" in hush
+    front.take(in_force(guard, hushes("flag", 30)))
+    assert "a" not in hush
+    silent = Front(guard, hushes("flag", 30), "1.2")
+    silent.take(note)
+    assert silent.hush is None
 
 
 def test_a_policy_that_never_throttles_needs_nothing_for_it(guard: Guard) -> None:

@@ -17,6 +17,7 @@ from spider_sense.serving import front_seams
 from spider_sense.serving.about import about
 from spider_sense.serving.door import PRINCIPAL
 from spider_sense.serving.findings import Note
+from spider_sense.serving.reasoning import Hush
 from spider_sense.serving.settings import ServingSettings
 
 SAID = {
@@ -190,6 +191,34 @@ def test_a_front_end_that_cannot_throttle_is_refused_at_the_start(monkeypatch: p
     monkeypatch.setitem(sys.modules, "limits", None)
     with pytest.raises(MissingExtraError, match="limits"):
         front_seams.check(throttles, SimpleNamespace(name="OPENAI_API_SERVER"))
+
+
+@pytest.mark.parametrize(("principal", "wants"), [("a", False), ("b", True), (None, True)])
+def test_reasoning_is_left_out_for_as_long_as_it_is_to_be(principal: str | None, wants: bool) -> None:
+    now = [0.0]
+    hush = Hush(10, lambda: now[0])
+    hush.add(["a"])
+    request = SimpleNamespace(include_reasoning=True)
+
+    async def original(request: Any, raw: Any) -> Any:
+        return request.include_reasoning, raw
+
+    def ask(front: Any) -> Any:
+        request.include_reasoning = True
+        engine = SimpleNamespace(engine_core=SimpleNamespace(**({"_spider_sense_front": front} if front else {})))
+        token = PRINCIPAL.set(principal)
+        try:
+            return asyncio.run(front_seams._hushed(original, SimpleNamespace(engine_client=engine), request, "raw"))
+        finally:
+            PRINCIPAL.reset(token)
+
+    hushes = SimpleNamespace(hush=hush)
+    assert ask(hushes) == (wants, "raw")
+    assert ask(SimpleNamespace(hush=None)) == ask(None) == (True, "raw")
+    now[0] = 9.0
+    assert ask(hushes) == (wants, "raw")
+    now[0] = 11.0
+    assert ask(hushes) == (True, "raw")
 
 
 def test_what_is_said_of_a_guard_is_what_lies_on_disk(guard: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from spider_sense.extraction.feed_counts import FeedNote
 from spider_sense.serving import letters
 
 
@@ -29,6 +30,21 @@ def test_every_process_hears_who_is_slowed_and_one_counts() -> None:
         assert sorted(notes) == reached
         assert all(note["throttled"] == throttled for note in notes.values())
         assert [notes[client]["seconds"] for client in reached] == [0.5 * (client == 1) for client in reached]
+
+
+def test_every_process_hears_who_is_hushed_and_one_what_is_counted() -> None:
+    sent: dict[int, Any] = {1: SimpleNamespace(outputs=[])}
+    told: FeedNote = {
+        "requests": {"folded": 2},
+        "decisions": [("limit", "own")],
+        "store_errors": 0,
+        "seconds": [0.1],
+        "waiting": 0,
+    }
+    letters.send(2, sent, {"seconds": 0.5, "ended": [], "throttled": [], "hushed": ["a"], "extraction": told})
+    notes = {client: one.kv_transfer_params for client in sent for one in sent[client].outputs}
+    assert [notes[client]["hushed"] for client in (0, 1)] == [["a"], ["a"]]
+    assert [notes[client].get("extraction") for client in (0, 1)] == [None, told]
 
 
 def test_every_process_hears_what_is_in_force_from_now_on() -> None:

@@ -12,7 +12,7 @@ import yaml
 from spider_sense.config import parse
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
-from spider_sense.policy import Policy
+from spider_sense.policy import Extraction, Policy
 from spider_sense.serving.settings import ENABLED, find_settings
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -26,7 +26,8 @@ def labels(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> dict[str, s
     from spider_sense.serving.prometheus import GuardMetrics
 
     guards.guard(tiny_loaded, guards.many_probes()[:1]).save_pretrained(tmp_path / "guard")
-    GuardMetrics(Guard.from_pretrained(tmp_path / "guard"), Policy.default(), "1.2")
+    watching = Policy.default().model_copy(update={"extraction": Extraction(limit="flag", act="stop")})
+    GuardMetrics(Guard.from_pretrained(tmp_path / "guard"), watching, "1.2")
     samples = [sample for family in REGISTRY.collect() for sample in family.samples]
     ours = [sample for sample in samples if re.match("spider_sense_(?!.*_created$)", sample.name)]
     return {sample.name: set(sample.labels) for sample in ours}
@@ -64,9 +65,11 @@ def test_the_dashboard_asks_only_for_what_is_counted(labels: dict[str, set[str]]
 def test_the_table_in_the_documentation_lists_every_metric(labels: dict[str, set[str]]) -> None:
     rows = re.findall(r"^\| `(spider_sense_\w+)` \|([^|]*)\|", (DOCS / "serving.md").read_text(), re.MULTILINE)
     listed = {name: set(re.findall(r"`(\w+)`", named)) for name, named in rows}
-    histogram = "spider_sense_peak_margin_logits"
-    want = {name: found for name, found in labels.items() if not name.startswith(histogram)}
-    assert listed == {**want, histogram: labels[f"{histogram}_count"]}
+    histograms = {name.removesuffix("_bucket") for name in labels if name.endswith("_bucket")}
+    plain = {
+        name: found for name, found in labels.items() if re.sub("_(bucket|count|sum)$", "", name) not in histograms
+    }
+    assert listed == plain | {name: labels[f"{name}_count"] for name in histograms}
 
 
 def test_the_deployment_is_read_as_it_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
-from spider_sense.policy import Policy
+from spider_sense.policy import Extraction, Policy
 from spider_sense.serving.findings import Ended, Note
 from spider_sense.serving.prometheus import MARGINS, REQUESTS, GuardMetrics
 from spider_sense.types import Action, Zone
@@ -25,8 +25,10 @@ from spider_sense.guard import Guard
 from spider_sense.policy import Policy
 from spider_sense.serving.prometheus import GuardMetrics
 
-GuardMetrics(Guard.from_pretrained(sys.argv[1]), Policy.default(), "1.2").count(json.loads(sys.argv[2]))
+policy = Policy.model_validate_json(sys.argv[3])
+GuardMetrics(Guard.from_pretrained(sys.argv[1]), policy, "1.2").count(json.loads(sys.argv[2]))
 """
+WATCHING = Policy.default().model_copy(update={"extraction": Extraction(limit="flag", act="stop")})
 
 
 def ended(action: Action, zone: Zone, margin: float, missing: int = 0) -> Ended:
@@ -43,6 +45,13 @@ NOTE: Note = {
         ended("observe", "clear", -math.inf),
     ],
     "throttled": [],
+    "extraction": {
+        "requests": {"folded": 3, "dropped": 2},
+        "decisions": [("watch", "own"), ("limit", "own"), ("limit", "own")],
+        "store_errors": 4,
+        "seconds": [0.02, 0.3],
+        "waiting": 7,
+    },
 }
 WANT = {
     ("spider_sense_requests_total", "observe"): 2,
@@ -57,6 +66,16 @@ WANT = {
     ("spider_sense_peak_margin_logits_bucket", "attention", "0.5"): 2,
     ("spider_sense_peak_margin_logits_count", "attention"): 2,
     ("spider_sense_not_a_number_total", "attention"): 1,
+    ("spider_sense_extraction_requests_total", "folded"): 3,
+    ("spider_sense_extraction_requests_total", "dropped"): 2,
+    ("spider_sense_extraction_requests_total", "failed"): 0,
+    ("spider_sense_extraction_decisions_total", "limit", "own"): 2,
+    ("spider_sense_extraction_decisions_total", "watch", "own"): 1,
+    ("spider_sense_extraction_decisions_total", "act", "group"): 0,
+    ("spider_sense_extraction_store_errors_total",): 4,
+    ("spider_sense_extraction_seconds_count",): 2,
+    ("spider_sense_extraction_seconds_bucket", "0.025"): 1,
+    ("spider_sense_extraction_seconds_bucket", "0.5"): 2,
     ("spider_sense_tokens_total", "scored"): 40,
     ("spider_sense_tokens_total", "cached"): 20,
     ("spider_sense_tokens_total", "missing"): 3,
@@ -82,7 +101,7 @@ def found(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
 
 
 def test_a_note_is_counted(folder: Path) -> None:
-    metrics = GuardMetrics(Guard.from_pretrained(folder), Policy.default(), "1.2")
+    metrics = GuardMetrics(Guard.from_pretrained(folder), WATCHING, "1.2")
     before = found(REGISTRY)
     assert before.keys() >= WANT.keys()
     metrics.count(NOTE)
@@ -102,7 +121,7 @@ def test_several_processes_add_up(folder: Path, tmp_path: Path) -> None:
     shared.mkdir()
     for _ in range(2):
         subprocess.run(
-            [sys.executable, "-c", COUNT, str(folder), json.dumps(NOTE)],
+            [sys.executable, "-c", COUNT, str(folder), json.dumps(NOTE), WATCHING.model_dump_json()],
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(shared)},
             check=True,
             capture_output=True,
@@ -112,7 +131,7 @@ def test_several_processes_add_up(folder: Path, tmp_path: Path) -> None:
     counted = found(registry)
     assert {name: counted[name] for name in WANT} == {name: 2 * value for name, value in WANT.items()}
     info = {key: value for key, value in counted.items() if key[0] == "spider_sense_guard_info"}
-    digests = (Guard.from_pretrained(folder).digest, Policy.default().digest, "1.2")
+    digests = (Guard.from_pretrained(folder).digest, WATCHING.digest, "1.2")
     assert info == {("spider_sense_guard_info", *digests): 1}
 
 

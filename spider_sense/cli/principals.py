@@ -1,0 +1,93 @@
+"""``spider-sense principals``: what is kept of those who ask a model, for whoever answers for it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spider_sense.cli.app import app, console
+
+if TYPE_CHECKING:
+    from spider_sense.extraction.artifact import Artifact
+    from spider_sense.extraction.settings import ExtractionSettings
+    from spider_sense.extraction.stores import Store
+
+__all__ = ["principals"]
+
+principals = typer.Typer(help="What is kept of those who ask a served model.", no_args_is_help=True)
+app.add_typer(principals, name="principals")
+
+Config = Annotated[Path, typer.Option("--extraction", help="The YAML file that the server watches extraction by.")]
+Names = Annotated[list[str], typer.Argument(help="Principals, as the audit log names them.")]
+
+
+@principals.command(name="list")
+def list_(config: Config) -> None:
+    """Print everybody about whom something was found."""
+    from rich.markup import escape
+
+    from spider_sense.extraction.standing import decision_of
+
+    with _opened(config) as (_, _, store):
+        for name, text in sorted(store.standings()):
+            found = decision_of(text)
+            when = datetime.fromtimestamp(found.time, UTC).strftime("%Y-%m-%d %H:%M")
+            words = f"{name}  {found.level} by {found.tier}, {when}, request {found.count}: {'; '.join(found.evidence)}"
+            console.print(escape(words), highlight=False)
+        console.print(f"{len(store)} principals are kept", highlight=False)
+
+
+@principals.command()
+def review(config: Config) -> None:
+    """Look at linked groups, and select whom to act on; servers hear of it within seconds."""
+    from spider_sense.extraction.keys import Key
+    from spider_sense.extraction.standing import strictest, text_of
+    from spider_sense.extraction.state import PrincipalState
+
+    with _opened(config) as (settings, artifact, store):
+        states = {name: PrincipalState.from_bytes(state) for name, state in store.principals()}
+        found = artifact.detector(Key.read(settings.key)).review(states)
+        by_name = {one.principal: [other for other in found if other.principal == one.principal] for one in found}
+        worst = {name: strictest(decisions) for name, decisions in by_name.items()}
+        store.mark_groups({name: text_of(decision) for name, decision in worst.items() if decision is not None})
+        console.print(f"{len(states)} principals, {len(worst)} found by their groups or in selection", highlight=False)
+
+
+@principals.command()
+def clear(config: Config, names: Names) -> None:
+    """Take back what was decided. The evidence stays: only a higher level, or a review, can be decided anew."""
+    with _opened(config) as (_, _, store):
+        console.print(f"the findings about {store.clear(names)} of {len(names)} principals are gone", highlight=False)
+
+
+@principals.command()
+def link(config: Config, names: Names) -> None:
+    """Declare that some principals are one."""
+    with _opened(config) as (_, _, store):
+        store.link(names)
+        console.print(f"linked: {', '.join(sorted(store.linked(names[0])))}", highlight=False)
+
+
+@principals.command()
+def erase(config: Config, names: Names) -> None:
+    """Remove all that is kept of some principals."""
+    with _opened(config) as (_, _, store):
+        console.print(f"{store.erase(names)} of {len(names)} principals are erased", highlight=False)
+
+
+@contextmanager
+def _opened(config: Path) -> "Iterator[tuple[ExtractionSettings, Artifact, Store]]":
+    from spider_sense.config import load_yaml
+    from spider_sense.extraction.online import open_claimed, read_artifact
+    from spider_sense.extraction.settings import ExtractionSettings
+
+    settings = load_yaml(config, ExtractionSettings)
+    artifact = read_artifact(settings)
+    store = open_claimed(settings, artifact)
+    try:
+        yield settings, artifact, store
+    finally:
+        store.close()

@@ -1,0 +1,40 @@
+"""How a principal stands: what the detector has found so far, as it is kept beside its state and told to the policy."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from spider_sense.extraction.decision import LEVELS, Decision, Level
+
+__all__ = ["CLEAR", "Standing", "decision_of", "strictest", "text_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the policy hears of whoever sends a request."""
+
+    level: Level | Literal["clear", "unknown"]
+    """unknown: it cannot be told, since the feed is down or an event of this principal was lost."""
+    reason: str = ""
+    """For the operator: which tier found it, or why nothing is known."""
+
+
+CLEAR = Standing("clear")
+
+
+def text_of(decision: Decision) -> str:
+    """Return a decision as a store keeps it."""
+    return json.dumps(asdict(decision))
+
+
+def decision_of(text: str) -> Decision:
+    """Return the decision that a store kept."""
+    read: dict[str, Any] = json.loads(text)
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
+    return Decision(**fields)
+
+
+def strictest(decisions: Iterable[Decision]) -> Decision | None:
+    """Return the decision of the highest level, of several the first; None of none."""
+    return max(decisions, key=lambda decision: LEVELS.index(decision.level), default=None)

@@ -1,0 +1,64 @@
+"""The turns of a prompt, told by the template's own tokens: what a user typed can look like none of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spider_sense.chat import Chat
+
+__all__ = ["Parts", "Turns"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What of a prompt the detector hashes; none of it is kept."""
+
+    prefix: str
+    """What stands before the first user's turn, where that is not the template's own; the system prompt."""
+    text: str
+    """The last user's turn."""
+    turn: int
+    """User turns before it."""
+
+
+class Turns:
+    """Takes prompts apart.
+
+    Args:
+        tokenizer: the server's.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._decode = tokenizer.decode
+        chat = Chat(tokenizer)
+        self._head, self._tail = list(chat.head), chat.tail
+        ask = chat.render([("user", "Alpha"), ("assistant", "Zulu"), ("user", "Alpha")]).ids
+        before = ask[: len(ask) - self._tail - len(tokenizer("Alpha", add_special_tokens=False)["input_ids"])]
+        self._header = list(_common_end(before, chat.head))
+
+    def parts(self, prompt: Sequence[int]) -> Parts:
+        """Return the parts of a prompt; one that the template did not render is a single turn."""
+        tokens = list(prompt)
+        starts = self._starts(tokens)
+        if not starts:
+            return Parts("", self._decode(tokens, skip_special_tokens=True), 0)
+        first, last = starts[0], starts[-1]
+        prefix = "" if tokens[:first] == self._head else self._decode(tokens[:first], skip_special_tokens=True)
+        text = self._decode(tokens[last : len(tokens) - self._tail], skip_special_tokens=True)
+        return Parts(prefix, text, len(starts) - 1)
+
+    def _starts(self, tokens: list[int]) -> list[int]:
+        """Return where the contents of user turns begin."""
+        header, size = self._header, len(self._header)
+        return [
+            place + size
+            for place in range(len(tokens) - size + 1)
+            if size and tokens[place] == header[0] and tokens[place : place + size] == header
+        ]
+
+
+def _common_end(one: Sequence[int], other: Sequence[int]) -> Sequence[int]:
+    size = 0
+    while size < min(len(one), len(other)) and one[-1 - size] == other[-1 - size]:
+        size += 1
+    return one[len(one) - size :]

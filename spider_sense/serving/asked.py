@@ -1,0 +1,43 @@
+"""How a request was asked for, as the worker of an engine is told."""
+
+from typing import Any
+
+from spider_sense.extraction.observation import Asked
+from spider_sense.serving.canary import REQUEST
+
+__all__ = ["asked_of"]
+
+_PARAMETERS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "min_tokens",
+    "ignore_eos",
+)
+"""Those that tell one client program from another. A seed, which vLLM changes for each choice, does not."""
+
+
+def asked_of(new: Any, longest: int) -> Asked | None:
+    """Return how a request was asked for, None of one that is nobody's question.
+
+    Args:
+        new: vLLM's ``NewRequestData``.
+        longest: tokens that a request may have in all; what vLLM sets as the maximum where the client sets none.
+    """
+    name, params = str(new.req_id), new.sampling_params
+    choice, _, _ = name.partition("_")
+    # vLLM runs each choice as a request, and calls it by its index: they are one question.
+    if name.startswith(REQUEST) or params is None or (choice.isdigit() and choice != "0"):
+        return None
+    most = params.max_tokens or 0
+    unset = most + len(new.prompt_token_ids or ()) >= longest
+    return Asked(
+        parameters={field: value for field in _PARAMETERS if (value := getattr(params, field, None)) is not None},
+        biased=tuple(sorted(params.logit_bias or ())),
+        top_logprobs=max(0, params.logprobs or 0),
+        max_tokens=0 if unset else most,
+    )

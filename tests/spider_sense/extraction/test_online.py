@@ -1,0 +1,166 @@
+"""What is opened where a model is served, and what operators do to the store; what is wrong is said at the start."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spider_sense.cli.principals import principals as cli
+from spider_sense.config import load_yaml
+from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
+from spider_sense.extraction import Event, Key
+from spider_sense.extraction.artifact import Artifact
+from spider_sense.extraction.fitting import calibrate, fit
+from spider_sense.extraction.layout import LinkKind
+from spider_sense.extraction.online import heads_of, open_claimed, open_watch, read_artifact
+from spider_sense.extraction.rows import Row
+from spider_sense.extraction.settings import ExtractionSettings
+from spider_sense.extraction.standing import text_of
+from spider_sense.extraction.stores import Change, Entry, StoreError, open_store
+from spider_sense.extraction.thresholds import Budget
+from spider_sense.models import LoadedModel
+from spider_sense.types import Site
+
+KEY, WIDTH = b"sixteen bytes at least", 80
+
+
+def keep(state: bytes, standing: str = "") -> Change:
+    return lambda old: Entry(state, standing)
+
+
+def rows(prefix: str, people: int, requests: int, family: str = "") -> list[Row]:
+    draw = np.random.default_rng(len(prefix))
+    found = []
+    for person in range(people):
+        centre = draw.normal(bool(family), 0.3, WIDTH)
+        for number in range(requests):
+            hidden = tuple((centre + draw.normal(0, 1, WIDTH)).tolist())
+            name = f"{prefix} {person}"
+            found.append(Row(principal=name, time=60.0 * number, hidden=hidden, family=family, tokens=30))
+    return found
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Artifact:
+    return fit(rows("a", 40, 40), rows("bb", 20, 128, "mining"), Key(KEY), Site(1, "resid"), width=WIDTH)
+
+
+@pytest.fixture(scope="module")
+def artifact(fitted: Artifact) -> Artifact:
+    return calibrate(fitted, rows("ccc", 40, 20), Key(KEY))
+
+
+@pytest.fixture
+def config(artifact: Artifact, tmp_path: Path) -> Path:
+    """A YAML file as a server is told."""
+    artifact.save_pretrained(tmp_path / "extraction")
+    (tmp_path / "key").write_bytes(KEY)
+    names = {"detector": "extraction", "key": "key", "store": "store"}
+    told = {name: str(tmp_path / place) for name, place in names.items()}
+    (tmp_path / "extraction.yaml").write_text(json.dumps(told))
+    return tmp_path / "extraction.yaml"
+
+
+@pytest.fixture
+def settings(config: Path) -> ExtractionSettings:
+    return load_yaml(config, ExtractionSettings)
+
+
+@pytest.fixture
+def run(config: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs a verb of ``spider-sense principals`` and returns what it prints."""
+
+    def command(verb: str, *names: str) -> str:
+        cli([verb, "--extraction", str(config), *names], standalone_mode=False)
+        return capsys.readouterr().out
+
+    return command
+
+
+def test_a_watch_reads_folds_and_keeps(
+    settings: ExtractionSettings, artifact: Artifact, tiny_loaded: LoadedModel, helpers: Any
+) -> None:
+    watch = open_watch(settings, tiny_loaded.tokenizer)
+    assert len(watch.probes) == len(heads_of(artifact)) == 64 + 1
+    seen = replace(helpers.seen("ann"), reading=lambda: np.zeros(65, np.float32))
+    for _ in range(20):
+        watch.feed.offer(seen)
+    assert watch.feed.flush()
+    assert watch.feed.counts.totals == {"folded": 20}
+    watch.feed.close()
+    again = open_claimed(settings, artifact)
+    assert len(again) == 1
+    again.close()
+
+
+def test_new_thresholds_keep_the_states_and_another_guard_does_not(
+    settings: ExtractionSettings, artifact: Artifact, fitted: Artifact, tmp_path: Path
+) -> None:
+    open_claimed(settings, artifact).close()
+    other = calibrate(fitted, rows("dddd", 40, 20), Key(KEY), budget=Budget(own=0.001, level=0.001, group=0.001))
+    open_claimed(settings, other).close()
+    moved = replace(artifact, sketch=replace(artifact.sketch, mean=artifact.sketch.mean + 1))
+    with pytest.raises(StoreError, match="by another extraction guard"):
+        open_claimed(settings, moved)
+
+
+def test_what_is_wrong_is_said_at_the_start(
+    settings: ExtractionSettings, fitted: Artifact, artifact: Artifact, tiny_loaded: LoadedModel, tmp_path: Path
+) -> None:
+    fitted.save_pretrained(tmp_path / "uncalibrated")
+    with pytest.raises(ConfigError, match="spider-sense extraction calibrate"):
+        read_artifact(settings.model_copy(update={"detector": tmp_path / "uncalibrated"}))
+    (tmp_path / "other").write_bytes(b"another key of some bytes")
+    with pytest.raises(MismatchError, match="the key is"):
+        open_watch(settings.model_copy(update={"key": tmp_path / "other"}), tiny_loaded.tokenizer)
+    with pytest.raises(SpiderSenseError, match="nowhere"):
+        read_artifact(settings.model_copy(update={"detector": tmp_path / "nowhere"}))
+    with pytest.raises(StoreError, match="make its folder"):
+        open_watch(settings.model_copy(update={"store": str(tmp_path / "none" / "store")}), tiny_loaded.tokenizer)
+
+
+def test_operators_see_clear_link_and_erase(
+    run: Callable[..., str], settings: ExtractionSettings, helpers: Any
+) -> None:
+
+    store = open_store(settings.store)
+    state = helpers.Counting().open("ann").to_bytes()
+    for name in ("ann", "bob"):
+        store.update({name: keep(state, text_of(helpers.decision(name, "act")))})
+    said = run("list")
+    assert "ann  act by own, 1970-01-01 00:16, request 1: its requests changed" in said
+    assert "2 principals are kept" in said
+    assert "1 of 2 principals are gone" in run("clear", "ann", "nobody")
+    assert "ann " not in run("list")
+    assert "linked: ann, bob, cid" in run("link", "ann", "bob", "cid")
+    assert "1 of 2 principals are erased" in run("erase", "bob", "nobody")
+    assert store.linked("ann") == {"ann", "cid"}
+    assert "1 principals, 0 found" in run("review")
+    store.close()
+
+
+def test_a_review_finds_a_group_and_servers_hear_of_it(
+    run: Callable[..., str], settings: ExtractionSettings, artifact: Artifact
+) -> None:
+    """Six keys with one payment and requests far from everybody's."""
+    key, detector = Key(KEY), artifact.detector(Key(KEY))
+    store = open_claimed(settings, artifact)
+    links: tuple[tuple[LinkKind, int], ...] = (("payment", key.hash("payment", "one card")),)
+    for member in range(6):
+        name, state = f"ring {member}", detector.open(f"ring {member}")
+        for number in range(32):
+            sketch = np.full(64, 3.0, np.float32)
+            event = Event(
+                principal=name, time=60.0 * number, sketch=sketch, probes=np.full(1, 6.0, np.float32),
+                links=links, tokens=30,
+            )  # fmt: skip
+            state, _ = detector.update(state, event)
+        store.update({name: keep(state.to_bytes())})
+    said = run("review")
+    assert said.startswith("6 principals, 6 found by their groups")
+    assert {name for name, _ in store.standings()} == {f"ring {member}" for member in range(6)}
+    store.close()

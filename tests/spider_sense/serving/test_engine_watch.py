@@ -1,0 +1,124 @@
+"""What a served engine tells of requests where extraction is watched for, and what its clients are told."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spider_sense.errors import ConfigError
+from spider_sense.extraction.standing import Standing
+from spider_sense.models import LoadedModel
+from spider_sense.policy import Policy
+from spider_sense.serving import checks
+from spider_sense.serving.settings import ServingSettings
+
+
+def test_a_second_turn_goes_on_from_the_first_ones_answer_and_is_read_whole(
+    tiny_loaded: LoadedModel, guards: Any
+) -> None:
+    watch, recorder = guards.watch()
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:3]), guards, watch=watch)
+    first, answer = [1, 5, *range(10, 20)], list(range(20, 30))
+    engine.add("first", first, answer)
+    while engine.requests["first"].done < 20:
+        engine.step({"first": 5})
+    engine.finished.add("first")
+    second = [*first, *answer[:8], 40, 41]
+    engine.add("second", second, [42])
+    engine.step({"second": 100})
+    findings, row = engine.found["second"]
+    assert findings.coverage_B3[row].tolist() == [len(second) - 20, 20, 0]
+    want = guards.plain_reading(tiny_loaded.model, watch, second)
+    np.testing.assert_allclose(recorder.seen[-1].reading(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_of_a_prompt_that_was_not_seen_whole_no_numbers_are_told(tiny_loaded: LoadedModel, guards: Any) -> None:
+    watch, recorder = guards.watch()
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards, watch=watch)
+    engine.add("before", [1, 5, *range(10, 20)], [20])
+    engine.step({"before": 100})
+    engine.guard.judge.scorer.blocks.forget()
+    engine.add("after", [1, 5, *range(10, 20)], [20])
+    engine.step({"after": 100})
+    assert [seen.reading is None for seen in recorder.seen] == [False, True]
+
+
+def test_what_is_told_of_a_request(tiny_loaded: LoadedModel, guards: Any) -> None:
+    watch, recorder = guards.watch()
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards, watch=watch)
+    names = {"a": "team-a", "b": None, "spider_sense canary 0": None, "0_c": "team-c", "1_c": "team-c"}
+    for name, principal in names.items():
+        engine.add(name, [1, 5, 10, 11], [12, 13], principal)
+    engine.step(dict.fromkeys(names, 4))
+    assert sorted(seen.principal for seen in recorder.seen) == ["team-a", "team-c", "unknown"]
+    asked = recorder.seen[0].asked
+    assert (asked.biased, asked.top_logprobs, asked.max_tokens) == ((5, 7), 4, 0)
+    assert asked.parameters == {"temperature": 0.5}
+    findings = engine.found["a"][0]
+    assert findings.extraction is not None
+    assert findings.extraction["requests"] == {"folded": 3}
+
+
+def test_a_client_is_not_told_how_its_principal_stands(tiny_loaded: LoadedModel, guards: Any) -> None:
+    watch, recorder = guards.watch()
+    recorder.standings = {
+        "miner": Standing("act", "own: moved"), "half": Standing("limit", "level"), "lost": Standing("unknown", "down")
+    }  # fmt: skip
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards, watch=watch)
+    for place, name in enumerate(("miner", "half", "lost", "honest")):
+        engine.add(name, [1, 5, *range(10 + place, 20 + place)], [12, 13], name)
+    engine.step(dict.fromkeys(("miner", "half", "lost", "honest"), 4))
+    assert not engine.found["miner"][0].stops, "before its prompt is read it would never be heard"
+    engine.step(dict.fromkeys(("miner", "half", "lost", "honest"), 100))
+    findings = engine.found["miner"][0]
+    said = {name: findings.answer(row, ("h",), "g", scores=True) for row, name in enumerate(findings.ids)}
+    assert [said[name]["action"] for name in ("miner", "half", "lost", "honest")] == ["stop", "observe"] * 2
+    assert (said["half"]["reason"], said["miner"]["reason"]) == (said["honest"]["reason"], said["lost"]["reason"])
+    assert findings.stops == {"miner": "refused", "lost": "refused"}
+    assert findings.hushed == ("half",)
+    assert {one["action"] for one in map(findings.ended, range(4))} == {"stop", "observe", "omit_reasoning"}
+    assert sorted(seen.principal for seen in recorder.seen) == ["half", "honest", "lost", "miner"]
+    cases = {name: served.case for name, served in engine.guard._served.items()}
+    assert cases["half"].decision.reason == "extraction limit (level): extraction.limit says omit_reasoning"
+    assert cases["lost"].decision.reason == "extraction unknown (down): extraction.on_unknown says stop"
+
+
+def test_another_guard_leaves_the_watch_as_it_was(tiny_loaded: LoadedModel, guards: Any) -> None:
+    watch, recorder = guards.watch()
+    first, second = (guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=seed),)) for seed in (1, 2))
+    engine = guards.Engine(tiny_loaded, first, guards, watch=watch)
+    prompt = [1, 5, *range(10, 20)]
+    for name, which in (("before", first), ("after", second)):
+        engine.which = which
+        if which is second:
+            with pytest.raises(ConfigError, match="the policy does not say what to do about it"):
+                engine.guard.exchange(second, Policy.default())
+            engine.guard.exchange(second, guards.WATCHING)
+        engine.add(name, prompt, [20], name)
+        engine.step({name: 100})
+        engine.check(name, guards)
+        want = guards.plain_reading(tiny_loaded.model, watch, prompt)
+        np.testing.assert_allclose(recorder.seen[-1].reading(), want, rtol=1e-5, atol=1e-5)
+        engine.finished = {name}
+        engine.step({})
+        engine.cache.clear()
+    assert [seen.principal for seen in recorder.seen] == ["before", "after"]
+
+
+def test_a_graph_that_was_compiled_without_the_watch_is_another_one(
+    tiny_loaded: LoadedModel, guards: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, _ = guards.watch()
+    monkeypatch.setattr(checks, "read_artifact", lambda settings: settings.detector)
+    monkeypatch.setattr(checks, "heads_of", lambda detector: watch.probes[: int(detector.name)])
+    guard = guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0"),))
+
+    def graph(heads: int) -> str:
+        (tmp_path / "extraction.yaml").write_text(f"{{detector: '{heads}', key: none, store: none}}")
+        return checks.graph_of(guard, ServingSettings(guard=tmp_path, extraction=tmp_path / "extraction.yaml"))
+
+    bare = checks.graph_of(guard, ServingSettings(guard=tmp_path))
+    assert bare == f"{checks.OP_VERSION}/one:resid.0*1"
+    assert graph(1) == f"{bare}/x.0:resid.1*1"
+    assert graph(2) == f"{bare}/x.0:resid.1*1/x.1:resid.1*1"

@@ -1,0 +1,120 @@
+"""Who mines the model is watched for inside a real vLLM engine: what is read, where it goes, and what comes back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spider_sense.chat import unscored
+from spider_sense.extraction import Decision, Key, PrincipalState
+from spider_sense.extraction.artifact import Artifact
+from spider_sense.extraction.fitting import calibrate, fit
+from spider_sense.extraction.rows import Row
+from spider_sense.extraction.standing import text_of
+from spider_sense.extraction.stores import open_store
+from spider_sense.fingerprint import fingerprint
+from spider_sense.guard import Guard
+from spider_sense.models import LoadedModel
+from spider_sense.offline import whole_logits
+from spider_sense.scoring import Bank, Scorer
+from spider_sense.types import Site
+
+pytestmark = pytest.mark.vllm
+WIDTH, SITE = 576, Site(16, "resid")
+KEY = b"a key for tests, not a secret"
+POLICY = {"rules": [], "extraction": {"watch": "observe", "limit": "verify", "act": "stop"}}
+
+
+def rows(prefix: str, people: int, requests: int, family: str = "") -> list[Row]:
+    """Return requests of made-up principals, each of which scatters around a mean of its own."""
+    draw = np.random.default_rng(len(prefix))
+    found = []
+    for person in range(people):
+        centre = draw.normal(bool(family), 0.3, WIDTH)
+        for number in range(requests):
+            hidden = tuple((centre + draw.normal(0, 1, WIDTH)).tolist())
+            found.append(
+                Row(principal=f"{prefix} {person}", time=60.0 * number, hidden=hidden, family=family, tokens=30)
+            )
+    return found
+
+
+@pytest.fixture(scope="module")
+def artifact(loaded: LoadedModel) -> Artifact:
+    """An extraction guard for SmolLM2 whose numbers come from nowhere."""
+    key = Key(KEY)
+    fitted = fit(rows("a", 40, 40), rows("bb", 20, 128, "mining"), key, SITE, width=WIDTH, base=fingerprint(loaded))
+    return calibrate(fitted, rows("ccc", 40, 20), key)
+
+
+@pytest.fixture
+def settings(artifact: Artifact, guard: Path, tmp_path: Path) -> dict[str, Any]:
+    """What the server is told; the store is ``tmp_path/store``."""
+    artifact.save_pretrained(tmp_path / "extraction")
+    (tmp_path / "key").write_bytes(KEY)
+    names = {"detector": "extraction", "key": "key", "store": "store"}
+    watch = {name: str(tmp_path / place) for name, place in names.items()}
+    (tmp_path / "extraction.yaml").write_text(json.dumps(watch))
+    (tmp_path / "policy.yaml").write_text(json.dumps(POLICY))
+    return {
+        "guard": str(guard),
+        "policy": str(tmp_path / "policy.yaml"),
+        "extraction": str(tmp_path / "extraction.yaml"),
+        "audit": str(tmp_path / "audit.jsonl"),
+    }
+
+
+def as_sent_by(principal: str) -> dict[str, Any]:
+    """Return sampling parameters as the front end would have filled them."""
+    return {"max_tokens": 3, "extra_args": {"spider_sense_principal": principal}}
+
+
+def test_what_is_read_in_the_engine_is_what_is_read_offline(
+    settings: dict[str, Any],
+    artifact: Artifact,
+    guard: Path,
+    prompts: list[list[int]],
+    loaded: LoadedModel,
+    run_engine: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """Prompts come in chunks, and the second time from the prefix cache; canaries are nobody's."""
+    run_engine([prompts, prompts], settings, as_sent_by("team-a"))
+    heads = artifact.sketch.heads(artifact.site)
+    bank, template = Bank(heads), Guard.from_pretrained(guard).manifest.template
+    want_S = np.zeros(len(heads))
+    for ids in prompts:
+        scorer = Scorer(bank)
+        request = scorer.open("offline", len(ids), unscored(template.head, ids), template.tail)
+        scorer.score_sequence(whole_logits(bank, loaded, ids), request)
+        want_S += 2 * scorer.stream.readout([request.slot])[0].numpy()
+    store = open_store(str(tmp_path / "store"))
+    states = {name: PrincipalState.from_bytes(state) for name, state in store.principals()}
+    store.close()
+    assert list(states) == ["team-a"]
+    state = states["team-a"].states[0]
+    assert (state["count"], state["sketched"]) == (24, 24)
+    found_S = state["moments"]["sketch"].sum(0)
+    np.testing.assert_allclose(found_S, want_S[:64], rtol=1e-3, atol=24e-4)
+    assert state["tokens"] == pytest.approx(2 * sum(np.log1p(len(ids)) for ids in prompts), rel=1e-5)
+
+
+def test_what_was_found_comes_back_and_a_client_is_not_told_why(
+    settings: dict[str, Any], prompts: list[list[int]], run_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    found = Decision(
+        principal="team-a", level="act", tier="group", score=9.0, threshold=4.0, p_value=0.001, count=64, time=1e9,
+        stratum="", certified=True, evidence=("the same template from four keys",),
+    )  # fmt: skip
+    store.mark_groups({"team-a": text_of(found)})
+    store.close()
+    (answers,) = run_engine([prompts[:3]], settings, as_sent_by("team-a"))
+    for one in answers:
+        assert (one["finish_reason"], one["stop_reason"]) == ("stop", "spider_sense: refused")
+        assert (one["said"]["action"], one["said"]["reason"], one["said"]["zone"]) == ("stop", "refused", "clear")
+    reasons = {json.loads(line)["reason"] for line in (tmp_path / "audit.jsonl").read_text().splitlines()}
+    assert any("group: the same template from four keys" in (reason or "") for reason in reasons)
