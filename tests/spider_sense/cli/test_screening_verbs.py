@@ -116,7 +116,7 @@ def test_a_new_bank_needs_traffic(run: Run, files: dict[str, Path], tmp_path: Pa
 
 
 def test_exchange(run: Run, bank: Path, files: dict[str, Path], tmp_path: Path) -> None:
-    pytest.importorskip("model_signing")
+    pytest.importorskip("model_signing", reason="model-signing is not installed; the extra sign has it")
     pytest.importorskip("OpenSSL", reason="model-signing imports it")
     run("sign", "--generate-key", tmp_path / "ann")
     run("signatures", "export", bank, tmp_path / "out", "--key", tmp_path / "ann.private.pem")

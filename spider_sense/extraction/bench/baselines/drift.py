@@ -4,6 +4,7 @@ Both only say yes or no at a setting, so each is run at several: the statistic i
 yes so far.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +19,14 @@ _DELTAS = (0.1, 0.03, 0.01, 2e-3, 5e-4, 1e-4, 1e-6, 1e-9)
 _THRESHOLDS = (1.0, 2.0, 4.0, 8.0, 12.0, 18.0, 27.0, 40.0, 60.0)
 
 
-class _Graded:
+class _Graded(ABC):
     def __init__(self, background: Background) -> None:
         fit = background.distance_N[background.fit_rows]
         self._value_N = (background.distance_N - fit.mean()) / fit.std()
 
+    @abstractmethod
     def _detectors(self) -> Sequence[tuple[float, Any]]:
-        raise NotImplementedError
+        """Return detectors that nothing was shown to yet, each with how strict it is."""
 
     def curve(self, trace: Trace) -> Doubles:
         """Return the strictest setting that has found a drift, [T]."""

@@ -3,6 +3,7 @@
 Shape letters: T requests of a stream, N texts, R reference texts, A anchors.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -17,7 +18,7 @@ _REFERENCES, _ANCHORS = 300, 128
 Level = Callable[[Trace, int], float]
 
 
-class _Standardised:
+class _Standardised(ABC):
     """A level that is read at checkpoints, in units of its spread over the fit part's principals at that count."""
 
     def __init__(self, background: Background, *, two_sided: bool) -> None:
@@ -31,8 +32,9 @@ class _Standardised:
             middle = float(np.median(found))
             self._scales[count] = middle, max(float(np.median(np.abs(np.array(found) - middle))), 1e-9)
 
+    @abstractmethod
     def _level(self, trace: Trace, count: int) -> float:
-        raise NotImplementedError
+        """Return the level after so many requests, in any unit."""
 
     def curve(self, trace: Trace) -> Doubles:
         """Return the level at the last checkpoint, [T]."""

@@ -62,7 +62,7 @@ def config(tmp_path: Path) -> BenchConfig:
 
 
 def test_a_bench_from_texts_to_report(config: BenchConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("river")
+    pytest.importorskip("river", reason="river is not installed; the extra extraction-bench has it")
     monkeypatch.delenv("SPIDER_SENSE_DATA", raising=False)
     monkeypatch.setattr(bench, "cached_features", _features)
     monkeypatch.setattr("spider_sense.extraction.bench.logit_sweep._REQUESTS", 60)
