@@ -29,9 +29,9 @@ class Served:
     """After a preemption: the state of tokens that are computed a second time, for the sake of their blocks alone."""
 
     def goes_on(self, position: int) -> bool:
-        """Return whether a position is the next to fold, past the prompt, and nothing else is owed before it."""
+        """Return whether a position is the next to fold and past the prompt, with nothing owed before it."""
         request = self.case.request
-        fresh = position == request.position and not self.cached and self.again is None
+        fresh = position == request.position and not self.cached
         return fresh and position >= request.prompt_length and position >= request.skip
 
 
@@ -56,8 +56,7 @@ class Step:
     @property
     def decodes(self) -> bool:
         """Whether it computes one token of each request, each the next one of an answer."""
-        one_each = not self.drafts and self.total == len(self.served)
-        return one_each and all(map(Served.goes_on, self.served, self.position_B))
+        return self.total == len(self.served) and all(map(Served.goes_on, self.served, self.position_B))
 
     def rows(self) -> Iterator[tuple[Served, np.ndarray, np.ndarray]]:
         """Yield each request with its rows and their absolute positions."""
