@@ -32,7 +32,7 @@ class Ours:
         self._scratch = bank.new_scratch()
         weights, biases = [site[0] for site in bank.sites], [site[1] for site in bank.sites]
         host = HostSites(weights, biases, EPS) if device.type == "cpu" else None
-        self._host = host if host is not None and rows <= host.rows else None
+        self._host = host if host is not None and rows <= host.few else None
 
     def __call__(self) -> None:
         """Run the step."""

@@ -63,7 +63,8 @@ class Bank:
     Args:
         probes: at least one; their order is the order of the heads.
         device: where the weights live.
-        rows: rows of the raw buffer to begin with; it grows.
+        rows: rows of the raw buffer to begin with; it grows. A graph that is compiled once for all steps needs as
+            many as the largest of them has.
         dtype: of the hidden states; on a GPU, weights for 16-bit ones are split in halves that its tensor cores take.
     """
 
@@ -87,7 +88,7 @@ class Bank:
             site: _pack([probe.maps[site] for probe in own], self.device, split) for site, own in members.items()
         }
         batched = _batched(self.packs) if self.device.type == "cpu" else []
-        self._host = _host_sites([self.packs[site] for site in batched])
+        self._host = _host_sites([self.packs[site] for site in batched], dtype, rows)
         self._host_index = {site: index for index, site in enumerate(batched)}
         raw = self._place_raw(members)
         self._place_logits(raw)
@@ -190,17 +191,16 @@ class Bank:
         """
         pack = self.packs[site]
         weight, bias, mlp_weight, mlp_bias = pack.weight, pack.bias, pack.mlp_weight, pack.mlp_bias
-        host, index, width = self._host, self._host_index.get(site, -1), len(pack.weight)
+        index, width = self._host_index.get(site, -1), len(pack.weight)
+        host = self._host if index >= 0 else None
 
         def read(hidden: Tensor, residual: Tensor | None = None) -> None:
             eager, size = not torch.compiler.is_compiling(), hidden.numel()
             if eager and size > len(self._raw) * width:
                 # Nobody began this pass, which is one over a part of the model: there is nothing to judge.
                 return
-            if eager and index >= 0 and host and size <= host.rows * width:
-                host.put(index, hidden if residual is None else hidden + residual)
-            elif not eager and index >= 0 and host:
-                host.take(index, hidden, residual, self._targets[site])
+            if host and hidden.dtype == host.dtype and size <= (host.few if eager else host.rows) * width:
+                host.put(index, hidden, residual)
             else:
                 out, scratch = self._targets[site], self._scratch
                 score(hidden, weight, bias, mlp_weight, mlp_bias, EPS, out, residual, pack.weight_low, *scratch)
@@ -230,8 +230,9 @@ def _batched(packs: Mapping[Site, SitePack]) -> list[Site]:
     return [site for site in linear if len(packs[site].weight) == len(packs[linear[0]].weight)]
 
 
-def _host_sites(packs: Sequence[SitePack]) -> HostSites | None:
-    return HostSites([pack.weight for pack in packs], [pack.bias for pack in packs], EPS) if packs else None
+def _host_sites(packs: Sequence[SitePack], dtype: torch.dtype, rows: int) -> HostSites | None:
+    weights, biases = [pack.weight for pack in packs], [pack.bias for pack in packs]
+    return HostSites(weights, biases, EPS, dtype, rows) if packs else None
 
 
 def _pack(maps: Sequence[SiteMap], device: torch.device, dtype: torch.dtype) -> SitePack:

@@ -12,6 +12,8 @@ __all__ = ["ACTOR", "Actor", "End", "SwitchOn", "Tell"]
 
 ACTOR = "_spider_sense_actor"
 """Attribute of a scheduler that holds its actor."""
+_WORTH_TELLING = 0.05
+"""Seconds of the guard that are told though there is nothing else to tell: a note a step would cost more than they."""
 End = Callable[[Any, dict[int, Any], str, list[int], str], None]
 """Takes the scheduler, the outputs of the step by client, a request's id, its last tokens and the stop reason."""
 Tell = Callable[[dict[int, Any], Note], None]
@@ -45,6 +47,8 @@ class Actor:
         (self._refusal, self._break), self._end, self._tell = refusal, end, tell
         self._switch_on = switch_on
         self._latest: dict[str, tuple[Findings, int]] = {}
+        self._seconds = 0.0
+        """That the guard took on the host and nobody was told of."""
 
     def update(self, original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:
         """Run the scheduler's own update with the tokens of stopped requests taken away, end those, and patch others.
@@ -90,12 +94,14 @@ class Actor:
         gone = [self._latest.pop(name) for name in list(self._latest) if name not in scheduler.requests]
         note = Note(seconds=0.0, ended=[found.ended(row) for found, row in gone], throttled=[])
         if findings is not None:
-            note["seconds"], note["throttled"] = findings.seconds, list(findings.throttled)
+            self._seconds += findings.seconds
+            note["throttled"] = list(findings.throttled)
             if findings.hushed:
                 note["hushed"] = list(findings.hushed)
             if findings.extraction is not None:
                 note["extraction"] = findings.extraction
-        if any(note.values()):
+        if any(note.values()) or self._seconds > _WORTH_TELLING:
+            note["seconds"], self._seconds = self._seconds, 0.0
             self._tell(outputs, note)
 
     def _answer(self, name: str) -> Mapping[str, Any] | None:

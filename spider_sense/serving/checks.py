@@ -20,7 +20,7 @@ __all__ = ["OP_VERSION", "check_reasoning", "check_settings", "exchange", "graph
 
 CAN: tuple[Action, ...] = ("observe", "flag", "throttle", "omit_reasoning", "verify", "escalate", "patch", "stop")
 """Actions that can be carried out; flag, verify and escalate stand in the answer and in the audit log."""
-OP_VERSION = 2
+OP_VERSION = 3
 """Raised whenever what is compiled into the model's graph changes."""
 
 

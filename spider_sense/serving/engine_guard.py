@@ -10,59 +10,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from spider_sense.errors import MismatchError, SpiderSenseError
 from spider_sense.guard import Guard
-from spider_sense.judge import Case, Judge, Reading
+from spider_sense.judge import Judge
 from spider_sense.policy import Policy
 from spider_sense.scoring import BlockStates, Request, RequestRows, TokenChain
 from spider_sense.serving.asked import asked_of
+from spider_sense.serving.engine_step import Served, Step
 from spider_sense.serving.findings import Findings, findings_of
 from spider_sense.serving.principals import principal_of
 from spider_sense.serving.settings import PATCHED
 
-__all__ = ["EngineGuard", "Step"]
+__all__ = ["EngineGuard"]
 
 _NO_END = 1 << 62
 """Length of a prompt that never ends: every row of such a request is a prompt row."""
-
-
-@dataclass(slots=True)
-class _Served:
-    """A request that the engine runs."""
-
-    case: Case
-    tokens: list[int]
-    """Prompt and accepted tokens."""
-    blocks: list[int]
-    chain: TokenChain | None
-    cached: int = 0
-    """Tokens before its next row that come from cached blocks whose state it has not taken over yet."""
-    again: Request | None = None
-    """After a preemption: the state of tokens that are computed a second time, for the sake of their blocks alone."""
-
-
-@dataclass(slots=True)
-class Step:
-    """A step of the engine on its way."""
-
-    total: int = 0
-    """Packed rows."""
-    order: list[tuple[_Served, np.ndarray, np.ndarray]] = field(default_factory=list)
-    """Requests in the order of their rows, with rows and absolute positions."""
-    drafts: Mapping[str, int] = field(default_factory=dict)
-    """Rows of each request, its last ones, whose tokens may be rejected."""
-    reading: Reading | None = None
-    seconds: float = 0.0
-    """That folding took."""
-
-    def sure(self, served: _Served, rows: np.ndarray) -> int:
-        """Return how many rows of a request are certain before anything is sampled."""
-        return len(rows) - self.drafts.get(served.case.request.id, 0)
 
 
 class EngineGuard:
@@ -78,7 +45,7 @@ class EngineGuard:
         self, judge: Judge, decode: Callable[[Sequence[int]], str] | None = None, longest: int = _NO_END
     ) -> None:
         self.judge, self._decode, self._longest = judge, decode, longest
-        self._served: dict[str, _Served] = {}
+        self._served: dict[str, Served] = {}
         self._blocks: tuple[int, int] | None = None
         self._before: tuple[Guard, Policy] | None = None
         self._step = Step()
@@ -131,7 +98,7 @@ class EngineGuard:
     @property
     def waiting(self) -> bool:
         """Whether a pass has run whose tokens are not known yet."""
-        return bool(self._step.order)
+        return bool(self._step.served)
 
     def begin(self, step: Any) -> None:
         """Take in what the scheduler decided, before the forward pass.
@@ -168,28 +135,23 @@ class EngineGuard:
                 f"the engine packed {starts[len(ids)]} rows for a step of {total} tokens, so they cannot be told "
                 "apart; this version or option of the engine is not supported"
             )
-        for place, name in enumerate(ids):
-            rows = np.arange(int(starts[place]), int(starts[place + 1]))
-            self._step.order.append((self._served[name], rows, rows - rows[0] + int(positions[place])))
+        self._step.served = [self._served[name] for name in ids]
+        self._step.start_B = np.asarray(starts).tolist()
+        self._step.position_B = np.asarray(positions).tolist()
 
     def fold(self) -> Step:
         """Fold the rows that are certain as they are, all but drafts, and start reading; nothing waits for a device."""
         started = time.perf_counter()
         with self._lock:
             step, self._step = self._step, Step()
-            logits_TC, waiting = self.judge.bank.logits(step.total), step.order
-            while waiting:
-                # A request may begin after blocks that another one fills in this very step.
-                ready = [item for item in waiting if self._borrow(item[0])] or waiting
-                batch: list[RequestRows] = []
-                for served, rows, positions in ready:
-                    served.cached = 0  # what is still owed now counts as missing
-                    batch += self._split(served, rows[: step.sure(served, rows)], positions)
-                self.judge.step(logits_TC, batch)
-                done = {id(served) for served, _, _ in ready}
-                waiting = [item for item in waiting if id(item[0]) not in done]
+            logits_TC = self.judge.bank.logits(step.total)
+            if step.decodes:
+                requests = [served.case.request for served in step.served]
+                self.judge.scorer.decode(logits_TC, requests, self._completed(step))
+            else:
+                self._fold_rows(logits_TC, step)
             if not step.drafts:
-                step.reading = self.judge.read([served.case for served, _, _ in step.order])
+                step.reading = self.judge.read([served.case for served in step.served])
             step.seconds = time.perf_counter() - started
             return step
 
@@ -205,21 +167,16 @@ class EngineGuard:
         """
         started = time.perf_counter()
         with self._lock:
-            drafted: list[RequestRows] = []
-            for served, rows, positions in step.order:
-                new = accepted.get(served.case.request.id, ())
-                served.tokens += new
-                sure = step.sure(served, rows)
-                kept = slice(sure, sure + max(0, len(new) - 1))
-                if step.drafts and kept.stop > sure:
-                    drafted += self._split(served, rows[kept], positions[kept])
-                if self.judge.scorer.blocks is not None and served.chain is not None:
-                    self.judge.scorer.blocks.catch_up(served.tokens, served.chain)
+            for served in step.served:
+                served.tokens += accepted.get(served.case.request.id, ())
+            cases = [served.case for served in step.served]
             if step.reading is None:
-                self.judge.step(self.judge.bank.logits(step.total), drafted)
-                step.reading = self.judge.read([served.case for served, _, _ in step.order])
+                self.judge.step(self.judge.bank.logits(step.total), list(self._drafted(step, accepted)))
+                step.reading = self.judge.read(cases)
+            for served in step.served:
+                if self.judge.scorer.blocks is not None and served.chain is not None and served.chain.late:
+                    self.judge.scorer.blocks.catch_up(served.tokens, served.chain)
             stricter = self.judge.decide(step.reading)
-            cases = [served.case for served, _, _ in step.order]
             seconds = step.seconds + time.perf_counter() - started
             return findings_of(cases, seconds, stricter, self.judge.take_counts())
 
@@ -229,7 +186,41 @@ class EngineGuard:
             for name in list(self._served):
                 stack.callback(self._close, name)
 
-    def _split(self, served: _Served, rows: np.ndarray, positions: np.ndarray) -> Iterator[RequestRows]:
+    def _fold_rows(self, logits_TC: Tensor, step: Step) -> None:
+        waiting = list(step.rows())
+        while waiting:
+            # A request may begin after blocks that another one fills in this very step.
+            ready = [item for item in waiting if self._borrow(item[0])] or waiting
+            batch: list[RequestRows] = []
+            for served, rows, positions in ready:
+                served.cached = 0  # what is still owed now counts as missing
+                batch += self._split(served, rows[: step.sure(served, rows)], positions)
+            self.judge.step(logits_TC, batch)
+            done = {id(served) for served, _, _ in ready}
+            waiting = [item for item in waiting if id(item[0]) not in done]
+
+    def _drafted(self, step: Step, accepted: Mapping[str, Sequence[int]]) -> Iterator[RequestRows]:
+        """Yield the rows of drafts that were accepted."""
+        for served, rows, positions in step.rows():
+            sure, new = step.sure(served, rows), accepted.get(served.case.request.id, ())
+            kept = slice(sure, sure + max(0, len(new) - 1))
+            if kept.stop > sure:
+                yield from self._split(served, rows[kept], positions[kept])
+
+    def _completed(self, step: Step) -> np.ndarray | None:
+        """Return the KV block [B] that each row of a decode step is the last token of, or -1."""
+        states = self.judge.scorer.blocks
+        if states is None:
+            return None
+        position_B = np.array(step.position_B)
+        block_B = np.full(len(position_B), -1)
+        for place in np.flatnonzero((position_B + 1) % states.size == 0):
+            served, here = step.served[place], slice(place, place + 1)
+            ended = self._with_blocks(served, served.case.request, position_B[here], position_B[here]).blocks
+            block_B[here] = -1 if ended is None else ended
+        return block_B
+
+    def _split(self, served: Served, rows: np.ndarray, positions: np.ndarray) -> Iterator[RequestRows]:
         """Yield the rows that are computed for the first time, and those that are computed again."""
         request, again = served.case.request, served.again
         positions = positions[: len(rows)]
@@ -242,7 +233,7 @@ class EngineGuard:
                 served.again = None
             yield self._with_blocks(served, request, rows[fresh:], positions[fresh:])
 
-    def _with_blocks(self, served: _Served, request: Request, rows: np.ndarray, positions: np.ndarray) -> RequestRows:
+    def _with_blocks(self, served: Served, request: Request, rows: np.ndarray, positions: np.ndarray) -> RequestRows:
         states, chain = self.judge.scorer.blocks, served.chain
         if states is None or chain is None:
             return RequestRows(request, rows, positions)
@@ -289,13 +280,13 @@ class EngineGuard:
         if self.judge.scorer.blocks is not None:
             chain = TokenChain(f"{self.judge.digest}/{case.request.skip}", self.judge.scorer.blocks.size)
         blocks = list(new.block_ids[0]) if new.block_ids else []
-        self._served[name] = _Served(case, prompt, blocks, chain, cached=new.num_computed_tokens)
+        self._served[name] = Served(case, prompt, blocks, chain, cached=new.num_computed_tokens)
 
-    def _borrow(self, served: _Served) -> bool:
+    def _borrow(self, served: Served) -> bool:
         """Let a request go on from its cached blocks, if it has not yet; return whether it has all that it needs."""
         return not served.cached or self._lend(served, served.case.request, served.cached)
 
-    def _lend(self, served: _Served, request: Request, cached: int) -> bool:
+    def _lend(self, served: Served, request: Request, cached: int) -> bool:
         """Go on from the state of cached blocks; where it is not known they count as missing with the next row."""
         states, chain = self.judge.scorer.blocks, served.chain
         if states is None or chain is None:
@@ -316,7 +307,7 @@ class EngineGuard:
             return True
         return False
 
-    def _compute_again(self, served: _Served, cached: int) -> None:
+    def _compute_again(self, served: Served, cached: int) -> None:
         if served.again is not None:
             self.judge.scorer.close(served.again)
             served.again = None

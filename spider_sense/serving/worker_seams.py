@@ -15,7 +15,8 @@ from spider_sense.judge import Judge
 from spider_sense.serving import patch_seams
 from spider_sense.serving.checks import exchange, graph_of
 from spider_sense.serving.engine_config import serving_of, tokenizer_of
-from spider_sense.serving.engine_guard import EngineGuard, Step
+from spider_sense.serving.engine_guard import EngineGuard
+from spider_sense.serving.engine_step import Step
 from spider_sense.serving.packed_rows import rows_of_batch, rows_of_runner
 from spider_sense.serving.settings import ServingSettings, find_settings
 from spider_sense.serving.taps import attach_taps

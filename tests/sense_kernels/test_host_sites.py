@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from sense_kernels import HostSites, pack_weight, score
 
@@ -29,12 +30,18 @@ class Bank(NamedTuple):
         return logits
 
 
-@pytest.fixture
-def bank() -> Bank:
+def make_bank(dtype: torch.dtype) -> Bank:
     weights = [pack_weight(torch.randn(D, columns)) for columns in COLUMNS]
     biases = [torch.randn(columns) for columns in COLUMNS]
     whole = torch.full((ROWS + 2, sum(COLUMNS)), 9.0)
-    return Bank(HostSites(weights, biases, EPS, ROWS), weights, biases, whole, whole.split(COLUMNS, 1))
+    return Bank(
+        HostSites(weights, biases, EPS, dtype, rows=ROWS + 2, few=ROWS), weights, biases, whole, whole.split(COLUMNS, 1)
+    )
+
+
+@pytest.fixture
+def bank() -> Bank:
+    return make_bank(torch.float32)
 
 
 def close(got: Tensor, want: Tensor) -> None:
@@ -43,7 +50,8 @@ def close(got: Tensor, want: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 5, ROWS])
-def test_all_sites_are_what_each_scores_alone(rows: int, dtype: torch.dtype, bank: Bank) -> None:
+def test_all_sites_are_what_each_scores_alone(rows: int, dtype: torch.dtype) -> None:
+    bank = make_bank(dtype)
     for _ in range(2):
         hidden = [(torch.randn(rows, D) * 5).to(dtype) for _ in COLUMNS]
         for site in (2, 0, 1):
@@ -125,28 +133,40 @@ def test_what_cannot_be_normalised_is_not_a_plausible_logit(bad: float, sites: t
 
 
 def test_more_rows_than_the_buffer_holds_are_refused(bank: Bank) -> None:
-    with pytest.raises(ValueError, match="broadcast"):
-        bank.sites.put(0, torch.randn(ROWS + 1, D))
+    with pytest.raises(RuntimeError, match="must match the existing size"):
+        bank.sites.put(0, torch.randn(ROWS + 3, D))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("residual", [False, True])
-def test_a_graph_holds_few_rows_and_scores_many(residual: bool, dtype: torch.dtype, bank: Bank) -> None:
+def test_a_graph_puts_few_rows_and_many(residual: bool, dtype: torch.dtype) -> None:
     torch.compiler.reset()
+    bank = make_bank(dtype)
 
     def step(hidden: Tensor, more: Tensor | None) -> Tensor:
         for site in range(3):
-            bank.sites.take(site, hidden + site, more, bank.out[site])
+            bank.sites.put(site, hidden[site], more)
         return hidden + 1
 
     compiled = torch.compile(step, backend="inductor", fullgraph=True, dynamic=True)
     for rows in (2, ROWS, ROWS + 2, 5):
-        hidden, more = torch.randn(2, rows, D).to(dtype)
+        hidden, more = torch.randn(3, rows, D).to(dtype), torch.randn(rows, D).to(dtype)
         bank.whole.fill_(9.0)
         torch.testing.assert_close(compiled(hidden, more if residual else None), hidden + 1)
-        assert (bank.whole == 9).all() == (rows <= ROWS)
+        assert (bank.whole == 9).all()
         bank.sites.write(bank.out, bank.whole)
         for site in range(3):
-            close(bank.out[site][:rows], bank.want(site, hidden + site + more if residual else hidden + site))
+            close(bank.out[site][:rows], bank.want(site, hidden[site] + more if residual else hidden[site]))
         assert (bank.whole[rows:] == 9).all()
+
+
+def test_a_graph_writes_into_the_buffer_and_not_into_a_copy_of_it(bank: Bank) -> None:
+    torch.compiler.reset()
+
+    def step(hidden: Tensor) -> Tensor:
+        bank.sites.put(1, hidden, hidden)
+        return hidden * 2
+
+    _, (code,) = run_and_get_code(torch.compile(step, fullgraph=True, dynamic=True), torch.randn(4, D))
+    assert f"empty_strided_cpu(({ROWS + 2}, {D})" not in code

@@ -74,6 +74,21 @@ def test_steps_of_any_size_equal_the_whole_sequence(seed: int, sizes: list[int])
     assert request.coverage == Coverage(scored=LENGTH)
 
 
+def test_decoding_several_requests_at_once_equals_their_whole_sequences() -> None:
+    values, what = [logits(seed) for seed in range(3)], scorer()
+    requests = [opened(what) for _ in values]
+    for request, logits_TC in zip(requests, values, strict=True):
+        give(what, request, logits_TC, range(PROMPT_LENGTH))
+    for position in range(PROMPT_LENGTH, LENGTH):
+        turn = [(place + position) % 3 for place in range(3)]  # as an engine reorders its batch
+        logits_BC = torch.stack([values[place][position] for place in turn])
+        what.decode(logits_BC, [requests[place] for place in turn], None)
+    for request, logits_TC in zip(requests, values, strict=True):
+        torch.testing.assert_close(what.peak([request])[0], whole(logits_TC), rtol=1e-5, atol=1e-5)
+        assert request.coverage == Coverage(scored=LENGTH)
+        assert request.position == LENGTH
+
+
 def test_the_trace_is_the_readout_after_each_token() -> None:
     values, what, token_by_token = logits(), scorer(), scorer()
     request, other = opened(what), opened(token_by_token)

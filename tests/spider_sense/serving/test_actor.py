@@ -1,5 +1,6 @@
 """The scheduler's side: what is stopped never sees its token, what ends carries its verdict, silence is an error."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,6 +175,18 @@ def test_every_request_is_counted_once_however_it_ends(actor: tuple[Actor, Sched
     assert np.isnan(scheduler.told[0]["ended"][1]["margins"]).all()
     update(one, scheduler, None)
     assert len(scheduler.told) == 3
+
+
+def test_what_the_guard_took_is_told_now_and_then_and_none_of_it_is_lost(actor: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = actor
+    scheduler.add("a")
+    for _ in range(9):
+        update(one, scheduler, replace(findings("a"), seconds=0.02), a=[9])
+    assert [note["seconds"] for note in scheduler.told] == [pytest.approx(0.06)] * 3
+    update(one, scheduler, replace(findings("a"), seconds=0.02), a=[9])
+    del scheduler.requests["a"]
+    update(one, scheduler, None)
+    assert [note["seconds"] for note in scheduler.told[3:]] == [pytest.approx(0.02)]
 
 
 def test_a_request_that_is_left_in_its_first_step_is_counted(actor: tuple[Actor, Scheduler]) -> None:

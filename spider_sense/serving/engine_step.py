@@ -1,0 +1,69 @@
+"""A step of an engine on its way: which requests it runs, and the rows of each.
+
+Shape letters: T packed rows, B requests of a step.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from spider_sense.judge import Case, Reading
+from spider_sense.scoring import Request, TokenChain
+
+__all__ = ["Served", "Step"]
+
+
+@dataclass(slots=True)
+class Served:
+    """A request that the engine runs."""
+
+    case: Case
+    tokens: list[int]
+    """Prompt and accepted tokens."""
+    blocks: list[int]
+    chain: TokenChain | None
+    cached: int = 0
+    """Tokens before its next row that come from cached blocks whose state it has not taken over yet."""
+    again: Request | None = None
+    """After a preemption: the state of tokens that are computed a second time, for the sake of their blocks alone."""
+
+    def goes_on(self, position: int) -> bool:
+        """Return whether a position is the next to fold and past the prompt, with nothing owed before it."""
+        request = self.case.request
+        fresh = position == request.position and not self.cached
+        return fresh and position >= request.prompt_length and position >= request.skip
+
+
+@dataclass(slots=True)
+class Step:
+    """A step."""
+
+    total: int = 0
+    """Packed rows T."""
+    drafts: Mapping[str, int] = field(default_factory=dict)
+    """Rows of each request, its last ones, whose tokens may be rejected."""
+    served: list[Served] = field(default_factory=list)
+    """Requests in the order of their rows."""
+    start_B: Sequence[int] = ()
+    """First row of each, and the end of the last; B + 1 numbers."""
+    position_B: Sequence[int] = ()
+    """Absolute position of each one's first row."""
+    reading: Reading | None = None
+    seconds: float = 0.0
+    """That folding took."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it computes one token of each request, each the next one of an answer."""
+        return self.total == len(self.served) and all(map(Served.goes_on, self.served, self.position_B))
+
+    def rows(self) -> Iterator[tuple[Served, np.ndarray, np.ndarray]]:
+        """Yield each request with its rows and their absolute positions."""
+        for place, served in enumerate(self.served):
+            rows = np.arange(self.start_B[place], self.start_B[place + 1])
+            yield served, rows, rows - self.start_B[place] + self.position_B[place]
+
+    def sure(self, served: Served, rows: np.ndarray) -> int:
+        """Return how many rows of a request are certain before anything is sampled."""
+        return len(rows) - self.drafts.get(served.case.request.id, 0)
