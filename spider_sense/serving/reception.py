@@ -38,8 +38,10 @@ class Ask:
         return self._left.is_set()
 
     def on_leave(self, cancel: Callable[[], object]) -> None:
-        """Let something be called when the client leaves before the end of the answer."""
+        """Let something be called when the client leaves before the end of the answer, or now if it has."""
         self._cancels.append(cancel)
+        if self.left:
+            cancel()
 
     def leave(self) -> None:
         """Nobody waits for the answer any more."""

@@ -140,6 +140,8 @@ class _Models(model_manager.ModelManager):  # type: ignore[misc]
 class _Engines(utils.GenerationState):  # type: ignore[misc]
     """Makes the engines that generate."""
 
+    _cb_manager: Any
+
     def __init__(self, served: Served, cb_config: Any, **options: Any) -> None:
         config = cb_config or ContinuousBatchingConfig()
         # The states of a guard do not lie beside the blocks, so what another request computed would go unseen.
@@ -164,15 +166,31 @@ class _InTurn(utils.GenerateManager):  # type: ignore[misc]
         super().__init__()
         self._served = served
 
-    def generate_streaming(self, model: Any, *args: Any, **options: Any) -> Any:
+    def generate_streaming(self, model: Any, processor: Any, inputs: Any, *args: Any, **options: Any) -> Any:
         """Generate for a stream."""
-        return super().generate_streaming(_Judged(model, self._served, ASK.get()), *args, **options)
+        _check_prompt(inputs["input_ids"].tolist())
+        judged = _Judged(model, self._served, ASK.get())
+        return super().generate_streaming(judged, processor, inputs, *args, **options)
 
-    async def generate_non_streaming(self, model: Any, *args: Any, **options: Any) -> Any:
+    async def generate_non_streaming(self, model: Any, processor: Any, inputs: Any, *args: Any, **options: Any) -> Any:
         """Generate for a whole answer."""
+        _check_prompt(inputs["input_ids"].tolist())
         judged = _Judged(model, self._served, ASK.get())
         # The thread that generates ends by itself when the client has left; it must find its future alive.
-        return await asyncio.shield(super().generate_non_streaming(judged, *args, **options))
+        return await asyncio.shield(super().generate_non_streaming(judged, processor, inputs, *args, **options))
+
+
+def _check_prompt(prompts: Sequence[Any]) -> None:
+    """Check that a request is one prompt with something in it; an empty one ends the engine that packs.
+
+    Args:
+        prompts: token ids.
+
+    Raises:
+        HTTPException: if it is not.
+    """
+    if len(prompts) != 1 or not prompts[0] or not isinstance(prompts[0][0], int):
+        raise HTTPException(400, "a request is one prompt of at least one token")
 
 
 class _Judged:
@@ -187,8 +205,6 @@ class _Judged:
         Returns:
             [1, K] token ids; a stopped request has all of its refusal, whatever ended it.
         """
-        if len(input_ids) != 1:
-            raise ConfigError(f"the request has {len(input_ids)} prompts; send each by itself")
         ask, monitor = self._ask, self._served.monitor
         before, passing = monitor.cases, _Passing(streamer, ask)
         try:
@@ -229,33 +245,48 @@ class _Passing:
 class _Packed(utils.CBGenerateManager):  # type: ignore[misc]
     """Generates for all requests at once."""
 
+    _cb: Any
+
     def __init__(self, served: Served, cb_config: Any) -> None:
         super().__init__(cb_config)
         self._served = served
 
     def init_cb(self, model: Any, gen_config: Any) -> None:
         """Start the engine, whose first request says how all of them are sampled."""
-        if self._cb is not None:
-            return
-        super().init_cb(model, gen_config)
-        self._cb._generation_loop_body = functools.partial(self._turn, self._cb._generation_loop_body)
-        self._cb.register_result_handler = functools.partial(self._register, self._cb.register_result_handler)
+        if self._cb is None:
+            super().init_cb(model, gen_config)
+            batching: Any = self._cb
+            batching._generation_loop_body = functools.partial(self._turn, batching._generation_loop_body)
+            batching.register_result_handler = functools.partial(self._register, batching.register_result_handler)
 
-    def generate_streaming(self, *args: Any, request_id: str, **options: Any) -> Any:
+    def generate_streaming(
+        self, model: Any, processor: Any, inputs: Any, *args: Any, request_id: str, **options: Any
+    ) -> Any:
         """Generate for a stream."""
-        self._expect(request_id)
-        return super().generate_streaming(*args, request_id=request_id, **options)
-
-    async def generate_non_streaming(self, *args: Any, request_id: str, **options: Any) -> Any:
-        """Generate for a whole answer."""
-        self._expect(request_id)
-        return await super().generate_non_streaming(*args, request_id=request_id, **options)
-
-    def _expect(self, name: str) -> None:
+        _check_prompt([inputs["input_ids"]])
         ask = ASK.get()
-        self._served.senders[name] = ask.principal
-        ask.on_leave(functools.partial(self._cb.cancel_request, name))
-        ask.on_leave(functools.partial(self._served.senders.pop, name, None))
+        self._served.senders[request_id] = ask.principal
+        started = super().generate_streaming(model, processor, inputs, *args, request_id=request_id, **options)
+        ask.on_leave(functools.partial(self._cancel, request_id))
+        return started
+
+    async def generate_non_streaming(
+        self, model: Any, processor: Any, inputs: Any, *args: Any, request_id: str, **options: Any
+    ) -> Any:
+        """Generate for a whole answer."""
+        _check_prompt([inputs["input_ids"]])
+        self._served.senders[request_id] = ASK.get().principal
+        try:
+            return await super().generate_non_streaming(
+                model, processor, inputs, *args, request_id=request_id, **options
+            )
+        except asyncio.CancelledError:
+            self._cancel(request_id)
+            raise
+
+    def _cancel(self, name: str) -> None:
+        self._cb.cancel_request(name)
+        self._served.senders.pop(name, None)
 
     def _turn(self, original: Callable[..., bool], *args: Any, **options: Any) -> bool:
         """Take a turn of the engine's loop, which goes on while there is nothing to do."""
@@ -279,10 +310,9 @@ class _Packed(utils.CBGenerateManager):  # type: ignore[misc]
 
     def _told(self, ask: Ask, tokens: list[int], sent: int) -> list[int]:
         """Return the tokens of a request with the refusal in the place of the token that followed the breach."""
-        stopped = None if ask.case is None else ask.case.stopped_after
-        if stopped is None:
+        if ask.case is None or ask.case.decision.action != "stop":
             return tokens
-        kept = max(sent, stopped - 1)
+        kept = max(sent, len(tokens) - 1)
         return [*tokens[:kept], *self._served.ending(begun=kept > 0)]
 
 
@@ -299,7 +329,7 @@ class _Answers:
         ask = ASK.get()
         answer = await super().handle_request(body, ask.name)  # type: ignore[misc]
         if isinstance(answer, JSONResponse):
-            return JSONResponse(with_verdict(json.loads(answer.body), self._served.verdict(ask.case)))
+            return JSONResponse(with_verdict(json.loads(bytes(answer.body)), self._served.verdict(ask.case)))
         answer.body_iterator = self._told(answer.body_iterator, ask)
         return answer
 
@@ -355,10 +385,6 @@ def _build(served: Served, original: Callable[..., Any], *args: Any, **options: 
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
-
-    @app.exception_handler(ConfigError)
-    async def refused(_: Any, error: ConfigError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 400)
 
     app.add_middleware(Reception, open_to=OPEN)
     principals = principals_of(served.settings, served.policy, [])
