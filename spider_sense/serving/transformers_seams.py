@@ -8,7 +8,7 @@ port opens; engines that know which case belongs to which request; handlers that
 import asyncio
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers.cli.serve import Serve
 from transformers.cli.serving import chat_completion, completion, model_manager, response, server, utils
 
 from spider_sense.errors import ConfigError
+from spider_sense.serving.bodies import check_body, check_prompt
 from spider_sense.serving.door import THROTTLE, Door, principals_of
 from spider_sense.serving.reception import ASK, Ask, Reception
 from spider_sense.serving.served import Served, with_verdict
@@ -34,27 +35,6 @@ OPEN = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/load_model
 """What can be posted to. Loading loads nothing: it says that the one model is there."""
 _ENDS = ('"finish_reason":"', '"type":"response.completed"')
 """What only an event that ends an answer holds: in whatever a model writes quotes are escaped."""
-_HARMLESS = {
-    "bos_token_id",
-    "do_sample",
-    "epsilon_cutoff",
-    "eos_token_id",
-    "eta_cutoff",
-    "max_length",
-    "max_new_tokens",
-    "min_new_tokens",
-    "min_p",
-    "no_repeat_ngram_size",
-    "pad_token_id",
-    "repetition_penalty",
-    "temperature",
-    "top_k",
-    "top_p",
-    "transformers_version",
-    "typical_p",
-}
-"""Fields of a client's ``generation_config`` that choose among tokens or end an answer. The others reach further: into
-drafts, caches, the number of answers and the order in which logits are changed."""
 
 
 def run(served: Served, source: str, folder: Path, given: Sequence[str]) -> None:
@@ -168,29 +148,16 @@ class _InTurn(utils.GenerateManager):  # type: ignore[misc]
 
     def generate_streaming(self, model: Any, processor: Any, inputs: Any, *args: Any, **options: Any) -> Any:
         """Generate for a stream."""
-        _check_prompt(inputs["input_ids"].tolist())
+        check_prompt(inputs["input_ids"].tolist())
         judged = _Judged(model, self._served, ASK.get())
         return super().generate_streaming(judged, processor, inputs, *args, **options)
 
     async def generate_non_streaming(self, model: Any, processor: Any, inputs: Any, *args: Any, **options: Any) -> Any:
         """Generate for a whole answer."""
-        _check_prompt(inputs["input_ids"].tolist())
+        check_prompt(inputs["input_ids"].tolist())
         judged = _Judged(model, self._served, ASK.get())
         # The thread that generates ends by itself when the client has left; it must find its future alive.
         return await asyncio.shield(super().generate_non_streaming(judged, processor, inputs, *args, **options))
-
-
-def _check_prompt(prompts: Sequence[Any]) -> None:
-    """Check that a request is one prompt with something in it; an empty one ends the engine that packs.
-
-    Args:
-        prompts: token ids.
-
-    Raises:
-        HTTPException: if it is not.
-    """
-    if len(prompts) != 1 or not prompts[0] or not isinstance(prompts[0][0], int):
-        raise HTTPException(400, "a request is one prompt of at least one token")
 
 
 class _Judged:
@@ -263,7 +230,7 @@ class _Packed(utils.CBGenerateManager):  # type: ignore[misc]
         self, model: Any, processor: Any, inputs: Any, *args: Any, request_id: str, **options: Any
     ) -> Any:
         """Generate for a stream."""
-        _check_prompt([inputs["input_ids"]])
+        check_prompt([inputs["input_ids"]])
         ask = ASK.get()
         self._served.senders[request_id] = ask.principal
         started = super().generate_streaming(model, processor, inputs, *args, request_id=request_id, **options)
@@ -274,7 +241,7 @@ class _Packed(utils.CBGenerateManager):  # type: ignore[misc]
         self, model: Any, processor: Any, inputs: Any, *args: Any, request_id: str, **options: Any
     ) -> Any:
         """Generate for a whole answer."""
-        _check_prompt([inputs["input_ids"]])
+        check_prompt([inputs["input_ids"]])
         self._served.senders[request_id] = ASK.get().principal
         try:
             return await super().generate_non_streaming(
@@ -325,7 +292,7 @@ class _Answers:
 
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
         """Answer a request under a name of its own."""
-        _check_body(body)
+        check_body(body)
         ask = ASK.get()
         answer = await super().handle_request(body, ask.name)  # type: ignore[misc]
         if isinstance(answer, JSONResponse):
@@ -351,25 +318,6 @@ class _Completion(_Answers, completion.CompletionHandler):  # type: ignore[misc]
 
 class _Responses(_Answers, response.ResponseHandler):  # type: ignore[misc]
     """``/v1/responses``."""
-
-
-def _check_body(body: Mapping[str, Any]) -> None:
-    """Refuse what would reach the engine past the guard.
-
-    Raises:
-        HTTPException: naming it.
-    """
-    try:
-        config = json.loads(body.get("generation_config") or "{}")
-    except (TypeError, ValueError) as error:
-        raise HTTPException(400, f"generation_config is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise HTTPException(400, "generation_config is not a JSON object")
-    far = sorted(name for name, value in config.items() if name not in _HARMLESS and value is not None)
-    if far:
-        raise HTTPException(400, f"generation_config: {', '.join(far)} cannot be set under a guard; leave it out")
-    if "chat_template" in (body.get("chat_template_kwargs") or ()):
-        raise HTTPException(400, "chat_template cannot be set: the guard's thresholds are those of the model's own")
 
 
 def _build(served: Served, original: Callable[..., Any], *args: Any, **options: Any) -> Any:
