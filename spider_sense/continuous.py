@@ -34,6 +34,7 @@ class ContinuousCalls:
         text: returns a prompt as the audit log is to record it.
         check: called before a request is judged for the first time; what it raises becomes the error of the requests
             of that step.
+        principal: says who sends a request, by the engine's id; None where nobody knows.
     """
 
     def __init__(
@@ -42,15 +43,17 @@ class ContinuousCalls:
         act: Callable[[dict[Hashable, Case]], None],
         text: Callable[[Sequence[int]], str | None],
         check: Callable[[], None],
+        principal: Callable[[str], str | None] | None = None,
     ) -> None:
         self._judge, self._act, self._text, self._check = judge, act, text, check
+        self._principal = principal or (lambda _: None)
         self.cases: dict[str, Case] = {}
         """The latest request of each of the engine's ids; of those that have ended, the latest ``KEPT``."""
         self._running: dict[str, SequenceRows] = {}
 
     def begin(self, sequences: Sequence[SequenceRows]) -> None:
         """Tell new requests from those that run, before the pass in which a new one may bear the id of an old one."""
-        self._sweep({_name(item) for item in sequences})
+        self.sweep({_name(item) for item in sequences})
         for item in sequences:
             self._meet(item)
         self._act(self._acted_on())
@@ -84,7 +87,8 @@ class ContinuousCalls:
             if known is not None:
                 self._close(name)
             self.cases.pop(name, None)
-            self.cases[name] = self._judge.open(name, item.prompt, text=self._text(item.prompt))
+            principal, text = self._principal(name), self._text(item.prompt)
+            self.cases[name] = self._judge.open(name, item.prompt, principal, text)
             self._forget_oldest()
         self._running[name] = item
 
@@ -94,8 +98,12 @@ class ContinuousCalls:
         for name in ended[: max(0, len(self.cases) - KEPT)]:
             del self.cases[name]
 
-    def _sweep(self, computed: Set[str]) -> None:
-        """Close what the engine has ended, or forgotten because it was cancelled; one of this step may have ended."""
+    def sweep(self, computed: Set[str] = frozenset()) -> None:
+        """Close what the engine has ended, or forgotten because it was cancelled.
+
+        Args:
+            computed: requests of the step that begins, which may have ended and are not closed before it.
+        """
         for name, item in list(self._running.items()):
             if name not in computed and item.runs is not None and not item.runs():
                 self._close(name)

@@ -114,6 +114,7 @@ class Judge:
         rows: most rows of a step; where a step may have more, the buffer grows.
         exempt: principals whose requests are scored and recorded, and never acted on.
         watch: looks for extraction; what it reads of a prompt is scored by the same bank, after the guard's heads.
+        on_close: called when a request has ended, however it did.
     """
 
     def __init__(
@@ -128,11 +129,13 @@ class Judge:
         rows: int = 64,
         exempt: Collection[str] = (),
         watch: Watch | None = None,
+        on_close: Callable[[Case], None] | None = None,
     ) -> None:
         _check_spans(guard)
         policy.check_watched(watch is not None)
         self._watch, self._unread = watch, dict[int, Case]()
-        self._audit, self._keep_history, self._on_decision = audit, keep_history, on_decision
+        self._audit, self._keep_history = audit, keep_history
+        self._on_decision, self._on_close = on_decision, on_close
         self._exempt = frozenset(exempt)
         self.bank = Bank(self._probes(guard), device, rows, dtype)
         self._take(guard, policy)
@@ -279,6 +282,8 @@ class Judge:
             self._record(case, "close")
         finally:
             self.scorer.close(case.request)
+            if self._on_close is not None:
+                self._on_close(case)
 
     def _decide(self, case: Case, standing: Standing | None) -> bool:
         decision = self.policy.decide(case.verdicts, standing)

@@ -75,6 +75,8 @@ class Monitor:
         on_step: called after each judged step with the running cases.
         patch: what the action ``patch`` switches on, if the policy names no folder.
         extraction: watches who mines the model, by the principals that ``generate`` is handed; None for nobody.
+        on_close: called when a request has ended, however it did.
+        principal: says who sends a request of continuous batching, by the engine's id; None where nobody knows.
     """
 
     def __init__(
@@ -87,11 +89,13 @@ class Monitor:
         on_step: Callable[[Sequence[Case]], None] | None = None,
         patch: NeuronPatch | None = None,
         extraction: Watch | None = None,
+        on_close: Callable[[Case], None] | None = None,
+        principal: Callable[[str], str | None] | None = None,
     ) -> None:
         self.guard, self.policy = guard, policy or Policy.default()
         self._audit, self._keep_history = audit, keep_history
         self._on_decision, self._on_step = on_decision, on_step
-        self._watch = extraction
+        self._watch, self._on_close, self._principal = extraction, on_close, principal
         self.cases: list[Case] = []
         """The requests of the last ``generate`` call, in the order of its rows."""
         self._attachment: Attachment | None = None
@@ -138,11 +142,14 @@ class Monitor:
             self._on_decision,
             model.dtype,
             watch=self._watch,
+            on_close=self._on_close,
         )
         self._model, self._tokenizer = model, tokenizer
         patch = None if self._patch is None else LivePatch(loaded, self._patch, _alpha(self.policy))
         self._acts = Interventions(self.policy, self.guard, model.device, patch)
-        self._continuous = ContinuousCalls(self._judge, self._acts.act, self._text, self._check_continuous)
+        self._continuous = ContinuousCalls(
+            self._judge, self._acts.act, self._text, self._check_continuous, self._principal
+        )
         bank = self._judge.bank
         readers = {site: bank.tap(site) for site in bank.sites}
         self._attachment = Attachment(
@@ -182,6 +189,13 @@ class Monitor:
     def continuous(self) -> dict[str, Case]:
         """Requests of continuous batching by their id, running and ended."""
         return self._continuous.cases
+
+    def close_ended(self) -> None:
+        """Close the requests of continuous batching that the engine has ended.
+
+        The next step does it as well; an engine that may stay idle calls this between its steps, in their thread.
+        """
+        self._continuous.sweep()
 
     def _name_rows(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Forward:
         return self._call.name_rows(args, kwargs) if self._call else read_forward(args, kwargs)

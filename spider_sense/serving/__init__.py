@@ -1,1 +1,1 @@
-"""Guarding vLLM: the plugin, what it hooks, and what it answers."""
+"""Guarding servers: the plugin for vLLM, what it hooks and what it answers; and the server of transformers."""

@@ -10,13 +10,13 @@ from spider_sense.serving.principals import Principals
 from spider_sense.serving.settings import ServingSettings
 from spider_sense.serving.throttle import Throttle
 
-__all__ = ["PRINCIPAL", "THROTTLE", "Door", "principals_of"]
+__all__ = ["PRINCIPAL", "READING", "THROTTLE", "Door", "principals_of"]
 
 PRINCIPAL: ContextVar[str | None] = ContextVar("spider_sense_principal", default=None)
 """Who sends the request that is being answered; None where nothing tells principals apart, or outside of HTTP."""
 THROTTLE = "spider_sense_throttle"
 """Attribute of the application's state that holds its ``Throttle``, or None."""
-_READING = ("GET", "HEAD", "OPTIONS")
+READING = ("GET", "HEAD", "OPTIONS")
 """Methods that ask no model for anything."""
 
 
@@ -39,7 +39,7 @@ class Door:
             return
         principal = self._principals.principal(scope["headers"])
         throttle: Throttle | None = getattr(scope["app"].state, THROTTLE)
-        if throttle is not None and scope.get("method") not in _READING and (wait := await throttle.wait(principal)):
+        if throttle is not None and scope.get("method") not in READING and (wait := await throttle.wait(principal)):
             await _refuse(scope, send, wait)
             return
         token = PRINCIPAL.set(principal)

@@ -1,4 +1,4 @@
-"""The command that starts a guarded vLLM server. vLLM is not imported, only started."""
+"""What starts a guarded server: the command of vLLM's, which is not imported, and what transformers' own has to be."""
 
 import importlib.util
 import json
@@ -10,17 +10,27 @@ from typing import Any
 
 import yaml
 
-from spider_sense.errors import ConfigError
+from spider_sense.errors import ConfigError, MissingExtraError
 from spider_sense.guard import Guard
 from spider_sense.serving.seams import TESTED
 from spider_sense.serving.settings import ENABLED, KEY, ServingSettings
 
-__all__ = ["check_installed", "serve_command", "serve_environment"]
+__all__ = [
+    "TESTED_TRANSFORMERS",
+    "check_enabled",
+    "check_installed",
+    "check_transformers",
+    "serve_command",
+    "serve_environment",
+    "transformers_options",
+]
 
 PLUGINS = "VLLM_PLUGINS"
 """Environment variable that names the plugins vLLM loads; unset, it loads all but those that add endpoints."""
 GROUPS = ("vllm.general_plugins", "vllm.io_processor_plugins", "vllm.platform_plugins", "vllm.stat_logger_plugins")
 """Entry points that vLLM loads where nothing is named."""
+TESTED_TRANSFORMERS = ("5.19.",)
+"""Versions whose `transformers serve` the guard was tested in, by how they begin."""
 ADDITIONAL, CONFIG = "--additional-config", "--config"
 REVISIONS = ("--revision", "--code-revision", "--tokenizer-revision")
 
@@ -36,6 +46,39 @@ def check_installed() -> None:
             f"vLLM is not installed beside spider-sense; it was tested with {TESTED[0]}x, "
             f"run: pip install 'vllm=={TESTED[0]}*'"
         )
+
+
+def check_transformers() -> None:
+    """Check that transformers' server is there, in a version that was tested.
+
+    Raises:
+        ConfigError: if it is another version: a seam that moved would leave requests unscored.
+        MissingExtraError: if something that it needs is not installed.
+    """
+    from transformers import __version__
+
+    if not __version__.startswith(TESTED_TRANSFORMERS):
+        raise ConfigError(
+            f"the server of transformers {__version__} was not tested with a guard, only that of "
+            f"{', '.join(f'{one}x' for one in TESTED_TRANSFORMERS)}; install a tested version, or serve with vLLM"
+        )
+    for package in ("fastapi", "uvicorn", "openai", "prometheus_client"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "transformers-serve")
+
+
+def check_enabled(given: Mapping[str, str], bare: str) -> None:
+    """Check that the guard is not switched off.
+
+    Args:
+        given: the environment.
+        bare: the command of a server without a guard.
+
+    Raises:
+        ConfigError: if it is.
+    """
+    if given.get(ENABLED, "1") == "0":
+        raise ConfigError(f"{ENABLED}=0 switches the guard off; unset it, or start the server with `{bare}`")
 
 
 def serve_command(
@@ -81,13 +124,24 @@ def serve_environment(given: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ConfigError: if the plugin is switched off there.
     """
-    if given.get(ENABLED, "1") == "0":
-        raise ConfigError(f"{ENABLED}=0 switches the guard off; unset it, or start the server with `vllm serve`")
+    check_enabled(given, "vllm serve")
     if PLUGINS in given:
         named = given[PLUGINS].split(",")
     else:
         named = [entry.name for group in GROUPS for entry in entry_points(group=group)]
     return {**given, PLUGINS: ",".join(dict.fromkeys([*filter(None, named), KEY]))}
+
+
+def transformers_options(guard: Guard, given: Sequence[str]) -> list[str]:
+    """Return the options of `transformers serve`; unless they say otherwise the model runs as the guard was calibrated.
+
+    Args:
+        guard: in force.
+        given: options of `transformers serve`.
+    """
+    certified = guard.manifest.certified
+    mine = ["--dtype", certified[0].dtype] if certified and "--dtype" not in _names(given) else []
+    return [*mine, *given]
 
 
 def _names(given: Sequence[str]) -> set[str]:

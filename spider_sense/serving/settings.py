@@ -12,10 +12,12 @@ from spider_sense.extraction.settings import ExtractionSettings
 from spider_sense.policy import Policy
 from spider_sense.serving.principals import UNKNOWN
 
-__all__ = ["ENABLED", "GUARD", "KEY", "PATCHED", "ServingSettings", "find_settings"]
+__all__ = ["ENABLED", "FIELD", "GUARD", "KEY", "PATCHED", "ServingSettings", "find_settings"]
 
 KEY = "spider_sense"
-"""Key of the settings in vLLM's additional configuration, and of the verdict in an answer's ``kv_transfer_params``."""
+"""Key of the settings in vLLM's additional configuration, and of the verdict in an answer."""
+FIELD = "kv_transfer_params"
+"""Field of an answer, and of the chunk that ends a choice, whose key ``KEY`` holds the verdict."""
 PATCHED = "spider_sense_patched"
 """Attribute of vLLM's steps: the first patched position of each of its requests that is patched."""
 GUARD = "SPIDER_SENSE_GUARD"

@@ -5,13 +5,23 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from spider_sense.serving.choices import Said, verdicts_of
-from spider_sense.serving.settings import KEY
+from spider_sense.serving.settings import FIELD, KEY
 
-__all__ = ["streamed_chat", "streamed_completion"]
+__all__ = ["event_of", "line_of", "streamed_chat", "streamed_completion"]
 
 _DATA, _END = "data: ", "\n\n"
-_FIELD = "kv_transfer_params"
 Lines = Callable[..., AsyncIterator[str]]
+
+
+def event_of(line: str) -> dict[str, Any]:
+    """Return what a server-sent event holds."""
+    event: dict[str, Any] = json.loads(line.removeprefix(_DATA))
+    return event
+
+
+def line_of(event: dict[str, Any]) -> str:
+    """Return a server-sent event."""
+    return f"{_DATA}{json.dumps(event, separators=(',', ':'), ensure_ascii=False)}{_END}"
 
 
 async def streamed_chat(
@@ -79,10 +89,10 @@ class _Verdicts:
         """Return a line with the verdict of the choice that it ends, null if others have one and it has none."""
         if not self._said or not line.startswith(_DATA + "{"):
             return line
-        chunk = json.loads(line.removeprefix(_DATA))
+        chunk = event_of(line)
         # vLLM puts one choice into a chunk.
         ended = [choice["index"] for choice in chunk.get("choices", ()) if choice.get("finish_reason")]
         if not ended:
             return line
-        chunk[_FIELD] = {**(chunk.get(_FIELD) or {}), KEY: self._said.get(ended[0])}
-        return f"{_DATA}{json.dumps(chunk, separators=(',', ':'), ensure_ascii=False)}{_END}"
+        chunk[FIELD] = {**(chunk.get(FIELD) or {}), KEY: self._said.get(ended[0])}
+        return line_of(chunk)

@@ -155,3 +155,18 @@ def test_a_preempted_request_goes_on_where_it_was(
     ):
         said = run(what, prompts, num_blocks=14)
     assert said == [new[: TOKENS - 1] if index == row else new for index, new in enumerate(free)]
+
+
+def test_a_request_is_attributed_and_its_end_is_told(guards: Any, what: LoadedModel) -> None:
+    ended: list[Any] = []
+    guard = guards.guard(what, guards.many_probes())
+    named = Monitor(guard, Policy.shadow(), on_close=ended.append, principal={"req_1": "team-a"}.get)
+    with named.attach(what.model, what.tokenizer) as monitor:
+        run(what, PROMPTS)
+        monitor.close_ended()
+        assert sorted((case.request.id, str(case.request.principal)) for case in ended) == [
+            ("req_0", "None"),
+            ("req_1", "team-a"),
+            ("req_2", "None"),
+        ]
+    assert len(ended) == 3

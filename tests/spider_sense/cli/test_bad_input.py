@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 import yaml
 
 from spider_sense.cli import main
@@ -251,3 +252,33 @@ def test_unknown_option(guard: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     ended = command(("inspect", guard, "--colour"), monkeypatch, capsys)
     assert ended.code == 2
     assert "--colour" in ended.err
+
+
+def test_what_a_server_of_transformers_cannot_be_started_with(
+    refuse: Refuse, guard: Path, tiny_loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastapi", reason="fastapi is not installed; the extra transformers-serve has it")
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", False)
+    monkeypatch.setattr("uvicorn.Server.run", lambda _: pytest.fail("a port was opened"))
+    other = tmp_path / "other"
+    with torch.no_grad():
+        tiny_loaded.model.get_input_embeddings().weight.mul_(2)
+    for part in (tiny_loaded.model, tiny_loaded.tokenizer):
+        part.save_pretrained(other)
+    serve = ("serve", other, "--engine", "transformers", "--guard", guard)
+    assert "made for org/tiny, not for" in refuse(*serve)
+    assert "weight_digest is" in refuse(*serve, "--continuous-batching")
+    assert "'transformer'; did you mean 'transformers'" in refuse("serve", other, "--engine", "transformer", *serve[4:])
+    assert "exempt_principals: transformers' server cannot" in refuse(*serve, "--exempt-principals", "me")
+    assert "--additional-config is an option of vLLM's" in refuse(*serve, "--additional-config", "{}")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text('rules:\n  - {detector: "*", zone: breach, action: throttle}\n')
+    assert "the transformers engine cannot 'throttle'" in refuse(*serve, "--policy", policy)
+    monkeypatch.setenv("SPIDER_SENSE_ENABLED", "0")
+    assert "SPIDER_SENSE_ENABLED=0 switches the guard off" in refuse(*serve)
+    monkeypatch.undo()
+    monkeypatch.setattr("transformers.__version__", "5.20.1")
+    assert "of transformers 5.20.1 was not tested with a guard, only that of 5.19.x" in refuse(*serve)
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "pip install 'spider-sense[transformers-serve]'" in refuse(*serve).replace("\n", "")
