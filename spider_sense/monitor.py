@@ -245,7 +245,9 @@ class Monitor:
         refusal = self._tokenizer(self.policy.refusal, add_special_tokens=False)["input_ids"]
         call = GuardedCall(
             self._judge,
-            self._open_cases(ids, mask_BP, kwargs.pop("principals", None), copies, _asked(options)),
+            self._open_cases(
+                ids, mask_BP, kwargs.pop("principals", None), copies, _asked(options), kwargs.pop("request_id", None)
+            ),
             np.repeat(mask_BP, copies, 0),
             eos_ids,
             refusal,
@@ -293,12 +295,14 @@ class Monitor:
         principals: Sequence[str | None] | None,
         copies: int,
         asked: Asked,
+        name: str | None,
     ) -> list[Case]:
         principals = principals or [None] * len(ids_BP)
         if len(principals) != len(ids_BP):
             raise ConfigError(f"{len(principals)} principals for {len(ids_BP)} prompts; give one for each")
         cases: list[Case] = []
-        name = uuid4().hex[:12]
+        many = name is None or len(ids_BP) * copies > 1
+        name = name or uuid4().hex[:12]
         with ExitStack() as undo:
             for index, principal in enumerate(principals):
                 prompt = ids_BP[index][torch.from_numpy(mask_BP[index])].tolist()
@@ -307,7 +311,7 @@ class Monitor:
                     row = index * copies + copy
                     # Copies of a prompt are one question.
                     told = None if copy else asked
-                    cases.append(self._judge.open(f"{name}-{row}", prompt, principal, text, told))
+                    cases.append(self._judge.open(f"{name}-{row}" if many else name, prompt, principal, text, told))
                     undo.callback(self._judge.scorer.close, cases[-1].request)
             undo.pop_all()
         return cases

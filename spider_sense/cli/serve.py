@@ -1,6 +1,7 @@
 """``spider-sense serve``."""
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,5 +91,5 @@ def _with_transformers(model: str, settings: "ServingSettings", given: list[str]
     from spider_sense.serving.served import Served
     from spider_sense.serving.transformers_seams import run
 
-    served = Served(settings)
-    run(served, model, model_folder(model), transformers_options(served.monitor.guard, given))
+    with closing(Served(settings)) as served:
+        run(served, model, model_folder(model), transformers_options(served.monitor.guard, given))

@@ -31,7 +31,7 @@ class Served:
     def goes_on(self, position: int) -> bool:
         """Return whether a position is the next to fold and past the prompt, with nothing owed before it."""
         request = self.case.request
-        fresh = position == request.position and not self.cached
+        fresh = position == request.position and not self.cached and self.again is None
         return fresh and position >= request.prompt_length and position >= request.skip
 
 
@@ -56,7 +56,8 @@ class Step:
     @property
     def decodes(self) -> bool:
         """Whether it computes one token of each request, each the next one of an answer."""
-        return self.total == len(self.served) and all(map(Served.goes_on, self.served, self.position_B))
+        one_each = list(self.start_B) == list(range(self.total + 1))
+        return one_each and all(map(Served.goes_on, self.served, self.position_B))
 
     def rows(self) -> Iterator[tuple[Served, np.ndarray, np.ndarray]]:
         """Yield each request with its rows and their absolute positions."""

@@ -60,7 +60,8 @@ def check_transformers() -> None:
     if not __version__.startswith(TESTED_TRANSFORMERS):
         raise ConfigError(
             f"the server of transformers {__version__} was not tested with a guard, only that of "
-            f"{', '.join(f'{one}x' for one in TESTED_TRANSFORMERS)}; install a tested version, or serve with vLLM"
+            f"{', '.join(f'{one}x' for one in TESTED_TRANSFORMERS)}; run: pip install "
+            f"'transformers=={TESTED_TRANSFORMERS[0]}*', or serve with vLLM"
         )
     for package in ("fastapi", "uvicorn", "openai", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
@@ -138,7 +139,13 @@ def transformers_options(guard: Guard, given: Sequence[str]) -> list[str]:
     Args:
         guard: in force.
         given: options of `transformers serve`.
+
+    Raises:
+        ConfigError: if they would let the server run past its guard.
     """
+    past = sorted(_names(given).intersection(("--non-blocking", "--cb-use-cuda-graph")))
+    if past:
+        raise ConfigError(f"{', '.join(past)}: the server would run on without its guard; leave it out")
     certified = guard.manifest.certified
     mine = ["--dtype", certified[0].dtype] if certified and "--dtype" not in _names(given) else []
     return [*mine, *given]

@@ -26,6 +26,9 @@ __all__ = ["Served", "with_verdict"]
 
 logger = logging.getLogger(__name__)
 
+_EXPECTED = 1 << 16
+"""Requests whose senders are remembered, the latest ones."""
+
 
 class Served:
     """A guard, and the one model that it is put in front of.
@@ -45,17 +48,15 @@ class Served:
         self.settings, self.policy = settings, settings.load_policy()
         guard = Guard.from_pretrained(settings.guard)
         self._detectors, self._digest = [one.name for one in guard.manifest.detectors], guard.digest
-        self._closing = ExitStack()
-        log = None if settings.audit is None else AuditLog(settings.audit, settings.audit_text)
-        if log is not None:
-            self._closing.callback(log.close)
-        self.senders: dict[str, str | None] = {}
-        """Principals of requests that the engine has not begun, by their names."""
-        self.monitor = Monitor(
-            guard, self.policy, log, on_close=self._count, principal=lambda name: self.senders.pop(name, None)
-        )
-        self._closing.callback(self.monitor.detach)
-        self.front = Front(guard, self.policy, version("spider-sense"))
+        self._senders: dict[str, str | None] = {}
+        with ExitStack() as closing:
+            log = None if settings.audit is None else AuditLog(settings.audit, settings.audit_text)
+            if log is not None:
+                closing.callback(log.close)
+            self.monitor = Monitor(guard, self.policy, log, on_close=self._count, principal=self._senders.get)
+            closing.callback(self.monitor.detach)
+            self.front = Front(guard, self.policy, version("spider-sense"))
+            self._closing = closing.pop_all()
 
     def attach(self, model: Any, tokenizer: Any) -> None:
         """Put the guard in front of a model.
@@ -74,6 +75,12 @@ class Served:
         versions = {name.replace("-", "_"): version(name) for name in ("spider-sense", "transformers")}
         said = about(guard, self.policy, self.settings, versions)
         self.front.said = {**said, "canaries": report(drift)}
+
+    def expect(self, name: str, principal: str | None) -> None:
+        """Remember who sends a request until the engine begins it, which it may do after its client has left."""
+        self._senders[name] = principal
+        if len(self._senders) > _EXPECTED:
+            del self._senders[next(iter(self._senders))]
 
     def at_close(self, end: Callable[[], object]) -> None:
         """Let something be called before the guard is taken away."""

@@ -1,11 +1,10 @@
-"""Every place where transformers' own server is taken hold of. Only seams; nothing else here imports
-``transformers.cli``.
+"""Only seams: where transformers' own server is taken hold of. Nothing imports ``transformers.cli`` but this and
+``transformers_engines``.
 
 ``Serve`` looks its parts up when it is made, and finds those of this module: one model, which is guarded before the
 port opens; engines that know which case belongs to which request; handlers that put the verdict into the answer.
 """
 
-import asyncio
 import functools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -13,21 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse, Response
-from torch import Tensor
-from transformers import ContinuousBatchingConfig
 from transformers.cli.serve import Serve
 from transformers.cli.serving import chat_completion, completion, model_manager, response, server, utils
 
 from spider_sense.errors import ConfigError
-from spider_sense.serving.bodies import check_body, check_prompt
+from spider_sense.serving.bodies import check_body
 from spider_sense.serving.door import THROTTLE, Door, principals_of
 from spider_sense.serving.reception import ASK, Ask, Reception
 from spider_sense.serving.served import Served, with_verdict
 from spider_sense.serving.streams import event_of, line_of
+from spider_sense.serving.transformers_engines import Engines
 
 __all__ = ["run", "seams"]
 
@@ -48,11 +45,8 @@ def run(served: Served, source: str, folder: Path, given: Sequence[str]) -> None
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(Serve)
-    try:
-        with seams(served, folder):
-            app([source, *given], prog_name="spider-sense serve")
-    finally:
-        served.close()
+    with seams(served, folder):
+        app([source, *given], prog_name="spider-sense serve")
 
 
 @contextmanager
@@ -60,7 +54,7 @@ def seams(served: Served, folder: Path) -> Iterator[None]:
     """Let a ``Serve`` that is made meanwhile be guarded."""
     parts: dict[tuple[Any, str], Any] = {
         (model_manager, "ModelManager"): functools.partial(_Models, served, folder),
-        (utils, "GenerationState"): functools.partial(_Engines, served),
+        (utils, "GenerationState"): functools.partial(Engines, served),
         (chat_completion, "ChatCompletionHandler"): functools.partial(_Chat, served),
         (completion, "CompletionHandler"): functools.partial(_Completion, served),
         (response, "ResponseHandler"): functools.partial(_Responses, served),
@@ -115,172 +109,6 @@ class _Models(model_manager.ModelManager):  # type: ignore[misc]
     def shutdown(self) -> None:
         """End the server's guard; called when the last connection is closed."""
         self._served.close()
-
-
-class _Engines(utils.GenerationState):  # type: ignore[misc]
-    """Makes the engines that generate."""
-
-    _cb_manager: Any
-
-    def __init__(self, served: Served, cb_config: Any, **options: Any) -> None:
-        config = cb_config or ContinuousBatchingConfig()
-        # The states of a guard do not lie beside the blocks, so what another request computed would go unseen.
-        config.allow_block_sharing = False
-        super().__init__(cb_config=config, **options)
-        self._served = served
-        served.at_close(self.shutdown)
-
-    def get_manager(self, model_id: str, use_cb: bool = False) -> Any:
-        """Return the engine, made when it is first asked for."""
-        if not use_cb and not self._generate_managers:
-            self._generate_managers[model_id] = _InTurn(self._served)
-        if use_cb and self._cb_manager is None:
-            self._cb_manager, self._cb_model_id = _Packed(self._served, self._cb_config), model_id
-        return super().get_manager(model_id, use_cb)
-
-
-class _InTurn(utils.GenerateManager):  # type: ignore[misc]
-    """Generates for one request at a time."""
-
-    def __init__(self, served: Served) -> None:
-        super().__init__()
-        self._served = served
-
-    def generate_streaming(self, model: Any, processor: Any, inputs: Any, *args: Any, **options: Any) -> Any:
-        """Generate for a stream."""
-        check_prompt(inputs["input_ids"].tolist())
-        judged = _Judged(model, self._served, ASK.get())
-        return super().generate_streaming(judged, processor, inputs, *args, **options)
-
-    async def generate_non_streaming(self, model: Any, processor: Any, inputs: Any, *args: Any, **options: Any) -> Any:
-        """Generate for a whole answer."""
-        check_prompt(inputs["input_ids"].tolist())
-        judged = _Judged(model, self._served, ASK.get())
-        # The thread that generates ends by itself when the client has left; it must find its future alive.
-        return await asyncio.shield(super().generate_non_streaming(judged, processor, inputs, *args, **options))
-
-
-class _Judged:
-    """Stands in the model's place for one request, and finds its case; called in the one thread that generates."""
-
-    def __init__(self, model: Any, served: Served, ask: Ask) -> None:
-        self._model, self._served, self._ask = model, served, ask
-
-    def generate(self, input_ids: Tensor, streamer: Any = None, **options: Any) -> Tensor:
-        """Generate, and let the stream end only when the case is closed.
-
-        Returns:
-            [1, K] token ids; a stopped request has all of its refusal, whatever ended it.
-        """
-        ask, monitor = self._ask, self._served.monitor
-        before, passing = monitor.cases, _Passing(streamer, ask)
-        try:
-            ids = self._model.generate(input_ids, streamer=passing, principals=[ask.principal], **options)
-        finally:
-            if monitor.cases is not before:
-                ask.case = monitor.cases[0]
-        rest = self._unsaid(ids.shape[1] - input_ids.shape[1])
-        if streamer is not None:
-            streamer.put(torch.tensor(rest, dtype=torch.long))
-            streamer.end()
-        return torch.cat((ids, ids.new_tensor([rest])), 1)
-
-    def _unsaid(self, generated: int) -> list[int]:
-        """Return what a stopped request has not said yet of its refusal: it may have ended before, or while it did."""
-        assert self._ask.case is not None
-        stopped = self._ask.case.stopped_after
-        return [] if stopped is None else self._served.ending(begun=stopped > 0)[generated - stopped :]
-
-
-class _Passing:
-    """Hands tokens on while somebody waits for them, and keeps the end of the stream back."""
-
-    def __init__(self, streamer: Any, ask: Ask) -> None:
-        self._streamer, self._ask = streamer, ask
-
-    def put(self, value: Tensor) -> None:
-        """Take the tokens of a step."""
-        if self._ask.left:
-            raise utils._GenerationCancelled
-        if self._streamer is not None:
-            self._streamer.put(value)
-
-    def end(self) -> None:
-        """Do nothing: the last verdict is not known yet."""
-
-
-class _Packed(utils.CBGenerateManager):  # type: ignore[misc]
-    """Generates for all requests at once."""
-
-    _cb: Any
-
-    def __init__(self, served: Served, cb_config: Any) -> None:
-        super().__init__(cb_config)
-        self._served = served
-
-    def init_cb(self, model: Any, gen_config: Any) -> None:
-        """Start the engine, whose first request says how all of them are sampled."""
-        if self._cb is None:
-            super().init_cb(model, gen_config)
-            batching: Any = self._cb
-            batching._generation_loop_body = functools.partial(self._turn, batching._generation_loop_body)
-            batching.register_result_handler = functools.partial(self._register, batching.register_result_handler)
-
-    def generate_streaming(
-        self, model: Any, processor: Any, inputs: Any, *args: Any, request_id: str, **options: Any
-    ) -> Any:
-        """Generate for a stream."""
-        check_prompt([inputs["input_ids"]])
-        ask = ASK.get()
-        self._served.senders[request_id] = ask.principal
-        started = super().generate_streaming(model, processor, inputs, *args, request_id=request_id, **options)
-        ask.on_leave(functools.partial(self._cancel, request_id))
-        return started
-
-    async def generate_non_streaming(
-        self, model: Any, processor: Any, inputs: Any, *args: Any, request_id: str, **options: Any
-    ) -> Any:
-        """Generate for a whole answer."""
-        check_prompt([inputs["input_ids"]])
-        self._served.senders[request_id] = ASK.get().principal
-        try:
-            return await super().generate_non_streaming(
-                model, processor, inputs, *args, request_id=request_id, **options
-            )
-        except asyncio.CancelledError:
-            self._cancel(request_id)
-            raise
-
-    def _cancel(self, name: str) -> None:
-        self._cb.cancel_request(name)
-        self._served.senders.pop(name, None)
-
-    def _turn(self, original: Callable[..., bool], *args: Any, **options: Any) -> bool:
-        """Take a turn of the engine's loop, which goes on while there is nothing to do."""
-        goes_on = original(*args, **options)
-        self._served.monitor.close_ended()
-        return goes_on
-
-    def _register(self, original: Callable[..., None], name: str, callback: Callable[[Any], None]) -> None:
-        """Register who is told of a request's tokens, and tell of the last ones what becomes of a stopped request."""
-        ask, sent = ASK.get(), 0
-
-        def take(output: Any) -> None:
-            nonlocal sent
-            if output.is_finished():
-                ask.case = self._served.monitor.continuous.get(name)
-                output.generated_tokens = self._told(ask, output.generated_tokens, sent)
-            sent = len(output.generated_tokens)
-            callback(output)
-
-        original(name, take)
-
-    def _told(self, ask: Ask, tokens: list[int], sent: int) -> list[int]:
-        """Return the tokens of a request with the refusal in the place of the token that followed the breach."""
-        if ask.case is None or ask.case.decision.action != "stop":
-            return tokens
-        kept = max(sent, len(tokens) - 1)
-        return [*tokens[:kept], *self._served.ending(begun=kept > 0)]
 
 
 class _Answers:

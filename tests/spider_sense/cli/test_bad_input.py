@@ -270,6 +270,7 @@ def test_what_a_server_of_transformers_cannot_be_started_with(
     assert "weight_digest is" in refuse(*serve, "--continuous-batching")
     assert "'transformer'; did you mean 'transformers'" in refuse("serve", other, "--engine", "transformer", *serve[4:])
     assert "exempt_principals: transformers' server cannot" in refuse(*serve, "--exempt-principals", "me")
+    assert "--non-blocking: the server would run on without its guard" in refuse(*serve, "--non-blocking")
     assert "--additional-config is an option of vLLM's" in refuse(*serve, "--additional-config", "{}")
     policy = tmp_path / "policy.yaml"
     policy.write_text('rules:\n  - {detector: "*", zone: breach, action: throttle}\n')

@@ -205,6 +205,48 @@ def test_every_request_gets_its_own_verdict(serve: Serve, guards: Any, tiny: Loa
             check(tiny, guard, text, found)
 
 
+def test_answers_have_the_names_that_the_audit_log_knows_them_by(
+    serve: Serve, guards: Any, tiny: LoadedModel, packed: bool, tmp_path: Path
+) -> None:
+    async def ask(client: Any) -> Any:
+        messages: Any = [{"role": "user", "content": TEXTS[0]}]
+        return await client.chat.completions.create(model="tiny", messages=messages, max_tokens=2)
+
+    with serve(guards.guard(tiny, guards.many_probes()), packed) as address:
+        names = {answer.id for answer in _ask(address, ask, ask)}
+    assert names == {one["request"] for one in _events(tmp_path / "audit.jsonl")}
+
+
+def test_an_answer_that_no_guard_has_judged_is_an_error(
+    serve: Serve, guards: Any, tiny: LoadedModel, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openai import APIError
+
+    from spider_sense.serving.served import Served
+
+    made, attach = [], Served.attach
+
+    def attached(served: Served, *args: Any) -> None:
+        attach(served, *args)
+        made.append(served)
+
+    async def fails(client: Any) -> None:
+        with pytest.raises(APIError):
+            await _chat(TEXTS[0])(client)
+        messages, said = [{"role": "user", "content": TEXTS[0]}], ""
+        with pytest.raises(APIError):
+            async for chunk in await client.chat.completions.create(model="tiny", messages=messages, stream=True):
+                said += chunk.choices[0].delta.content or ""
+        assert not said
+
+    monkeypatch.setattr(Served, "attach", attached)
+    guard = guards.guard(tiny, guards.many_probes())
+    with serve(guard, packed) as address:
+        check(tiny, guard, TEXTS[0], _ask(address, _chat(TEXTS[0]))[0])
+        made[0].monitor.detach()
+        _ask(address, fails)
+
+
 def _get(address: str, path: str = "", body: Any = None) -> str:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address + path, data, {"Content-Type": "application/json"})
@@ -357,7 +399,15 @@ def test_there_is_no_way_past_the_guard(
             for config in ({"num_beams": 2}, {"cache_implementation": "paged"}, {"num_return_sequences": 2}):
                 code, said = refused(path, model="tiny", generation_config=json.dumps(config), **body)
                 assert (code, next(iter(config)) in said) == (400, True)
-        assert refused("/v1/chat/completions", chat_template_kwargs={"chat_template": "w1"}, **chat)[0] == 400
+        for told in ({"chat_template": "w1"}, [["chat_template", "w1"]], {"truncation": True}):
+            assert refused("/v1/chat/completions", chat_template_kwargs=told, **chat)[0] == 400
+        assert refused("/v1/chat/completions", n=2, **chat)[0] == 400
+        assert refused("/v1/chat/completions", messages=[])[0] == 400
+        if packed:
+            long = {"prompt": "w1 " * 500, "max_tokens": 100}
+            assert "do not fit the 512 of the KV cache" in refused("/v1/completions", **long)[1]
+            unbounded = {"prompt": "w1", "generation_config": "{}"}
+            assert "nothing bounds the answer" in refused("/v1/completions", **unbounded)[1]
         assert refused("/v1/completions", prompt="")[0] == 400
         for path in ("/reset", "/v1/audio/transcriptions", "/anything"):
             code, said = refused(path, model="tiny")
