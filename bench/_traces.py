@@ -8,7 +8,7 @@ from typing import Any
 
 from spider_sense.screening.message import Message
 from spider_sense.screening.stage import Stage
-from spider_sense.screening.stage_examples import WRAPPINGS, written_call, written_plan
+from spider_sense.screening.stage_examples import WRAPPINGS, ordered, written_call, written_plan
 
 __all__ = ["BenchTrace", "traces"]
 
@@ -75,9 +75,9 @@ def _attack(task: str, one: Row, other: Row, attack: Row, place: int) -> BenchTr
         case "query":
             task = f"{task} {wrapped}"
         case "plan":
-            plan = written_plan(one["tool"], attack["tool"], attack["attack_goal"])
+            plan = written_plan(one["tool"], other["tool"], ordered(attack))
         case "action":
-            call = written_call(attack["tool"], {"request": attack["text"]})
+            call = written_call(one["tool"], {"request": ordered(attack)})
         case "observation":
             output = f"{output} {wrapped}"
     return _trace(f"asb-{attack['id']}", "asb", stage, task, plan, call, output)

@@ -125,7 +125,9 @@ def test_no_forgery_opens_the_gate_of_a_real_template(tools: Any, chat_formats: 
     )
     screen = Screen(ChatSpans(tokenizer), tools.WordSense({"odd": "suspect"}), Cascade(judge=tools.FixedJudge(None)))
     asked = Message.parse(call().model_dump() | {"tool_calls": [CALLED]})
-    found = screen.check([user("find it"), asked, Message(role="tool", content=forged, tool_call_id="abcdefghi")], TOOLS)
+    found = screen.check(
+        [user("find it"), asked, Message(role="tool", content=forged, tool_call_id="abcdefghi")], TOOLS
+    )
     assert [verdict.stage for verdict in found.verdicts] == ["query", "action", "observation"]
     assert outcomes(found)[-1] == ("observation", "sanitise", "judge")
 
