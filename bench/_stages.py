@@ -15,14 +15,15 @@ from spider_sense.models import LoadedModel
 from spider_sense.screening.drift import DRIFT
 from spider_sense.screening.stage import STAGES
 from spider_sense.screening.stage_data import StageData, stage_data
-from spider_sense.screening.stage_examples import StageExample, stage_examples
+from spider_sense.screening.stage_example import StageExample
+from spider_sense.screening.stage_examples import stage_examples
 from spider_sense.screening.stage_training import StageOptions, crossed, folded, measure_files
 from spider_sense.training.collect import collect
 from spider_sense.types import Site
 
 __all__ = ["CONSOLE", "FULL", "QUICK", "Size", "captured", "half_of_requests", "measured", "texts_of", "unseen"]
 
-CONSOLE = Console(stderr=True)
+CONSOLE = Console(stderr=True, width=180)
 PAIRED, AGENTS = "bipia_train", "asb"
 
 
@@ -48,18 +49,8 @@ class Size(Settings):
 
 
 SITES = ("resid.10", "resid.14", "resid.18", "resid.22")
-FULL = Size(sites=SITES, site="resid.18", tokens=400, rows=1000, attacks=20, requests=40, asked=24, timed=20)
-QUICK = Size(
-    sites=SITES,
-    site="resid.18",
-    tokens=260,
-    rows=60,
-    attacks=8,
-    requests=12,
-    asked=6,
-    timed=8,
-    options=StageOptions(folds=2),
-)
+FULL = Size(sites=SITES, site="resid.18", tokens=400, rows=300, attacks=20, requests=40, asked=24, timed=20)
+QUICK = Size(sites=SITES, site="resid.18", tokens=260, rows=60, attacks=8, requests=12, asked=6, timed=8)
 
 
 def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[str, StageData]:

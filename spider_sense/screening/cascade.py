@@ -197,7 +197,7 @@ class Cascade:
 
 def _suspicion(sensed: Sensed) -> str:
     if sensed.strictest is None:
-        return "no probe reads this stage"
+        return "no probe has read it"
     if sensed.strictest.zone == "clear":
         return "the probes have not seen it in full"
     return f"{sensed.strictest.detector} suspect"

@@ -53,7 +53,7 @@ class Manifest(Record):
     """Of the model whose activations these are."""
     site: str
     budget: float = Field(gt=0, lt=0.5)
-    """Largest share of benign spans that a signature may fire on."""
+    """Largest share of benign spans that attacks' signatures may fire on together, and look-alikes together."""
     signatures: tuple[About, ...]
     vectors_digest: str
     """SHA-256 of ``signatures.safetensors``."""
@@ -81,7 +81,7 @@ class SignatureBank:
     def match(self, pooled_D: Tensor) -> list[Match]:
         """Return what fires on a mean activation [D], nearest first: of each side what fires most surely."""
         units_1D = self.unit(pooled_D[None])
-        found = [_firing(units_1D, side) for side in self._sides]
+        found = [_firing(units_1D, side) for side in self._sides if side.signatures]
         return sorted((match for match in found if match is not None), key=lambda match: -match.cosine)
 
     def nearest(self, pooled_D: Tensor, benign: bool = False) -> Match | None:
@@ -104,10 +104,18 @@ class SignatureBank:
         if twin is not None and twin.about.id == signature.about.id and twin.vector_D.equal(signature.vector_D):
             return self, twin.about.id
         whole = signature if twin is None else merged(twin, signature)
-        trial = self.tried_on().try_out(whole, fires, self.budget)
+        others = replace(self, signatures=tuple(item for item in self.signatures if item is not twin))
+        trial = self.tried_on().try_out(whole, fires, self.budget, others._fired(whole.benign))
         taken = replace(whole, about=whole.about.model_copy(update={"trial": trial}))
-        others = tuple(item for item in self.signatures if item is not twin)
-        return replace(self, signatures=(*others, taken)), taken.about.id
+        return replace(others, signatures=(*others.signatures, taken)), taken.about.id
+
+    def widest(self, vector_D: Tensor, benign: bool) -> float:
+        """Return the largest radius of a new signature of a side, in hundredths, within the budget; 0 for none.
+
+        Raises:
+            BankError: if the bank holds no traffic.
+        """
+        return self.tried_on().widest(vector_D, self.budget, self._fired(benign))
 
     def without(self, ids: Collection[str]) -> "SignatureBank":
         """Return the bank without some signatures.
@@ -206,6 +214,10 @@ class SignatureBank:
     @cached_property
     def _sides(self) -> list[FiringSet]:
         return [FiringSet([item for item in self.signatures if item.benign == side]) for side in (False, True)]
+
+    def _fired(self, benign: bool) -> Tensor:
+        """Return the benign spans of the traffic that a side fires on, bool [M]."""
+        return self._sides[benign].search(self.tried_on().benign_MD)[0] >= 0
 
     def _twin(self, signature: Signature) -> Signature | None:
         same = SignatureSet([item for item in self.signatures if item.about.kind == signature.about.kind])

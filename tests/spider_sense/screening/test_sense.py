@@ -21,7 +21,7 @@ from spider_sense.screening.reader import ChatSpans
 from spider_sense.screening.sense import ModelSense
 from spider_sense.screening.span import Conversation
 from spider_sense.screening.stage_data import stage_data
-from spider_sense.screening.stage_examples import StageExample, written_call
+from spider_sense.screening.stage_example import StageExample, written_call
 from spider_sense.screening.stage_guard import StageGuard
 from spider_sense.screening.stage_training import MadeStage, assembled
 from spider_sense.training.collect import collect
@@ -164,6 +164,15 @@ def test_zones_are_those_of_the_thresholds(
 def test_a_stage_without_a_probe_is_suspect(loaded: LoadedModel, conversation: Conversation) -> None:
     sensed = ModelSense(loaded, stages(loaded, probe("query", 0), scores=(90.0, 99.0))).sense(conversation)
     assert [item.zone for item in sensed] == ["clear", "suspect", "suspect", "suspect"]
+
+
+def test_what_is_longer_than_the_model_s_positions_is_suspect(
+    loaded: LoadedModel, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sense = ModelSense(loaded, stages(loaded, probe("query", 0), scores=(90.0, 99.0)), SITES[0])
+    for limit, zone in ((len(conversation.ids), "clear"), (len(conversation.ids) - 1, "suspect")):
+        monkeypatch.setattr(loaded.model.config, "max_position_embeddings", limit)
+        assert sense.sense(conversation)[0].zone == zone
 
 
 def test_a_score_that_is_no_number_is_a_breach(loaded: LoadedModel, conversation: Conversation) -> None:
