@@ -59,8 +59,8 @@ class Traffic:
         if together > most_within(budget, len(self.benign_MD)):
             others = f" and with the others of the bank on {together}" if together > fired else ""
             raise BankError(
-                f"{name} fires on {fired} of {len(self.benign_MD)} benign spans{others}, above the budget of {budget:g}; "
-                f"{self._advice(signature, budget, before_M)}"
+                f"{name} fires on {fired} of {len(self.benign_MD)} benign spans{others}, above the budget of "
+                f"{budget:g}; {self._advice(signature, budget, before_M)}"
             )
         if not signature.benign:
             return Trial(benign=len(self.benign_MD), fired=fired, attacks=0, excused=0)
