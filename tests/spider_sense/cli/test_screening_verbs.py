@@ -103,6 +103,14 @@ def test_refused_signatures_leave_the_bank_as_it_was(run: Run, bank: Path, files
     assert {path.name: path.read_bytes() for path in bank.iterdir()} == before
 
 
+def test_the_traffic_of_a_refused_signature_is_kept(run: Run, files: dict[str, Path], tmp_path: Path) -> None:
+    given = ("signatures", "add", tmp_path / "new", "--kind", "misuse", "--stage", "query", "--provenance", "tests")
+    with pytest.raises(SpiderSenseError, match="too like ordinary traffic"):
+        run(*given, "--id", "x", "--examples", files["ordinary"], "--traffic", files["traffic"], "--site", "resid.1")
+    assert SignatureBank.from_pretrained(tmp_path / "new").signatures == ()
+    assert "fires on" in run(*given, "--id", "y", "--examples", files["attacks"])
+
+
 def test_a_new_bank_needs_traffic(run: Run, files: dict[str, Path], tmp_path: Path) -> None:
     given = (
         "signatures", "add", tmp_path / "new", "--id", "x", "--kind", "misuse", "--stage", "query", "--examples",

@@ -153,7 +153,7 @@ def test_what_is_sent_is_what_was_screened(screen: Screen) -> None:
     import anyio
     from mcp.types import CallToolResult
 
-    given, sent = {"amount": 5}, []
+    given, sent = {"amount": 5}, list[dict[str, Any]]()
 
     class Watching:
         """Screens, and has the caller's object changed as soon as its call was looked at."""
