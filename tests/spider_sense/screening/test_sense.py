@@ -134,6 +134,14 @@ def test_drift_is_read_where_the_template_opens_turns(loaded: LoadedModel, conve
     assert after.stop == len(conversation.ids)
 
 
+def test_an_opening_that_anybody_could_type_is_none(chat_formats: Any) -> None:
+    tokenizer = chat_formats.format_tokenizer("smollm2")
+    assert opening(tokenizer)
+    plain = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+    tokenizer.chat_template = plain
+    assert opening(tokenizer) == ()
+
+
 def test_without_a_turn_before_there_is_no_drift(loaded: LoadedModel) -> None:
     conversation = read(loaded, [("tool", "news")])
     sensed = ModelSense(loaded, stages(loaded, probe("observation", 0), probe(DRIFT, 1))).sense(conversation)
