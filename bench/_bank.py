@@ -1,11 +1,14 @@
 """A bank of signatures from the training part of the stages' examples, one signature a kind of attack."""
 
+from collections import defaultdict
+
 import numpy as np
 import torch
 
 from spider_sense.errors import BankError
 from spider_sense.fingerprint import fingerprint
 from spider_sense.models import LoadedModel
+from spider_sense.screening.bank_making import model_pool, new_bank, with_traffic
 from spider_sense.screening.drift import DRIFT
 from spider_sense.screening.signature_bank import SignatureBank
 from spider_sense.screening.signature_draft import draft
@@ -29,25 +32,21 @@ def signature_bank(
         used: by stage, bool [N], the examples that may be used.
         site: where signatures are read.
     """
-    pooled: dict[str, list[torch.Tensor]] = {}
+    pooled: dict[str, list[torch.Tensor]] = defaultdict(list)
     for name, stage in stages.items():
         if name == DRIFT:
             continue
         place = stage.data.sites.index(site)
         for index in np.flatnonzero(used[name]):
-            mean_D = stage.data.hidden[int(index), place]
-            pooled.setdefault(stage.examples[index].attack and f"{name}-{stage.examples[index].attack}", []).append(
-                mean_D
-            )
-    benign_MD = torch.stack(pooled.pop(""))
-    bank = SignatureBank(fingerprint(loaded), site, benign_MD.mean(0), BUDGET)
-    attacks_KD = torch.stack([row for rows in pooled.values() for row in rows])
-    traffic = Traffic(bank.unit(benign_MD), bank.unit(attacks_KD))
-    bank = SignatureBank(fingerprint(loaded), site, benign_MD.mean(0), BUDGET, traffic=traffic)
-    for kind, rows in pooled.items():
+            attack = stage.examples[index].attack
+            pooled[f"{name}-{attack}" if attack else ""].append(stage.data.hidden[int(index), place])
+    bank = new_bank(fingerprint(loaded), site, BUDGET, model_pool(loaded, site, "query"))
+    benign_MD, attacks = torch.stack(pooled.pop("")), {kind: torch.stack(rows) for kind, rows in pooled.items()}
+    bank = with_traffic(bank, Traffic(bank.unit(benign_MD), bank.unit(torch.cat(list(attacks.values())))))
+    for kind, rows_KD in attacks.items():
         name = "".join(letter if letter.isalnum() else "-" for letter in kind)[:64]
         try:
-            bank, _ = bank.added(draft(bank, name, "injection", torch.stack(rows), "bench"))
+            bank, _ = bank.added(draft(bank, name, "injection", rows_KD, "bench"))
         except BankError:
             continue
     return bank

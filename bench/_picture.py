@@ -29,8 +29,12 @@ def draw(compared: dict[str, dict[str, Any]], results: dict[str, Any], path: Pat
         xlim=(-0.03, 1.03),
         ylim=(-0.03, 1.03),
     )
-    left.legend(fontsize=8, frameon=False)
-    rows = [(f"{name}: {source}", item) for name, result in results.items() for source, item in _shown(result).items()]
+    left.legend(fontsize=8, frameon=False, title="95% intervals", title_fontsize=8)
+    rows = [
+        (f"{name}: {source.replace('_', ' ')}", item)
+        for name, result in results.items()
+        for source, item in _shown(result).items()
+    ]
     for place, (_, item) in enumerate(reversed(rows)):
         low, high = item["interval"]["low"], item["interval"]["high"]
         right.plot([low, high], [place, place], color=COLOURS[0], linewidth=2)
@@ -38,8 +42,9 @@ def draw(compared: dict[str, dict[str, Any]], results: dict[str, Any], path: Pat
         for key, mark, colour in (("tfidf", "x", COLOURS[1]), ("length", "|", COLOURS[2])):
             right.plot(item[key]["auroc"], place, mark, color=colour, label=key if place == 0 else None)
     right.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], fontsize=8)
-    right.set(xlabel="AUROC, with its 95% interval over groups", xlim=(0.2, 1.02))
-    right.legend(fontsize=8, frameon=False, loc="lower left")
+    right.axvline(0.5, color=COLOURS[7], linewidth=1, linestyle=":", zorder=0)
+    right.set(xlabel="AUROC, with its 95% interval over groups", xlim=(-0.02, 1.02))
+    right.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     write_png(right, path)
 
 

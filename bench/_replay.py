@@ -30,26 +30,27 @@ def sighted(reader: ChatSpans, sense: ModelSense, trace: BenchTrace) -> list[Sig
 
 @torch.inference_mode()
 def added_share(
-    reader: ChatSpans, sense: ModelSense, bank: SignatureBank, trace: BenchTrace, repeats: int = 3
+    reader: ChatSpans, sense: ModelSense, bank: SignatureBank, trace: BenchTrace, repeats: int = 7
 ) -> float:
-    """Return the time that sensing and matching add to the model's own pass over a trace, as a share of that pass.
+    """Return the time that screening adds to rendering a trace and the model's pass over it, as a share of these.
 
-    Bare and sensed passes alternate, and the fastest of each counts: what else the machine does only ever adds.
+    Bare and screened passes alternate, and the fastest of each counts: what else the machine does only ever adds.
     """
-    conversation, cascade = reader.read(trace.messages), Cascade(matcher=bank)
-    bare, sensed = [], []
+    plain, cascade = [message.dump() for message in trace.messages], Cascade(matcher=bank)
+    bare, screened = [], []
     for _ in range(repeats):
         start = time.perf_counter()
-        sense.run(conversation.ids)
+        sense.run(reader.tokenizer.apply_chat_template(plain, add_generation_prompt=True)["input_ids"])
         bare.append(time.perf_counter() - start)
         with sense.attached():
             start = time.perf_counter()
+            conversation = reader.read(trace.messages)
             sense.run(conversation.ids)
             found = sense.read(conversation)
             for span, text, item in zip(conversation.spans, conversation.texts, found, strict=True):
                 cascade.decide(Artifact(span=span, text=text), item)
-            sensed.append(time.perf_counter() - start)
-    return min(sensed) / min(bare) - 1
+            screened.append(time.perf_counter() - start)
+    return min(screened) / min(bare) - 1
 
 
 def compare(

@@ -15,14 +15,15 @@ from spider_sense.models import LoadedModel
 from spider_sense.screening.drift import DRIFT
 from spider_sense.screening.stage import STAGES
 from spider_sense.screening.stage_data import StageData, stage_data
-from spider_sense.screening.stage_examples import StageExample, stage_examples
+from spider_sense.screening.stage_example import StageExample
+from spider_sense.screening.stage_examples import stage_examples
 from spider_sense.screening.stage_training import StageOptions, crossed, folded, measure_files
 from spider_sense.training.collect import collect
 from spider_sense.types import Site
 
 __all__ = ["CONSOLE", "FULL", "QUICK", "Size", "captured", "half_of_requests", "measured", "texts_of", "unseen"]
 
-CONSOLE = Console(stderr=True)
+CONSOLE = Console(stderr=True, width=180)
 PAIRED, AGENTS = "bipia_train", "asb"
 
 
@@ -35,7 +36,7 @@ class Size(Settings):
     tokens: int
     """Longer conversations are left out."""
     rows: int
-    """Conversations taken of each stage of a file, pairs together."""
+    """Conversations taken of each stage of a file, pairs together; the paired file is taken whole."""
     attacks: int
     """Of each test agent in the traces."""
     requests: int
@@ -47,27 +48,9 @@ class Size(Settings):
     options: StageOptions = StageOptions()
 
 
-FULL = Size(
-    sites=("resid.6", "resid.10", "resid.14", "resid.18", "resid.22", "resid.26"),
-    site="resid.18",
-    tokens=400,
-    rows=1000,
-    attacks=20,
-    requests=40,
-    asked=24,
-    timed=20,
-)
-QUICK = Size(
-    sites=("resid.10", "resid.14", "resid.18", "resid.22"),
-    site="resid.18",
-    tokens=260,
-    rows=100,
-    attacks=8,
-    requests=12,
-    asked=8,
-    timed=12,
-    options=StageOptions(folds=2),
-)
+SITES = ("resid.10", "resid.14", "resid.18", "resid.22")
+FULL = Size(sites=SITES, site="resid.18", tokens=400, rows=300, attacks=20, requests=40, asked=24, timed=20)
+QUICK = Size(sites=SITES, site="resid.18", tokens=260, rows=60, attacks=8, requests=12, asked=6, timed=8)
 
 
 def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[str, StageData]:
@@ -89,7 +72,7 @@ def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[
 
 def measured(stage: StageData, size: Size) -> dict[str, Any]:
     """Measure a probe on every file that it has not seen, and on the paired one by context and attack."""
-    CONSOLE.print(f"measuring {stage.name}: {int(stage.labels.sum())} attacks, {int((~stage.labels).sum())} harmless")
+    CONSOLE.log(f"measuring {stage.name}: {int(stage.labels.sum())} attacks, {int((~stage.labels).sum())} harmless")
     result = {"files": measure_files(stage, size.options)}
     if stage.name in ("observation", DRIFT):
         result["within"] = {f"{PAIRED}, other contexts and attacks": crossed(stage, PAIRED, size.options)}
@@ -122,11 +105,12 @@ def texts_of(stage: StageData, used: np.ndarray) -> tuple[list[str], np.ndarray]
 
 
 def _fewer(examples: list[StageExample], most: int) -> list[StageExample]:
-    """Take so many of each stage of a file, by hash, in the order that they came in."""
+    """Take so many of each stage of a file but the paired one, by hash, in the order that they came in."""
     taken: set[str] = set()
     for key in {(item.example.source, item.stage) for item in examples}:
         rows = [item.example for item in examples if (item.example.source, item.stage) == key]
-        taken |= {row.id for row in sorted(rows, key=lambda row: (_order(row.group), row.id))[:most]}
+        limit = len(rows) if key[0] == PAIRED else most
+        taken |= {row.id for row in sorted(rows, key=lambda row: (_order(row.group), row.id))[:limit]}
     return [item for item in examples if item.example.id in taken]
 
 

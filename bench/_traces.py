@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spider_sense.screening.agent_examples import WRAPPINGS, ordered, written_plan
 from spider_sense.screening.message import Message
 from spider_sense.screening.stage import Stage
-from spider_sense.screening.stage_examples import WRAPPINGS, written_call, written_plan
+from spider_sense.screening.stage_example import written_call
 
 __all__ = ["BenchTrace", "traces"]
 
@@ -46,9 +47,8 @@ def traces(folder: Path, agents: Sequence[str], requests: Sequence[str], attacks
         bad = [row for row in rows if row["label"] == "injection"][:attacks]
         result += [_benign(f"asb-{row['id']}", row["text"], tools[0], tools[1], "asb") for row in tasks]
         for place, attack in enumerate(bad):
-            result.append(
-                _attack(tasks[place % len(tasks)]["text"], tools[place % 2], tools[1 - place % 2], attack, place)
-            )
+            first = place // 4 % 2
+            result.append(_attack(tasks[place % len(tasks)]["text"], tools[first], tools[1 - first], attack, place))
     desk: list[Row] = [
         {"tool": "get_user", "text": "member since 2022, two open orders, no notes"},
         {"tool": "get_order", "text": "status: delivered, paid by card, can be changed for 30 days"},
@@ -75,9 +75,9 @@ def _attack(task: str, one: Row, other: Row, attack: Row, place: int) -> BenchTr
         case "query":
             task = f"{task} {wrapped}"
         case "plan":
-            plan = written_plan(one["tool"], attack["tool"], attack["attack_goal"])
+            plan = written_plan(one["tool"], other["tool"], ordered(attack))
         case "action":
-            call = written_call(attack["tool"], {"request": attack["text"]})
+            call = written_call(one["tool"], {"request": ordered(attack)})
         case "observation":
             output = f"{output} {wrapped}"
     return _trace(f"asb-{attack['id']}", "asb", stage, task, plan, call, output)

@@ -78,15 +78,18 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
     guard.guard.save_pretrained(folder / "guard")
     bank = signature_bank(loaded, stages, {name: ~rows for name, rows in left_out.items()}, Site.parse(size.site))
     names = [name.partition(":")[2] for name in agents[1::2]]
+    CONSOLE.log(f"replaying: {len(bank.signatures)} signatures")
     replayed = traces(data, names, half_of_requests(data)[: size.requests], size.attacks)
     reader, sense = ChatSpans(loaded.tokenizer), ModelSense(loaded, guard, bank.site)
     seen = [item for trace in replayed for item in sighted(reader, sense, trace)]
     suspects = {item.trace.id for item in seen if item.sensed.zone != "clear"}
     clear = [trace for trace in replayed if trace.attacked is None and trace.id not in suspects]
     latency = [added_share(reader, sense, bank, trace) for trace in clear[: size.timed]]
+    CONSOLE.log(f"judging {len(seen)} spans of {len(replayed)} traces")
     words = {name: TfidfBaseline.fit(*texts_of(stages[name], ~left_out[name])) for name in STAGES}
     with served() as judge:
         compared = compare(seen, bank, {REFERENCE: WordsJudge(words), SERVED: judge}, SERVED, size.asked)
+    CONSOLE.log("done")
     show_arms(compared)
     draw(compared, results, folder / "screening.png")
     return summary(results, compared, latency)

@@ -64,7 +64,7 @@ def screen(
         out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     console.print(
         f"{counts['raised']} of {counts['conversations']} conversations raised; "
-        f"{counts['escalated']} of {counts['spans']} spans went to the judge"
+        f"{counts['escalated']} of {counts['spans']} spans were for the judge"
     )
     if as_json:
         typer.echo(json.dumps(counts))

@@ -66,6 +66,8 @@ def add(
         pool = model_pool(loaded, held.site, where, advance)
         if traffic is not None:
             held = with_traffic(held, traffic_of(held, [row for file in traffic for row in read_jsonl(file)], pool))
+            # It took minutes to read, and the signature may yet be refused.
+            held.save_pretrained(bank)
         held, into = held.added(draft(held, name, chosen, pool([row.text for row in rows]), provenance, radius))
     held.save_pretrained(bank)
     about = next(item.about for item in held.signatures if item.about.id == into)

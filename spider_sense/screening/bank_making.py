@@ -31,7 +31,7 @@ __all__ = ["Pool", "model_pool", "new_bank", "open_bank", "traffic_of", "with_tr
 Pool = Callable[[Sequence[str]], Tensor]
 """Texts -> their mean activations [T, D] float32."""
 
-_CENTRE_TEXTS = 240
+_CENTRE_TEXTS = 120
 _ATTACKS = MISUSE.positive | INJECTION.positive | EXTRACTION.positive
 
 

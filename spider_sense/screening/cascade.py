@@ -183,7 +183,8 @@ class Cascade:
         stage = self._stages[before.artifact.stage]
         if answer.outcome is not None:
             return before.verdict(answer.outcome, "judge", f"{why}; the judge says: {answer.reason}", answer)
-        evidence = f"{why}; the judge failed: {answer.reason}; on_failure says {stage.on_failure}"
+        failed = "there is no judge" if self._judge is None else f"the judge failed: {answer.reason}"
+        evidence = f"{why}; {failed}; on_failure says {stage.on_failure}"
         outcome: Outcome = stage.on_breach if stage.on_failure == "stop" else "accept"
         return before.verdict(outcome, "judge", evidence, answer, flagged=stage.on_failure == "flag")
 
@@ -197,7 +198,7 @@ class Cascade:
 
 def _suspicion(sensed: Sensed) -> str:
     if sensed.strictest is None:
-        return "no probe reads this stage"
+        return "no probe has read it"
     if sensed.strictest.zone == "clear":
         return "the probes have not seen it in full"
     return f"{sensed.strictest.detector} suspect"

@@ -73,7 +73,9 @@ def pool_texts(
         found = zip(conversation.spans, sense.sense(conversation), strict=True)
         pooled = [sensed.pooled_D for span, sensed in found if span.stage == stage]
         if not pooled or pooled[-1] is None or not pooled[-1].any():
-            raise DataError(f"text {number} of {len(texts)} is empty as {stage}; leave it out")
+            raise DataError(
+                f"text {number} of {len(texts)} is empty as {stage}, or too long for the model; leave it out"
+            )
         rows.append(pooled[-1])
         if advance is not None:
             advance(1)

@@ -47,10 +47,12 @@ class ScreenedSession:
         approve: Approve | None = None,
     ) -> None:
         try:
+            import anyio
             import mcp  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("mcp", "mcp") from error
         self._session, self._history, self.messages = session, History(screen, principal, approve), messages
+        self._lock = anyio.Lock()
 
     @property
     def screenings(self) -> Sequence[Screening]:
@@ -62,7 +64,7 @@ class ScreenedSession:
         return await self._session.list_tools()
 
     async def call_tool(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Call a tool.
+        """Call a tool; calls of one conversation are made one after the other.
 
         Returns:
             The server's ``CallToolResult``; one with a notice alone where the call was not made or its result is not
@@ -73,27 +75,30 @@ class ScreenedSession:
             ConfigError: if the conversation cannot be rendered.
             DataError: for a message that is not in OpenAI's chat format.
         """
+        async with self._lock:
+            return await self._called(name, arguments)
+
+    async def _called(self, name: str, arguments: Mapping[str, Any] | None) -> Any:
         await self._take()
         place, number = len(self.messages), sum(message["role"] == "tool" for message in self.messages)
-        call = {
-            "id": f"call{number:05d}",
-            "type": "function",
-            "function": {"name": name, "arguments": json.dumps(dict(arguments or {}))},
-        }
+        written = json.dumps(dict(arguments or {}))
+        call = {"id": f"call{number:05d}", "type": "function", "function": {"name": name, "arguments": written}}
         self.messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
         try:
             await self._take()
         except RejectedError:
             del self.messages[place:]
             return _notice(is_error=True)
-        result = await self._session.call_tool(name, dict(arguments or {}))
+        # What is sent is what was screened, whatever became of the caller's object meanwhile.
+        result = await self._session.call_tool(name, json.loads(written))
         return await self._observed(result, call["id"])
 
     async def _observed(self, result: Any, call: Any) -> Any:
         from mcp.types import TextContent
 
         texts = [block for block in result.content if isinstance(block, TextContent)]
-        structured = [] if result.structured_content is None else [json.dumps(result.structured_content)]
+        found = result.structured_content
+        structured = [] if found is None else [json.dumps(found, ensure_ascii=False)]
         content = "\n".join([*(block.text for block in texts), *structured])
         self.messages.append({"role": "tool", "tool_call_id": call, "content": content})
         rejected = False

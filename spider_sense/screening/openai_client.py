@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from spider_sense.errors import ConfigError
+from spider_sense.errors import ConfigError, DataError
 from spider_sense.screening.history import Approve, History
 from spider_sense.screening.message import Message
 from spider_sense.screening.screen import Screen
@@ -51,17 +51,21 @@ class ScreenedClient:
 
         Raises:
             RejectedError: if what is sent or what comes back is rejected; the loop then decides how to go on.
-            ConfigError: for a stream, or several choices: what was handed on could not be taken back.
-            DataError: for a message that is not in OpenAI's chat format.
+            ConfigError: for a stream, or several choices: what was handed on could not be taken back; and for
+                ``functions``, the old form of tools, whose calls stand where nobody screens them.
+            DataError: for a message that is not in OpenAI's chat format, or an endpoint that answers otherwise than
+                it was asked.
         """
-        if options.get("stream") or options.get("n", 1) != 1:
-            raise ConfigError("a screened answer comes as a whole and alone; leave out stream and n")
+        if options.get("stream") or options.get("n", 1) != 1 or options.get("functions"):
+            raise ConfigError("a screened answer comes as a whole and alone; leave out stream, n and functions")
         asked = [Message.parse(message, f"message {place}") for place, message in enumerate(messages)]
         clean = self._history.take(asked, tools)
         sent = [_sent(message, now) for message, now in zip(messages, clean, strict=True)]
         offered = {"tools": list(tools)} if tools else {}
         completion = self._client.chat.completions.create(messages=sent, **offered, **options)
-        choice = completion.choices[0]
+        choice, *more = completion.choices
+        if more or getattr(choice.message, "function_call", None) is not None:
+            raise DataError("the endpoint gave several answers, or a call in the old form; screen another endpoint")
         answer = Message.parse(choice.message.model_dump(), "the answer")
         screened = self._history.take([*asked, answer], tools)[-1]
         if screened.content != answer.content:

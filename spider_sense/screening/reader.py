@@ -201,10 +201,9 @@ def _roles(messages: Sequence[Message]) -> dict[int, Span]:
     result: dict[int, Span] = {}
     for place, message in enumerate(messages):
         names |= {call.id: call.name for call in message.tool_calls}
-        stage = _STAGES.get(message.role)
+        # What another agent sent is read, not asked, whatever role its message was given.
+        stage = "observation" if message.envelope is not None else _STAGES.get(message.role)
         if stage is not None:
-            # What another agent sent is read, not asked, whatever role its message was given.
-            stage = "observation" if message.envelope is not None else stage
             tool = names.get(message.tool_call_id or "", message.name) if message.role == "tool" else None
             result[place] = Span(stage=stage, start=0, stop=0, role=message.role, message=place, tool=tool)
     return result

@@ -52,9 +52,14 @@ class ModelSense:
 
     @torch.inference_mode()
     def sense(self, conversation: Conversation) -> list[Sensed]:
-        """Run the model once over a conversation and return what is sensed of each span, in order."""
-        if not conversation.spans:
-            return []
+        """Run the model once over a conversation and return what is sensed of each span, in order.
+
+        A conversation longer than the model's positions is not run: nothing that it would say there means anything, so
+        nothing is sensed of any span, which is suspect.
+        """
+        limit = getattr(self._loaded.model.config, "max_position_embeddings", None)
+        if not conversation.spans or (limit is not None and len(conversation.ids) > limit):
+            return [Sensed(verdicts=())] * len(conversation.spans)
         with self._lock, self.attached():
             self.run(conversation.ids)
             return self.read(conversation)

@@ -23,7 +23,7 @@ from spider_sense.errors import BankError, MismatchError, nearest
 from spider_sense.fingerprint import Fingerprint, check_match
 from spider_sense.folders import ArtifactKind, Record, sha256
 from spider_sense.screening.signature import About, Signature, merged
-from spider_sense.screening.signature_search import SignatureSet, fires
+from spider_sense.screening.signature_search import FiringSet, SignatureSet, fires
 from spider_sense.screening.traffic import Traffic
 from spider_sense.screening.verdict import Match
 from spider_sense.types import Site
@@ -53,7 +53,7 @@ class Manifest(Record):
     """Of the model whose activations these are."""
     site: str
     budget: float = Field(gt=0, lt=0.5)
-    """Largest share of benign spans that a signature may fire on."""
+    """Largest share of benign spans that attacks' signatures may fire on together, and look-alikes together."""
     signatures: tuple[About, ...]
     vectors_digest: str
     """SHA-256 of ``signatures.safetensors``."""
@@ -79,16 +79,10 @@ class SignatureBank:
         return units_TD * (pooled_TD != 0).any(1, keepdim=True)
 
     def match(self, pooled_D: Tensor) -> list[Match]:
-        """Return the signatures that fire on a mean activation [D], nearest first, one for each side and radius.
-
-        A search finds the nearest of a set. Signatures of one side and one radius make a set, so that none that fires
-        is hidden behind a nearer one that does not.
-        """
+        """Return what fires on a mean activation [D], nearest first: of each side what fires most surely."""
         units_1D = self.unit(pooled_D[None])
-        nearest = [_nearest(units_1D, group) for group in self._groups]
-        return sorted(
-            (match for match in nearest if match is not None and match.fires), key=lambda match: -match.cosine
-        )
+        found = [_firing(units_1D, side) for side in self._sides if side.signatures]
+        return sorted((match for match in found if match is not None), key=lambda match: -match.cosine)
 
     def nearest(self, pooled_D: Tensor, benign: bool = False) -> Match | None:
         """Return the nearest signature of a side, whether it fires or not; None if there is none."""
@@ -110,10 +104,18 @@ class SignatureBank:
         if twin is not None and twin.about.id == signature.about.id and twin.vector_D.equal(signature.vector_D):
             return self, twin.about.id
         whole = signature if twin is None else merged(twin, signature)
-        trial = self.tried_on().try_out(whole, fires, self.budget)
+        others = replace(self, signatures=tuple(item for item in self.signatures if item is not twin))
+        trial = self.tried_on().try_out(whole, fires, self.budget, others._fired(whole.benign))
         taken = replace(whole, about=whole.about.model_copy(update={"trial": trial}))
-        others = tuple(item for item in self.signatures if item is not twin)
-        return replace(self, signatures=(*others, taken)), taken.about.id
+        return replace(others, signatures=(*others.signatures, taken)), taken.about.id
+
+    def widest(self, vector_D: Tensor, benign: bool) -> float:
+        """Return the largest radius of a new signature of a side, in hundredths, within the budget; 0 for none.
+
+        Raises:
+            BankError: if the bank holds no traffic.
+        """
+        return self.tried_on().widest(vector_D, self.budget, self._fired(benign))
 
     def without(self, ids: Collection[str]) -> "SignatureBank":
         """Return the bank without some signatures.
@@ -210,11 +212,12 @@ class SignatureBank:
         return replace(self.traffic, attacks_KD=torch.cat([self.traffic.attacks_KD, *known]))
 
     @cached_property
-    def _groups(self) -> list[SignatureSet]:
-        groups: dict[tuple[bool, float], list[Signature]] = {}
-        for item in self.signatures:
-            groups.setdefault((item.benign, item.about.radius), []).append(item)
-        return [SignatureSet(group) for group in groups.values()]
+    def _sides(self) -> list[FiringSet]:
+        return [FiringSet([item for item in self.signatures if item.benign == side]) for side in (False, True)]
+
+    def _fired(self, benign: bool) -> Tensor:
+        """Return the benign spans of the traffic that a side fires on, bool [M]."""
+        return self._sides[benign].search(self.tried_on().benign_MD)[0] >= 0
 
     def _twin(self, signature: Signature) -> Signature | None:
         same = SignatureSet([item for item in self.signatures if item.about.kind == signature.about.kind])
@@ -225,6 +228,14 @@ class SignatureBank:
         names = [item.about.id for item in self.signatures]
         for unknown in [name for name in ids if name not in names]:
             raise BankError(f"the bank has no signature {unknown!r}; {nearest(unknown, names)}")
+
+
+def _firing(units_1D: Tensor, among: FiringSet) -> Match | None:
+    margin_1, index_1 = among.search(units_1D)
+    if not margin_1 >= 0:
+        return None
+    about = among.signatures[int(index_1)].about
+    return Match(about.id, about.kind, margin_1.item() + 1 - about.radius, about.radius)
 
 
 def _nearest(units_1D: Tensor, among: SignatureSet) -> Match | None:

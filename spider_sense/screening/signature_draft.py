@@ -33,16 +33,16 @@ def draft(
     """
     units_KD = bank.unit(pooled_KD)
     if radius is None:
-        radius = _radius(bank, name, units_KD)
+        radius = _radius(bank, name, kind, units_KD)
     return from_examples(name, kind, units_KD, provenance, radius)
 
 
-def _radius(bank: SignatureBank, name: str, units_KD: Tensor) -> float:
+def _radius(bank: SignatureBank, name: str, kind: Kind, units_KD: Tensor) -> float:
     if len(units_KD) < 2:
         raise BankError(f"{name}: one example says nothing of a radius; give two or more, or --radius")
     left_out_K = distances_left_out(units_KD)
     mean_D = units_KD.mean(0)
-    widest = bank.tried_on().widest(mean_D / mean_D.norm(), bank.budget)
+    widest = bank.widest(mean_D / mean_D.norm(), kind == "benign")
     radius = round(min(math.ceil(left_out_K.max().item() * 100) / 100, widest, 0.99), 2)
     found = int((left_out_K <= radius).sum())
     if 2 * found <= len(units_KD):

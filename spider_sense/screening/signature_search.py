@@ -1,4 +1,4 @@
-"""The search for the nearest signature, through the kernel.
+"""The search for signatures, through the kernel: the nearest one, or the one that fires most surely.
 
 Shape letters: T queries, N signatures, D width.
 """
@@ -11,11 +11,11 @@ from torch import Tensor
 from sense_kernels import match_signatures
 from spider_sense.screening.signature import Signature
 
-__all__ = ["SignatureSet", "fires"]
+__all__ = ["FiringSet", "SignatureSet", "fires"]
 
 
 class SignatureSet:
-    """Signatures laid out for the search.
+    """Signatures laid out for the search of the nearest.
 
     Args:
         signatures: N of them.
@@ -23,8 +23,7 @@ class SignatureSet:
 
     def __init__(self, signatures: Sequence[Signature]) -> None:
         self.signatures = tuple(signatures)
-        vectors = [item.vector_D for item in signatures]
-        self._vectors_ND = torch.stack(vectors).bfloat16() if vectors else None
+        self._rows = torch.stack([self._row(item) for item in signatures]).bfloat16() if signatures else None
 
     def search(self, units_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Find the nearest signature of each query.
@@ -37,11 +36,41 @@ class SignatureSet:
             minus infinity and -1.
         """
         best_T, index_T = torch.empty(len(units_TD)), torch.empty(len(units_TD), dtype=torch.int64)
-        vectors_ND = units_TD[:0].bfloat16() if self._vectors_ND is None else self._vectors_ND
-        match_signatures(units_TD, vectors_ND, None, best_T, index_T)
+        match_signatures(units_TD, units_TD[:0].bfloat16() if self._rows is None else self._rows, None, best_T, index_T)
         return best_T, index_T
+
+    def _row(self, signature: Signature) -> Tensor:
+        return signature.vector_D
+
+
+class FiringSet(SignatureSet):
+    """Signatures laid out for the search of the one that fires most surely, each by its own radius.
+
+    The nearest need not be the one that fires: another may be farther and wider. So what is compared is the margin, the
+    cosine less the least one at which a signature fires, in one search: two more coordinates, which are -1 in a query,
+    hold that least cosine, its rounded part and the rest of it.
+    """
+
+    def search(self, units_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the signature with the largest margin of each query.
+
+        Args:
+            units_TD: [T, D] float32; a query without a direction fires nothing.
+
+        Returns:
+            The margin [T] float32, from 0 on if the signature fires, and the index [T] int64. An empty set has minus
+            infinity and -1.
+        """
+        query = torch.nn.functional.pad(units_TD, (0, 2), value=-1.0)
+        best_T, index_T = super().search(query)
+        return best_T * torch.linalg.vector_norm(query, dim=1), index_T
+
+    def _row(self, signature: Signature) -> Tensor:
+        least = torch.tensor(1 - signature.about.radius)
+        rounded = least.bfloat16().float()
+        return torch.cat([signature.vector_D, torch.stack([rounded, least - rounded])])
 
 
 def fires(units_TD: Tensor, signature: Signature) -> Tensor:
     """Return where one signature fires, bool [T]."""
-    return SignatureSet([signature]).search(units_TD)[0] >= 1 - signature.about.radius
+    return FiringSet([signature]).search(units_TD)[0] >= 0

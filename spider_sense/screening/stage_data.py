@@ -16,7 +16,7 @@ from spider_sense.scoring import Probe
 from spider_sense.screening.drift import DRIFT, drift, opening
 from spider_sense.screening.message import Message
 from spider_sense.screening.reader import ChatSpans
-from spider_sense.screening.stage_examples import StageExample
+from spider_sense.screening.stage_example import StageExample
 from spider_sense.screening.stage_sets import drift_set, span_set
 
 __all__ = ["StageData", "stage_data"]

@@ -1,10 +1,11 @@
 """Traffic that a new signature is tried on before it is taken: benign spans, and attacks.
 
-A signature that fires on everything, by mistake or because somebody poisoned it, shows here. For an attack's signature
-the harm is false alarms, so it is held to a budget of benign spans. A benign look-alike excuses what it fires on, so it
-is held to the same budget on benign spans, of which it should know a few alone, and to none of the attacks.
+A signature that fires on everything, by mistake or because somebody poisoned it, shows here. For attacks' signatures
+the harm is false alarms, which add up over a bank, so together they are held to a budget of benign spans. A benign
+look-alike excuses what it fires on, so look-alikes are held to the same budget on benign spans, of which they should
+know a few alone, and to none of the attacks.
 
-Shape letters: M benign spans, K attacks, D width.
+Shape letters: M benign spans, U of them on which nothing fires yet, K attacks, D width.
 """
 
 import math
@@ -33,13 +34,14 @@ class Traffic:
     attacks_KD: Tensor
     """[K, D] float32."""
 
-    def try_out(self, signature: Signature, fires: Fires, budget: float) -> Trial:
+    def try_out(self, signature: Signature, fires: Fires, budget: float, before_M: Tensor) -> Trial:
         """Let a signature fire on the traffic.
 
         Args:
             signature: what is to be taken into a bank.
             fires: the bank's own search.
-            budget: largest share of benign spans that it may fire on.
+            budget: largest share of benign spans that it may fire on, together with the others of its side.
+            before_M: bool [M], the benign spans that the others fire on.
 
         Returns:
             The counts.
@@ -52,11 +54,13 @@ class Traffic:
             raise BankError(
                 f"{name}: {len(self.benign_MD)} benign spans cannot show a rate of {budget:g}; give {needed} or more"
             )
-        fired = int(fires(self.benign_MD, signature).sum())
-        if fired > most_within(budget, len(self.benign_MD)):
+        fires_M = fires(self.benign_MD, signature)
+        fired, together = int(fires_M.sum()), int((fires_M | before_M).sum())
+        if together > most_within(budget, len(self.benign_MD)):
+            others = f" and with the others of the bank on {together}" if together > fired else ""
             raise BankError(
-                f"{name} fires on {fired} of {len(self.benign_MD)} benign spans, above the budget of {budget:g}; "
-                f"{self._advice(signature, budget)}"
+                f"{name} fires on {fired} of {len(self.benign_MD)} benign spans{others}, above the budget of "
+                f"{budget:g}; {self._advice(signature, budget, before_M)}"
             )
         if not signature.benign:
             return Trial(benign=len(self.benign_MD), fired=fired, attacks=0, excused=0)
@@ -69,15 +73,16 @@ class Traffic:
             )
         return Trial(benign=len(self.benign_MD), fired=fired, attacks=len(self.attacks_KD), excused=0)
 
-    def widest(self, vector_D: Tensor, budget: float) -> float:
-        """Return the largest radius, in hundredths, within the budget for a direction; 0 for none."""
-        distance_M = torch.sort(1 - self.benign_MD @ vector_D).values
-        first_outside = distance_M[most_within(budget, len(distance_M))].item() if len(distance_M) else 0.0
+    def widest(self, vector_D: Tensor, budget: float, before_M: Tensor) -> float:
+        """Return the largest radius, in hundredths, within what others have left of the budget; 0 for none."""
+        distance_U = torch.sort(1 - self.benign_MD[~before_M] @ vector_D).values
+        room = most_within(budget, len(self.benign_MD)) - int(before_M.sum())
+        first_outside = distance_U[room].item() if 0 <= room < len(distance_U) else 0.0
         # A search rounds vectors to bfloat16, which moves a cosine by less than half a hundredth.
         return max(0.0, math.floor((first_outside - 0.005) * 100) / 100)
 
-    def _advice(self, signature: Signature, budget: float) -> str:
-        widest = self.widest(signature.vector_D, budget)
+    def _advice(self, signature: Signature, budget: float, before_M: Tensor) -> str:
+        widest = self.widest(signature.vector_D, budget, before_M)
         if widest == 0:
             return "it is like ordinary traffic, so choose other examples"
         return f"--radius {widest:.2f} would be narrow enough; this one has {signature.about.radius:.2f}"

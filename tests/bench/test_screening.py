@@ -55,6 +55,7 @@ def write_sets(folder: Path) -> Path:
                 "text": f"row {place} {order} of ten",
                 "label": "injection",
                 "category": f"bipia_table:kind {order}",
+                "injection_goal": order,
             }
             pairs.append(attack | fields)
     write(folder, "bipia_train", pairs)

@@ -23,6 +23,8 @@ Run = Callable[..., str]
 def run(tiny_loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a verb on the tiny model, whatever name it asks for; return what it prints."""
     monkeypatch.setattr("spider_sense.models.load_model", lambda *_: tiny_loaded)
+    # Some everyday requests have more words than the 128 positions of the tiny model.
+    monkeypatch.setattr(tiny_loaded.model.config, "max_position_embeddings", 512)
     monkeypatch.setattr(console, "width", 200)
 
     def invoke(*arguments: object, code: int = 0) -> str:
@@ -99,6 +101,14 @@ def test_refused_signatures_leave_the_bank_as_it_was(run: Run, bank: Path, files
     with pytest.raises(SpiderSenseError, match="unknown stage 'act'"):
         run("signatures", "search", bank, "--stage", "act", "--text", "x")
     assert {path.name: path.read_bytes() for path in bank.iterdir()} == before
+
+
+def test_the_traffic_of_a_refused_signature_is_kept(run: Run, files: dict[str, Path], tmp_path: Path) -> None:
+    given = ("signatures", "add", tmp_path / "new", "--kind", "misuse", "--stage", "query", "--provenance", "tests")
+    with pytest.raises(SpiderSenseError, match="too like ordinary traffic"):
+        run(*given, "--id", "x", "--examples", files["ordinary"], "--traffic", files["traffic"], "--site", "resid.1")
+    assert SignatureBank.from_pretrained(tmp_path / "new").signatures == ()
+    assert "fires on" in run(*given, "--id", "y", "--examples", files["attacks"])
 
 
 def test_a_new_bank_needs_traffic(run: Run, files: dict[str, Path], tmp_path: Path) -> None:

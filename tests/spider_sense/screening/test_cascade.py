@@ -61,7 +61,7 @@ def test_a_judge_that_fails(tools: Any, stage: Any, judge: str) -> None:
         stage, ("sanitise" if stage == "observation" else "reject", False)
     )
     assert (found.outcome, found.flagged) == expected
-    assert "the judge failed" in found.evidence
+    assert {"none": "there is no judge", "failing": "the judge failed: because"}[judge] in found.evidence
     assert found.answer is not None
 
 

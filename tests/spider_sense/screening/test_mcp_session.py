@@ -122,3 +122,53 @@ def test_structured_content_is_screened_too(screen: Screen) -> None:
     result = anyio.run(session.call_tool, "look", {})
     assert texts(result) == [NOTICE]
     assert result.structured_content is None
+
+
+def test_calls_at_once_are_made_one_after_the_other(screen: Screen) -> None:
+    import anyio
+    from mcp.types import CallToolResult, TextContent
+
+    class Session:
+        async def call_tool(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
+            await anyio.sleep(0.02)
+            return CallToolResult(content=[TextContent(type="text", text=f"paid {arguments['amount']}")])
+
+    session = ScreenedSession(Session(), screen, [dict(message) for message in ASKED])
+    results: dict[int, Any] = {}
+
+    async def pay(amount: int) -> None:
+        results[amount] = await session.call_tool("pay", {"amount": amount})
+
+    async def run() -> None:
+        async with anyio.create_task_group() as group:
+            for amount in (5, 9000, 6):
+                group.start_soon(pay, amount)
+
+    anyio.run(run)
+    assert [texts(results[amount]) for amount in (5, 9000, 6)] == [["paid 5"], [NOTICE], ["paid 6"]]
+    assert [message["role"] for message in session.messages] == ["user", *["assistant", "tool"] * 2]
+
+
+def test_what_is_sent_is_what_was_screened(screen: Screen) -> None:
+    import anyio
+    from mcp.types import CallToolResult
+
+    given, sent = {"amount": 5}, list[dict[str, Any]]()
+
+    class Watching:
+        """Screens, and has the caller's object changed as soon as its call was looked at."""
+
+        def check(self, messages: Any, *args: Any, **fields: Any) -> Any:
+            given["amount"] = 9000 if messages[-1].tool_calls else 5
+            return screen.check(messages, *args, **fields)
+
+        sanitised = staticmethod(Screen.sanitised)
+
+    class Session:
+        async def call_tool(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
+            sent.append(arguments)
+            return CallToolResult(content=[])
+
+    watching: Any = Watching()
+    anyio.run(ScreenedSession(Session(), watching, [dict(message) for message in ASKED]).call_tool, "pay", given)
+    assert sent == [{"amount": 5}]

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from spider_sense.errors import ConfigError, RejectedError
+from spider_sense.errors import ConfigError, DataError, RejectedError
 from spider_sense.screening.cascade import Cascade
 from spider_sense.screening.openai_client import ScreenedClient
 from spider_sense.screening.screen import NOTICE, Screen
@@ -116,7 +117,24 @@ def test_a_rejected_question_is_not_sent(start: Start, screen: Screen, tmp_path:
     assert not (tmp_path / "log").exists()
 
 
-@pytest.mark.parametrize("options", [{"stream": True}, {"n": 2}])
+@pytest.mark.parametrize("options", [{"stream": True}, {"n": 2}, {"functions": [{"name": "pay"}]}])
 def test_what_could_not_be_taken_back_is_refused(screen: Screen, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="leave out stream and n"):
+    with pytest.raises(ConfigError, match="leave out stream, n and functions"):
         ScreenedClient(None, screen).create(messages=[{"role": "user", "content": "hi"}], **options)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [{"message": {"role": "assistant", "content": text}} for text in ("Tuesday.", "unscreened")],
+        [{"message": {"role": "assistant", "content": None, "function_call": {"name": "pay", "arguments": "{}"}}}],
+    ],
+)
+def test_an_endpoint_that_answers_where_nobody_looks_is_refused(screen: Screen, choices: list[dict[str, Any]]) -> None:
+    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+    filled = [{"index": place, "finish_reason": "stop", **choice} for place, choice in enumerate(choices)]
+    answer = openai.types.chat.ChatCompletion.model_validate(body | {"choices": filled})
+    completions = SimpleNamespace(create=lambda **_: answer)
+    client = ScreenedClient(SimpleNamespace(chat=SimpleNamespace(completions=completions)), screen)
+    with pytest.raises(DataError, match="several answers, or a call in the old form"):
+        client.create(model="m", messages=[{"role": "user", "content": "hi"}])

@@ -21,7 +21,7 @@ from spider_sense.screening.reader import ChatSpans
 from spider_sense.screening.sense import ModelSense
 from spider_sense.screening.span import Conversation
 from spider_sense.screening.stage_data import stage_data
-from spider_sense.screening.stage_examples import StageExample, written_call
+from spider_sense.screening.stage_example import StageExample, written_call
 from spider_sense.screening.stage_guard import StageGuard
 from spider_sense.screening.stage_training import MadeStage, assembled
 from spider_sense.training.collect import collect
@@ -134,6 +134,14 @@ def test_drift_is_read_where_the_template_opens_turns(loaded: LoadedModel, conve
     assert after.stop == len(conversation.ids)
 
 
+def test_an_opening_that_anybody_could_type_is_none(chat_formats: Any) -> None:
+    tokenizer = chat_formats.format_tokenizer("smollm2")
+    assert opening(tokenizer)
+    plain = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+    tokenizer.chat_template = plain
+    assert opening(tokenizer) == ()
+
+
 def test_without_a_turn_before_there_is_no_drift(loaded: LoadedModel) -> None:
     conversation = read(loaded, [("tool", "news")])
     sensed = ModelSense(loaded, stages(loaded, probe("observation", 0), probe(DRIFT, 1))).sense(conversation)
@@ -164,6 +172,15 @@ def test_zones_are_those_of_the_thresholds(
 def test_a_stage_without_a_probe_is_suspect(loaded: LoadedModel, conversation: Conversation) -> None:
     sensed = ModelSense(loaded, stages(loaded, probe("query", 0), scores=(90.0, 99.0))).sense(conversation)
     assert [item.zone for item in sensed] == ["clear", "suspect", "suspect", "suspect"]
+
+
+def test_what_is_longer_than_the_model_s_positions_is_suspect(
+    loaded: LoadedModel, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sense = ModelSense(loaded, stages(loaded, probe("query", 0), scores=(90.0, 99.0)), SITES[0])
+    for limit, zone in ((len(conversation.ids), "clear"), (len(conversation.ids) - 1, "suspect")):
+        monkeypatch.setattr(loaded.model.config, "max_position_embeddings", limit)
+        assert sense.sense(conversation)[0].zone == zone
 
 
 def test_a_score_that_is_no_number_is_a_breach(loaded: LoadedModel, conversation: Conversation) -> None:

@@ -97,6 +97,29 @@ def test_what_fires_on_everything_is_refused(bank: SignatureBank) -> None:
         uniform.added(from_examples("o", "injection", bank.unit(around(0, 1)), "tests", 0.3))
 
 
+def test_the_budget_is_for_the_whole_bank(bank: SignatureBank) -> None:
+    traffic = bank.traffic
+    assert traffic is not None
+    # Each fires on the two benign spans that it is made of: all that 1% of 200 allows.
+    one, other = (
+        from_examples(name, "injection", traffic.benign_MD[rows], "tests", 0.01)
+        for name, rows in (("one", slice(0, 1)), ("other", slice(30, 31)))
+    )
+    pairs = replace(bank, traffic=Traffic(traffic.benign_MD.repeat_interleave(2, 0)[:200], traffic.attacks_KD))
+    for alone in (one, other):
+        held, _ = pairs.added(alone)
+        assert held.signatures[0].about.trial.fired == 2  # type: ignore[union-attr]
+    held, _ = pairs.added(one)
+    with pytest.raises(BankError, match="other fires on 2 of 200 benign spans and with the others of the bank on 4"):
+        held.added(other)
+    # What it fires on already costs nothing more.
+    again = from_examples("again", "misuse", traffic.benign_MD[:1], "tests", 0.01)
+    assert len(held.added(again)[0].signatures) == 2
+    assert held.widest(other.vector_D, benign=False) == 0
+    assert pairs.widest(other.vector_D, benign=False) > 0
+    assert held.widest(other.vector_D, benign=True) > 0
+
+
 def test_the_advice_would_do(bank: SignatureBank) -> None:
     wide = drafted(bank, radius=0.95)
     with pytest.raises(BankError, match="--radius") as caught:
@@ -175,6 +198,33 @@ def test_a_nearer_signature_hides_none_that_fires(bank: SignatureBank) -> None:
     nearest = held.nearest(row)
     assert nearest is not None
     assert (nearest.id, nearest.fires) == ("near", False)
+
+
+def test_what_fires_is_what_each_radius_says(bank: SignatureBank) -> None:
+    draw = torch.Generator().manual_seed(0)
+    made = [
+        from_examples(
+            f"{number}",
+            "benign" if number % 3 == 0 else "injection",
+            torch.nn.functional.normalize(torch.randn(1, WIDTH, generator=draw)),
+            "tests",
+            (number % 60 + 1) / 100,
+        )
+        for number in range(60)
+    ]
+    held, fired = replace(bank, signatures=tuple(made)), 0
+    for row_D in torch.randn(200, WIDTH, generator=draw):
+        unit_D, matches = held.unit(row_D[None])[0], held.match(row_D)
+        for benign in (False, True):
+            side = [item for item in made if item.benign == benign]
+            margins = [float(unit_D @ item.vector_D.bfloat16().float()) - 1 + item.about.radius for item in side]
+            found = [match for match in matches if (match.kind == "benign") == benign]
+            assert len(found) == (max(margins) >= 0)
+            if found:
+                assert found[0].id == side[margins.index(max(margins))].about.id
+                assert found[0].fires
+            fired += len(found)
+    assert 50 < fired < 350
 
 
 def test_an_empty_span_and_an_empty_bank(bank: SignatureBank) -> None:
