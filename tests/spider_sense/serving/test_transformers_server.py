@@ -231,14 +231,18 @@ def test_an_answer_that_no_guard_has_judged_is_an_error(
         attach(served, *args)
         made.append(served)
 
+    async def listen(client: Any, said: list[str]) -> None:
+        messages, told = [{"role": "user", "content": TEXTS[0]}], {"max_tokens": NEW, "stream": True}
+        async for chunk in await client.chat.completions.create(model="tiny", messages=messages, **told):
+            said.append(chunk.choices[0].delta.content or "")
+
     async def fails(client: Any) -> None:
         with pytest.raises(APIError):
             await _chat(TEXTS[0])(client)
-        messages, said = [{"role": "user", "content": TEXTS[0]}], ""
+        said: list[str] = []
         with pytest.raises(APIError):
-            async for chunk in await client.chat.completions.create(model="tiny", messages=messages, stream=True):
-                said += chunk.choices[0].delta.content or ""
-        assert not said
+            await listen(client, said)
+        assert not any(said)
 
     monkeypatch.setattr(Served, "attach", attached)
     guard = guards.guard(tiny, guards.many_probes())
