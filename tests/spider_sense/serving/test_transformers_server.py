@@ -234,7 +234,7 @@ def test_an_answer_that_no_guard_has_judged_is_an_error(
     async def listen(client: Any, said: list[str]) -> None:
         messages, told = [{"role": "user", "content": TEXTS[0]}], {"max_tokens": NEW, "stream": True}
         async for chunk in await client.chat.completions.create(model="tiny", messages=messages, **told):
-            said.append(chunk.choices[0].delta.content or "")
+            said += [chunk.choices[0].delta.content or ""]
 
     async def fails(client: Any) -> None:
         with pytest.raises(APIError):
@@ -252,6 +252,7 @@ def test_an_answer_that_no_guard_has_judged_is_an_error(
             monkeypatch.setattr(Monitor, "continuous", {})
         else:
             made[0].monitor.detach()
+        slowed(monkeypatch)  # so that tokens arrive one by one
         _ask(address, fails)
 
 
