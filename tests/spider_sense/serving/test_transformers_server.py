@@ -239,6 +239,8 @@ def test_an_answer_that_no_guard_has_judged_is_an_error(
     async def fails(client: Any) -> None:
         with pytest.raises(APIError):
             await _chat(TEXTS[0])(client)
+
+    async def fails_as_a_stream(client: Any) -> None:
         said: list[str] = []
         with pytest.raises(APIError):
             await listen(client, said)
@@ -254,6 +256,7 @@ def test_an_answer_that_no_guard_has_judged_is_an_error(
             made[0].monitor.detach()
         slowed(monkeypatch)  # so that tokens arrive one by one
         _ask(address, fails)
+        _ask(address, fails_as_a_stream)
 
 
 def _get(address: str, path: str = "", body: Any = None) -> str:
