@@ -86,5 +86,5 @@ def calibrated(detector: TieredDetector) -> TieredDetector:
     """Return a detector with thresholds at 1% for every tier, on 300 honest principals of 96 requests."""
     states = detector.replay(honest(300, 10_000, 96)).states
     budget = Budget(own=0.01, level=0.01, group=0.01)
-    thresholds = Calibration.fit(states["own"], states["level"], [""] * len(states), budget=budget)
+    thresholds = Calibration.fit(states["own"], states["level"], [""] * len(states), states["count"], budget=budget)
     return replace(detector, calibration=thresholds)

@@ -68,6 +68,8 @@ class ExtractionManifest(Record):
     """None before calibration."""
     strata: dict[str, int] = Field(default_factory=dict)
     """Honest principals of calibration, by tenant type."""
+    horizons: dict[str, int] = Field(default_factory=dict)
+    """Requests that calibration covers, by tenant type."""
     tensors_digest: str = ""
 
 
@@ -173,6 +175,7 @@ class Artifact:
             principals=population.principals,
             budget=None if calibration is None else calibration.budget,
             strata={name: len(values) for name, values in strata.items()},
+            horizons={} if calibration is None else dict(calibration.horizons),
         )
 
 
@@ -244,4 +247,4 @@ def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray])
         tier: {stratum: arrays[f"maxima.{tier}.{stratum}"] for stratum in manifest.strata} for tier in tiers
     }
     maxima["group"] = {EVERYBODY: arrays[f"maxima.group.{EVERYBODY}"]}
-    return Calibration(maxima, manifest.budget)
+    return Calibration(maxima, manifest.budget, manifest.horizons)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,25 +14,11 @@ from spider_sense.extraction.layout import LinkKind
 from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.rows import Row
 from spider_sense.extraction.sketch import Sketch
+from spider_sense.pooling import Pooled
 
 __all__ = ["Encoder", "Read", "hidden_of"]
 
-
-class Means(Protocol):
-    """Mean hidden states and lengths of prompts."""
-
-    @property
-    def hidden_ND(self) -> NDArray[np.float32]:
-        """[N, D]"""
-        ...
-
-    @property
-    def tokens(self) -> NDArray[np.int64]:
-        """[N]"""
-        ...
-
-
-Read = Callable[[Sequence[str | Sequence[Turn]]], Means]
+Read = Callable[[Sequence[str | Sequence[Turn]]], Pooled]
 """Runs the model over prompts."""
 
 

@@ -31,7 +31,7 @@ class Event:
     sketch: NDArray[np.float32] | None = None
     """[64], or None for a request whose activations were not seen."""
     probes: NDArray[np.float32] | None = None
-    """Up to 8 probe logits; None as for the sketch."""
+    """Up to 8 probe logits, the first of the probe for all campaigns together; None as for the sketch."""
     tenant: str = ""
     """Declared type of the principal, at most 24 ASCII letters: its stratum."""
     opening: int = 0
@@ -145,8 +145,14 @@ class EventBatch:
         )
 
 
-def rounds(streams: Sequence[Sequence[Event]]) -> Iterator[tuple[NDArray[np.int64], EventBatch]]:
-    """Yield the first events of all streams, then the second ones, and so on, with the streams that they belong to."""
+def rounds(streams: Sequence[Sequence[Event]]) -> Iterator[tuple[int, EventBatch]]:
+    """Yield the first events of all streams, then the second ones, and so on, with how many streams go on.
+
+    Args:
+        streams: the longest first.
+    """
+    count = len(streams)
     for turn in range(max(map(len, streams), default=0)):
-        rows = np.array([index for index, stream in enumerate(streams) if turn < len(stream)], dtype=np.int64)
-        yield rows, EventBatch.of([streams[index][turn] for index in rows])
+        while len(streams[count - 1]) <= turn:
+            count -= 1
+        yield count, EventBatch.of([stream[turn] for stream in streams[:count]])

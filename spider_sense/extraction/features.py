@@ -1,31 +1,30 @@
 """What a principal looks like after n requests, as a vector.
 
-Shape letters: N principals, S sketch, P probes, J directions, B bins, F features.
+Of the activations it reads the probe for all campaigns and how much requests vary, not what they are about: the means of
+sketches tell families of honest work apart, and the next family is another one.
+
+Shape letters: N principals, S sketch, J directions, B bins, F features.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spider_sense.extraction.counting import distinct
-from spider_sense.extraction.layout import PROBES, States
+from spider_sense.extraction.layout import States
 from spider_sense.extraction.profile import SCORING
 
 __all__ = ["FEATURES", "GROUP_FEATURES", "LEADING", "mean_sketch", "member_vector", "vector"]
 
 LEADING = 24
-"""Coordinates of the mean sketch among the features."""
+"""Coordinates of the mean sketch that groups are compared by."""
 TOP = 0.1
 """Share of the requests whose probe logits ``top decile`` averages: cover traffic does not dilute it."""
 
 _SUMS = ("sketch", "probe", "probe_squared", "probe_positive", "probe_high")
-_PROBE_FEATURES = tuple(
-    f"probe {index} {part}" for part in ("mean", "sd", "positive", "high") for index in range(PROBES)
-)
-GROUP_FEATURES = (*_PROBE_FEATURES, *(f"mean sketch {index}" for index in range(LEADING)))
+GROUP_FEATURES = ("probe mean", "probe sd", "probe positive", "probe high")
 """Names of the columns of ``member_vector``."""
 FEATURES = (
-    *GROUP_FEATURES,
-    *(f"probe {index} top decile" for index in range(PROBES)),
+    *(*GROUP_FEATURES, "probe top decile"),
     *("sketch concentration", "share of cells", "share of cells seen once", "near duplicates"),
     *("top opening", "top closing", "top parameters", "different openings"),
     *("follow-ups", "questions a request", "biased requests", "known-list hits", "length mean", "length sd"),
@@ -44,7 +43,7 @@ def vector(states_N: States, centres_JB: NDArray[np.float32]) -> NDArray[np.floa
     n = moments["count"].sum(axis=1)
     both = {name: moments[name].sum(axis=1, dtype=np.float64) for name in _SUMS}
     spread = _spread(states_N, both["sketch"])
-    return np.concatenate([_content(n, both), _tops(states_N, centres_JB), spread, _traffic(states_N)], axis=1)
+    return np.concatenate([_content(n, both), _top(states_N, centres_JB), spread, _traffic(states_N)], axis=1)
 
 
 def member_vector(states_N: States) -> NDArray[np.float64]:
@@ -61,21 +60,20 @@ def mean_sketch(states_N: States) -> NDArray[np.float64]:
 
 
 def _content(n: NDArray[np.uint32], sums: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-    by = np.maximum(n, 1).astype(np.float64)[:, None]
+    by = np.maximum(n, 1).astype(np.float64)
     mean = sums["probe"] / by
     sd = np.sqrt(np.maximum(sums["probe_squared"] / by - mean**2, 0))
-    shares = [sums[name] / by for name in ("probe_positive", "probe_high")]
-    return np.concatenate([mean, sd, *shares, sums["sketch"][:, :LEADING] / by], axis=1)
+    return np.stack([mean, sd, sums["probe_positive"] / by, sums["probe_high"] / by], axis=1)
 
 
-def _tops(states_N: States, centres_JB: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the mean of each probe's highest tenth, [N, P], read off the histograms."""
-    counts = states_N["history"][:, :PROBES].astype(np.float64)
-    wanted = np.maximum(TOP * counts.sum(axis=2, keepdims=True), 1)
-    above = counts[:, :, ::-1].cumsum(axis=2)[:, :, ::-1] - counts
+def _top(states_N: States, centres_JB: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the mean of the first probe's highest tenth, [N, 1], read off its histogram."""
+    counts = states_N["history"][:, 0].astype(np.float64)
+    wanted = np.maximum(TOP * counts.sum(axis=1, keepdims=True), 1)
+    above = counts[:, ::-1].cumsum(axis=1)[:, ::-1] - counts
     taken = np.clip(wanted - above, 0, counts)
-    result: NDArray[np.float64] = (taken * centres_JB[:PROBES]).sum(axis=2) / np.maximum(taken.sum(axis=2), 1e-9)
-    return result
+    result: NDArray[np.float64] = (taken * centres_JB[0]).sum(axis=1) / np.maximum(taken.sum(axis=1), 1e-9)
+    return result[:, None]
 
 
 def _spread(states_N: States, sums_NS: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from spider_sense.extraction.groups import group_score, linked, stacked
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.population import Population
+from spider_sense.extraction.probes import crossed, once_each
 from spider_sense.extraction.rows import Row, streams_of
 from spider_sense.extraction.sketch import Sketch
 from spider_sense.extraction.state import PrincipalState
@@ -47,7 +48,7 @@ def fit(
     """Fit sketch, probes and population; calibration comes after, on other principals.
 
     Args:
-        benign: requests of honest principals.
+        benign: requests of honest principals; ``family`` may say what kind of work each does.
         campaigns: requests of attackers; each family gets a probe, each principal simulated accounts.
         key: hashes whatever is kept.
         site: where the hidden states were read, or will be.
@@ -66,21 +67,42 @@ def fit(
     families = np.array([row.family for row in campaigns])
     if not len(campaigns) or (families == "").any():
         raise DataError("fitting needs campaigns, and a family in each of their rows: name what the campaign asks for")
-    attacks_ND = hidden_ND[count:]
-    sketch = Sketch.fit(
-        hidden_ND[:count],
-        [row.principal for row in benign],
-        {str(name): attacks_ND[families == name] for name in np.unique(families)},
-    )
+    attacks = {str(name): np.flatnonzero(families == name) + count for name in np.unique(families)}
+    owners = [row.principal for row in benign]
+    sketch = Sketch.fit(hidden_ND[:count], owners, {name: hidden_ND[rows] for name, rows in attacks.items()})
     encoder = Encoder(key, sketch, lists=known)
     whole = [
         row.model_copy(update={"hidden": tuple(hidden.tolist()), "tokens": int(length)})
         for row, hidden, length in zip([*benign, *campaigns], hidden_ND, tokens, strict=True)
     ]
-    events = encoder.encode(whole)
+    events = _crossed(encoder.encode(whole), hidden_ND, benign, attacks)
     honest, hostile = _streams(events[:count]), _streams(events[count:])
     population = Population.fit(honest, mixed(hostile, honest), key, sketch.names)
     return Artifact(sketch=sketch, population=population, site=site, key_digest=key.digest, base=base, lists=known)
+
+
+def _crossed(
+    events: Sequence[Event],
+    hidden_ND: NDArray[np.float32],
+    benign: Sequence[Row],
+    attacks: Mapping[str, NDArray[np.int64]],
+) -> list[Event]:
+    """Return the events as new principals' would be: their first probe is one that was fitted on other work."""
+    logits_N, by_family = crossed(
+        hidden_ND[: len(benign)],
+        once_each([row.principal for row in benign]),
+        [row.family or row.principal for row in benign],
+        {name: hidden_ND[rows] for name, rows in attacks.items()},
+    )
+    first_N = np.empty(len(events), dtype=np.float32)
+    first_N[: len(benign)] = logits_N
+    for name, rows in attacks.items():
+        first_N[rows] = by_family[name]
+    return [
+        replace(event, probes=np.concatenate([[first], event.probes[1:]], dtype=np.float32))
+        for event, first in zip(events, first_N, strict=True)
+        if event.probes is not None
+    ]
 
 
 def calibrate(
@@ -102,9 +124,8 @@ def calibrate(
         for group in linked(states, artifact.population)
     ]
     strata = [state.tenant for state in states.values()]
-    return artifact.calibrated(
-        Calibration.fit(own, level, strata, np.array(groups, dtype=np.float64), budget or Budget())
-    )
+    lives = np.array([state.count for state in states.values()])
+    return artifact.calibrated(Calibration.fit(own, level, strata, lives, np.array(groups), budget))
 
 
 def events_of(artifact: Artifact, rows: Sequence[Row], key: Key, read: Read | None = None) -> dict[str, list[Event]]:

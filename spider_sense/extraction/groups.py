@@ -3,13 +3,14 @@
 Every principal keeps the smallest keyed hashes of each kind of evidence (a bottom-k MinHash sketch: two principals that
 share evidence tend to keep the same of it). Hashes are the buckets in which candidate pairs meet. A pair's weight is a
 sum of log-likelihood ratios, one for each kind, of its rarest common hash against meeting by chance; pairs above a
-bound are joined.
+bound are joined. Only evidence of the account makes a pair: strangers who run one public benchmark share its template.
+Evidence that comes from content confirms a pair that has half of the weight.
 
 Shape letters: N principals, K kinds, L slots.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,8 +25,8 @@ from spider_sense.extraction.state import PrincipalState
 
 __all__ = ["Edge", "Group", "group_score", "linked", "stacked"]
 
-CHANCE = 1e-6
-"""Probability with which a pair may be joined by chance: there are about N squared pairs."""
+BOUND = -math.log(1e-6)
+"""Weight from which a pair is joined: a chance of one in a million, as there are about N squared pairs."""
 SHARED = 0.5
 """Probability that two accounts of one hand share a piece of evidence of a kind."""
 HUBS = 32
@@ -33,8 +34,9 @@ HUBS = 32
 COMMON = 0.1
 """Share of the variance of members' scores that the members of an honest group have in common."""
 
-_FAMILY: dict[LinkKind, LinkKind] = {"activity": "template"}
-"""Kinds that say the same thing count once."""
+_ACCOUNT: tuple[LinkKind, ...] = ("payment", "network", "client", "declared")
+_CONTENT: tuple[tuple[LinkKind, ...], ...] = (("parameters",), ("prefix",), ("template", "activity"))
+"""Kinds that say the same thing stand together and count once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,7 @@ def linked(states: Mapping[str, PrincipalState], population: Population) -> list
     if not states:
         return []
     names = list(states)
-    links_NKL = np.concatenate([state.states["links"] for state in states.values()])
-    edges = [edge for edge in _edges(names, links_NKL, population) if edge.weight >= -math.log(CHANCE)]
+    edges = [edge for edge in _edges(names, stacked(states)["links"], population) if edge.weight >= BOUND]
     parent = {name: name for edge in edges for name in (edge.one, edge.other)}
     for edge in edges:
         parent[_root(parent, edge.one)] = _root(parent, edge.other)
@@ -99,14 +100,30 @@ def _root(parent: dict[str, str], name: str) -> str:
 
 def _edges(names: list[str], links_NKL: NDArray[np.uint64], population: Population) -> Iterator[Edge]:
     weights: dict[tuple[int, int], dict[LinkKind, float]] = defaultdict(dict)
-    for index, kind in enumerate(LINK_KINDS):
-        family = _FAMILY.get(kind, kind)
-        for token, holders in _buckets(links_NKL[:, index]):
-            weight = math.inf if kind == "declared" else _weight(token, population)
+    for kind in _ACCOUNT:
+        for token, holders in _buckets(links_NKL[:, LINK_KINDS.index(kind)]):
+            weight = math.inf if kind == "declared" else _weight(population.share(token))
             for pair in _pairs(holders) if weight > 0 else ():
-                weights[pair][family] = max(weights[pair].get(family, 0.0), weight)
-    for (one, other), kinds in weights.items():
-        yield Edge(names[one], names[other], sum(kinds.values()), tuple(kinds))
+                weights[pair][kind] = max(weights[pair].get(kind, 0.0), weight)
+    holders = Counter(links_NKL[:, [LINK_KINDS.index(kind) for kinds in _CONTENT for kind in kinds]].ravel().tolist())
+    for pair, kinds in weights.items():
+        if BOUND / 2 <= sum(kinds.values()) < BOUND:
+            kinds |= _confirmed(links_NKL[list(pair)], holders, len(names), population)
+        yield Edge(names[pair[0]], names[pair[1]], sum(kinds.values()), tuple(kinds))
+
+
+def _confirmed(
+    links_2KL: NDArray[np.uint64], holders: Mapping[int, int], principals: int, population: Population
+) -> dict[LinkKind, float]:
+    """Return what the content of a pair adds; a hash is as common as here or among honest principals, if more so."""
+    found: dict[LinkKind, float] = {}
+    for kinds in _CONTENT:
+        for kind in kinds:
+            one, other = (set(links_2KL[side, LINK_KINDS.index(kind)].tolist()) for side in (0, 1))
+            shares = [max(population.share(t), holders[t] / principals) for t in one & other - {int(EMPTY_LINK)}]
+            if shares and (weight := _weight(min(shares))) > found.get(kinds[0], 0.0):
+                found[kinds[0]] = weight
+    return found
 
 
 def _buckets(links_NL: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -127,14 +144,10 @@ def _pairs(holders: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
             yield hub, other
 
 
-def _weight(token: int, population: Population) -> float:
-    """Return the log-likelihood ratio of sharing a hash: by one hand against by chance.
-
-    By chance both hold it with the square of its prevalence among honest principals; one that was never seen there
-    counts as held by one of them.
-    """
-    prevalence = population.prevalence.get(token, 1) / (population.principals + 1)
-    return math.log(SHARED) - 2 * math.log(prevalence)
+def _weight(share: float) -> float:
+    """Return the log-likelihood ratio of sharing a hash: by one hand against by chance, where both hold it with the
+    square of its share of principals."""
+    return math.log(SHARED) - 2 * math.log(share)
 
 
 def group_score(states_N: States, population: Population) -> float:

@@ -30,13 +30,13 @@ __all__ = [
     "States",
 ]
 
-VERSION = 1
+VERSION = 2
 """Of the layout; another layout gets another number."""
 
 SKETCH = 64
 """Coordinates of a sketch."""
 PROBES = 8
-"""Probe logits that a state has room for."""
+"""Probe logits that a request has room for; the first one is of the probe for all campaigns together."""
 DIRECTIONS = 24
 """Numbers of a request that the own-history tier watches: 8 probes, 14 sketch coordinates, the sketch's norm and the
 logarithm of the prompt's length."""
@@ -64,10 +64,10 @@ MOMENTS = np.dtype(
     [
         ("count", "<u4"),
         ("sketch", "<f4", SKETCH),
-        ("probe", "<f4", PROBES),
-        ("probe_squared", "<f4", PROBES),
-        ("probe_positive", "<u4", PROBES),
-        ("probe_high", "<u4", PROBES),
+        ("probe", "<f4"),  # of the first one, for all campaigns together
+        ("probe_squared", "<f4"),
+        ("probe_positive", "<u4"),
+        ("probe_high", "<u4"),
     ]
 )
 

@@ -112,6 +112,10 @@ class Population:
         """Return what carries states along."""
         return Tracker(self.edges, self.active, salt=key.hash("salt", ""))
 
+    def share(self, token: int) -> float:
+        """Return the share of honest principals that hold a hash; one that was never seen counts as held by one."""
+        return self.prevalence.get(token, 1) / (self.principals + 1)
+
     def model_at(self, count: int) -> LevelModel | None:
         """Return the model of a checkpoint, or of the last one before it that has one."""
         known = [checkpoint for checkpoint in self.levels if checkpoint <= count]

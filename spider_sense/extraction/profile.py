@@ -3,6 +3,8 @@
 Shape letters: N principals with one request each, S sketch, P probes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -98,20 +100,31 @@ def _count_bias(states_N: States, batch: EventBatch, salt: np.uint64) -> None:
 
 def _link(states_N: States, batch: EventBatch, linking: NDArray[np.bool_]) -> None:
     bins = np.floor(batch.time / BIN).astype(np.int64).astype(np.uint64)
-    found: list[tuple[LinkKind, NDArray[np.int64], NDArray[np.uint64]]] = []
-    for kind, hashes in (
-        ("parameters", batch.parameters),
-        ("template", batch.opening),
-        ("activity", np.where(batch.opening != 0, mix(batch.opening, bins), np.uint64(0))),
-    ):
+    activity = np.where(batch.opening != 0, mix(batch.opening, bins), np.uint64(0))
+    for kind, hashes in (("parameters", batch.parameters), ("template", batch.opening), ("activity", activity)):
         rows = np.flatnonzero(linking & (hashes != 0))
-        found.append((kind, rows, hashes[rows]))  # type: ignore[arg-type]
-    for row, links in enumerate(batch.links):
-        for kind, token in links:
-            if kind not in _CONTENT or linking[row]:
-                found.append((kind, np.array([row]), np.array([token], dtype=np.uint64)))
-    for kind, rows, hashes in found:
-        _insert(states_N["links"][:, LINK_KINDS.index(kind)], rows, hashes)
+        _insert(states_N["links"][:, LINK_KINDS.index(kind)], rows, hashes[rows])
+    for (kind, _), (rows, hashes) in _named(batch.links).items():
+        kept = linking[rows] if kind in _CONTENT else slice(None)
+        _insert(states_N["links"][:, LINK_KINDS.index(kind)], rows[kept], hashes[kept])
+
+
+def _named(
+    links: Sequence[Sequence[tuple[LinkKind, int]]],
+) -> dict[tuple[LinkKind, int], tuple[NDArray[np.int64], NDArray[np.uint64]]]:
+    """Return rows and hashes by kind and by place among a row's hashes of that kind, so that no row comes twice."""
+    found: dict[tuple[LinkKind, int], tuple[list[int], list[int]]] = {}
+    for row, pairs in enumerate(links):
+        seen: dict[LinkKind, int] = {}
+        for kind, token in pairs:
+            seen[kind] = place = seen.get(kind, -1) + 1
+            rows, tokens = found.setdefault((kind, place), ([], []))
+            rows.append(row)
+            tokens.append(token)
+    return {
+        name: (np.array(rows, dtype=np.int64), np.array(tokens, dtype=np.uint64))
+        for name, (rows, tokens) in found.items()
+    }
 
 
 def _insert(links_NL: NDArray[np.uint64], rows: NDArray[np.int64], hashes: NDArray[np.uint64]) -> None:
@@ -124,14 +137,14 @@ def _insert(links_NL: NDArray[np.uint64], rows: NDArray[np.int64], hashes: NDArr
 def _record_sketch(
     states_N: States, sketch_NS: NDArray[np.float32], probes_NP: NDArray[np.float32], half: NDArray[np.int64]
 ) -> None:
-    every, probes_NP = np.arange(len(states_N)), np.clip(probes_NP, -CLIP, CLIP)
+    every, probe_N = np.arange(len(states_N)), np.clip(probes_NP[:, 0], -CLIP, CLIP)
     moments = states_N["moments"]
     moments["count"][every, half] += 1
     moments["sketch"][every, half] += sketch_NS
-    moments["probe"][every, half] += probes_NP
-    moments["probe_squared"][every, half] += probes_NP**2
-    moments["probe_positive"][every, half] += probes_NP > 0
-    moments["probe_high"][every, half] += probes_NP > HIGH
+    moments["probe"][every, half] += probe_N
+    moments["probe_squared"][every, half] += probe_N**2
+    moments["probe_positive"][every, half] += probe_N > 0
+    moments["probe_high"][every, half] += probe_N > HIGH
     _cover(states_N, sketch_NS)
     _compare(states_N, sketch_NS)
     states_N["sketched"] += 1

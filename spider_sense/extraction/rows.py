@@ -48,7 +48,7 @@ class Row(BaseModel):
     probes: tuple[float, ...] | None = None
     tenant: str = Field(default="", max_length=24, pattern=r"^[ -~]*$")
     family: str = ""
-    """Campaign family of an attacker's request, to fit on."""
+    """What is fitted on: campaign family of an attacker's request, kind of work of an honest one."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     links: dict[LinkKind, str] = Field(default_factory=dict)
     tokens: int = Field(default=0, ge=0, lt=2**31)

@@ -2,11 +2,13 @@
 
 The statistic of a principal is the maximum over its life. If a new honest principal is exchangeable with the n of
 calibration, ``p = (1 + #{their maxima >= its value so far}) / (n + 1)`` falls to ``a`` or below at any time of its life
-with probability at most ``a``, whatever the dependence inside the stream.
+with probability at most ``a``, whatever the dependence inside the stream. A maximum grows with the life, so nothing is
+claimed of principals that send more requests than those of calibration did.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +30,14 @@ Maxima = Mapping[str, NDArray[np.float64]]
 
 
 class Budget(Settings):
-    """How the share of honest principals that may ever be alarmed is split over the tiers; the sum is the whole."""
+    """Which shares of the honest may ever be limited."""
 
-    own: float = Field(default=0.004, gt=0, lt=1)
-    level: float = Field(default=0.004, gt=0, lt=1)
-    group: float = Field(default=0.002, gt=0, lt=1)
+    own: float = Field(default=0.005, gt=0, lt=1)
+    """Of principals, by their own history."""
+    level: float = Field(default=0.005, gt=0, lt=1)
+    """Of principals, by their level."""
+    group: float = Field(default=0.01, gt=0, lt=1)
+    """Of linked groups."""
 
     def share(self, tier: Tier) -> float:
         """Return the share of a tier.
@@ -46,8 +51,8 @@ class Budget(Settings):
 
     @property
     def whole(self) -> float:
-        """Bound on the share of honest principals that are ever alarmed."""
-        return self.own + self.level + self.group
+        """Bound on the share of honest principals that are ever limited for what they do alone."""
+        return self.own + self.level
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +62,8 @@ class Calibration:
     maxima: Mapping[Tier, Maxima]
     """Sorted. Each tier has the stratum of everybody; groups have no other."""
     budget: Budget
+    horizons: Mapping[str, int] = field(default_factory=dict)
+    """By stratum: requests that at least 299 of its principals lived to send; none where they are fewer."""
 
     @classmethod
     def fit(
@@ -64,6 +71,7 @@ class Calibration:
         own: NDArray[np.float64],
         level: NDArray[np.float64],
         strata: Sequence[str],
+        lives: NDArray[np.integer[Any]],
         groups: NDArray[np.float64] | None = None,
         budget: Budget | None = None,
     ) -> "Calibration":
@@ -73,36 +81,48 @@ class Calibration:
             own: [N].
             level: [N].
             strata: tenant type of each; empty is none.
+            lives: requests of each, [N].
             groups: maxima of honest *linked* groups; random groups are the wrong reference.
             budget: how the false alarms are split.
 
         Raises:
             ConfigError: if the lengths differ or a maximum is NaN.
         """
-        if not len(own) == len(level) == len(strata):
+        if not len(own) == len(level) == len(strata) == len(lives):
             raise ConfigError(
-                f"{len(own)} and {len(level)} maxima for {len(strata)} strata; give one for each principal"
+                f"{len(own)} and {len(level)} maxima for {len(strata)} strata and {len(lives)} lives; "
+                "give one for each principal"
             )
         groups = np.zeros(0) if groups is None else groups
         if np.isnan(own).any() or np.isnan(level).any() or np.isnan(groups).any():
             raise ConfigError("a maximum is NaN; a stream without activations has -inf")
         names = np.array(strata)
-        maxima: dict[Tier, Maxima] = {"group": {EVERYBODY: np.sort(groups)}}
-        tiers: tuple[tuple[Tier, NDArray[np.float64]], ...] = (("own", own), ("level", level))
-        for tier, values in tiers:
-            by_stratum = {str(name): np.sort(values[names == name]) for name in np.unique(names) if name}
-            maxima[tier] = {EVERYBODY: np.sort(values), **by_stratum}
-        return cls(maxima, budget or Budget())
+        rows = {EVERYBODY: slice(None)} | {str(name): names == name for name in np.unique(names) if name}
+        maxima: dict[Tier, Maxima] = {
+            "own": {name: np.sort(own[chosen]) for name, chosen in rows.items()},
+            "level": {name: np.sort(level[chosen]) for name, chosen in rows.items()},
+            "group": {EVERYBODY: np.sort(groups)},
+        }
+        longest = {name: np.sort(lives[chosen])[::-1] for name, chosen in rows.items()}
+        horizons = {name: int(found[CERTIFIED - 1]) for name, found in longest.items() if len(found) >= CERTIFIED}
+        return cls(maxima, budget or Budget(), horizons)
 
     def stratum(self, tier: Tier, tenant: str) -> str:
         """Return the stratum that a tenant type is judged by: its own if it is large enough, else everybody."""
         found = self.maxima[tier].get(tenant)
         return tenant if found is not None and len(found) >= CERTIFIED else EVERYBODY
 
-    def certified(self, tier: Tier, tenant: str) -> bool:
-        """Return whether the tenant's own stratum is large enough; without a tenant type, whether everybody is."""
-        found = self.maxima[tier].get(EVERYBODY if tier == "group" else tenant)
-        return found is not None and len(found) >= CERTIFIED
+    def certified(self, tier: Tier, tenant: str, count: int = 0) -> bool:
+        """Return whether what is claimed of a tier holds for a principal.
+
+        Args:
+            tier: own, level or group.
+            tenant: its declared type, whose stratum must be large enough; without one, that of everybody.
+            count: its requests, no more than so many of the stratum lived to send.
+        """
+        if tier == "group":
+            return len(self.maxima[tier][EVERYBODY]) >= CERTIFIED
+        return tenant in self.horizons and count <= self.horizons[tenant]
 
     def threshold(self, tier: Tier, tenant: str = EVERYBODY, share: float | None = None) -> float:
         """Return what a statistic must exceed: infinity where there are too few principals for the share.

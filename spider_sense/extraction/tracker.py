@@ -71,7 +71,15 @@ def walk(
             raise DataError(
                 f"stream {index} holds events of {named}; a stream has one principal and at least one event"
             )
-    states_N = fresh([key.seed(stream[0].principal) for stream in streams])
-    for rows, batch in rounds(streams):
-        states_N[rows] = step(rows, states_N[rows], batch)
-    return states_N
+    # The longest first: those that go on are always the first ones, a view and no copy.
+    order = np.argsort([-len(stream) for stream in streams], kind="stable")
+    longest = [streams[index] for index in order]
+    states_N = fresh([key.seed(stream[0].principal) for stream in longest])
+    for count, batch in rounds(longest):
+        going_on = states_N[:count]
+        moved = step(order[:count], going_on, batch)
+        if moved is not going_on:
+            states_N[:count] = moved
+    result = np.empty_like(states_N)
+    result[order] = states_N
+    return result

@@ -39,15 +39,9 @@ def level_words(population: Population, state_1: States) -> tuple[str, ...]:
         return ()
     parts = model.contributions(vector(state_1, population.centres)[0])
     order = [index for index in np.argsort(-parts)[:SHOWN] if parts[index] > 0]
-    named = ", ".join(_named(FEATURES[index], population) for index in order)
+    named = ", ".join(FEATURES[index].replace("probe ", "campaign probe's ") for index in order)
     words = [f"after {at} requests the principal looks unlike honest ones; most telling now: {named}"]
     hits = int(state_1["list_hits"].sum())
     if hits:
         words.append(f"{hits} requests stand in one of up to {LISTS} known query lists")
     return tuple(words)
-
-
-def _named(feature: str, population: Population) -> str:
-    for index, name in reversed(list(enumerate(population.probe_names))):
-        feature = feature.replace(f"probe {index} ", f"probe for {name}: ")
-    return feature

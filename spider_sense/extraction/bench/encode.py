@@ -40,6 +40,10 @@ class Encoder:
         self.sketch_NS, self.probes_NP, self._tokens = sketch_NS, probes_NP, tokens.tolist()
         self._edges: dict[str, tuple[int, int]] = {}
 
+    def sketches(self, texts: Sequence[str]) -> Floats:
+        """Return the sketches of texts, [M, S]."""
+        return self.sketch_NS[[self._index[text] for text in texts]]
+
     def events(self, stream: Stream) -> list[Event]:
         """Return the events of a stream."""
         links = tuple((kind, self.key.hash(kind, value)) for kind, value in stream.links)

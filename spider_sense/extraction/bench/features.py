@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from spider_sense.extraction.bench.reading import Reading, read_prompts
 from spider_sense.fingerprint import fingerprint
 from spider_sense.models import LoadedModel, load_model
+from spider_sense.pooling import Pooled, pooled
 from spider_sense.types import Site
 
 __all__ = ["Features", "cached_features"]
@@ -32,7 +32,7 @@ class Features:
         read: their vectors, in that order.
     """
 
-    def __init__(self, index: dict[str, int], read: Reading) -> None:
+    def __init__(self, index: dict[str, int], read: Pooled) -> None:
         self.index, self.read = index, read
 
     def rows(self, texts: Iterable[str]) -> NDArray[np.int64]:
@@ -74,7 +74,7 @@ def cached_features(
             advance(len(missing[first : first + SHARD]))
     index = {text: row for row, text in enumerate(wanted)}
     vectors, tokens = zip(*(known[digest] for digest in wanted.values()), strict=True)
-    return Features(index, Reading(np.stack(vectors), np.array(tokens, dtype=np.int64)))
+    return Features(index, Pooled(np.stack(vectors), np.array(tokens, dtype=np.int64)))
 
 
 def _digest(text: str) -> bytes:
@@ -94,7 +94,7 @@ def _known(place: Path, wanted: set[bytes]) -> dict[bytes, tuple[NDArray[np.floa
 def _compute(
     loaded: LoadedModel, site: Site, texts: Sequence[str], max_tokens: int, place: Path
 ) -> dict[bytes, tuple[NDArray[np.float32], int]]:
-    read = read_prompts(loaded, site, texts, max_tokens=max_tokens, batch_tokens=1024)
+    read = pooled(loaded, site, texts, max_tokens=max_tokens, batch_tokens=1024)
     digests = [_digest(text) for text in texts]
     shard = {
         "digest": np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16),

@@ -21,7 +21,7 @@ from spider_sense.extraction.bench.scene import Scene
 from spider_sense.extraction.bench.seed_run import Material, SeedRun, benign_scenes
 from spider_sense.extraction.bench.systems import System
 from spider_sense.extraction.bench.texts import every_text, load_material
-from spider_sense.extraction.bench.windows import window_rates
+from spider_sense.extraction.bench.windows import Windows, mmd_rates, score_rates
 from spider_sense.extraction.simulator.traffic import texts_of
 from spider_sense.types import Site
 
@@ -102,7 +102,7 @@ def _measured(run: SeedRun, say: Say) -> Iterator[tuple[list[Outcome], dict[str,
     if main and first:
         yield from _extras(run, ours)
     if config.own_protocol and first and run.embedding != "tfidf":
-        yield [], {f"windows {run.embedding}": _windows(run)}
+        yield [], {f"windows {run.embedding}": _windows(run, ours if main else None)}
 
 
 def _streams(run: SeedRun, system: System) -> list[Outcome]:
@@ -135,14 +135,19 @@ def _extras(run: SeedRun, ours: Ours) -> Iterator[tuple[list[Outcome], dict[str,
     yield [], {"load": load_figures(ours.detector, events, config.load_principals)}
 
 
-def _windows(run: SeedRun) -> dict[str, Any]:
+def _windows(run: SeedRun, ours: Ours | None) -> dict[str, Any]:
+    """Return what MMD finds in windows of both sizes, and this library's detector in the small ones."""
     benign = np.unique(run.material.rows(run.scene.benign("test") + run.calibration))
     campaigns = {
         family.name: np.array([run.material.index[text] for text in family.wrapped()])
         for family in run.scene.campaigns()
     }
     people = [np.array([run.material.index[text] for text in said]) for _, said in run.scene.split.people["test"]]
-    return {
-        str(window): window_rates(run.tracer.unit_ND, benign, campaigns, people, window, run.scene.seed)
-        for window in _WINDOWS
-    }
+    found: dict[str, Any] = {}
+    for window in _WINDOWS:
+        windows = Windows.draw(benign, campaigns, people, window, run.scene.seed)
+        found[str(window)] = mmd_rates(run.tracer.unit_ND, windows)
+        if ours is not None and window == min(_WINDOWS):
+            texts = list(run.material.index)
+            found[f"{window} {ours.name}"] = score_rates(lambda some: ours.windows(texts, some), windows)
+    return found

@@ -19,7 +19,8 @@ __all__ = ["Scene", "families_with_real_apps"]
 _FIT_MIXES = [Cell(share=share, cover=cover) for share in (1.0, 0.5, 0.25, 0.1) for cover in ("same", "random", "app")]
 _SHORTEST = 24
 _LASTING = 1 / 3
-"""Share of innocent principals that live as long as the bench looks; the others' lengths are uniform."""
+"""Share of innocent principals, outside calibration, that live as long as the bench looks; the others' lengths are
+uniform."""
 
 _SIZES = (2, 3, 4, 5, 8, 10, 10, 15, 25)
 """Accounts of an innocent organisation."""
@@ -59,7 +60,7 @@ class Scene:
         return split_families(self.families, self.people, self.seed)
 
     def benign(self, part: Part, families_of: Part | None = None, salt: str = "") -> list[Stream]:
-        """Return the innocent principals of a part, real people among those who chat.
+        """Return the innocent principals of a part, and real people with those who chat.
 
         Args:
             part: whose number of principals, and whose people.
@@ -70,11 +71,12 @@ class Scene:
         source = families_of or part
         streams: list[Stream] = []
         for kind in KINDS:
-            names = [f"{salt}{source}-{kind}-{place}" for place in range(count)]
             people = self.split.people[source] if kind == "chat" and not salt else ()
-            streams += [self._person(name, said) for name, said in people[: count // 2]]
-            simulated = names[min(len(people), count // 2) :]
-            streams += [self.tenant(name, kind, source).stream(self._length(name)) for name in simulated]
+            streams += [self._person(name, said) for name, said in people]
+            for name in (f"{salt}{source}-{kind}-{place}" for place in range(count)):
+                # Thresholds speak of lives as long as those of calibration.
+                length = self.config.length if part == "calibrate" else self._length(name)
+                streams.append(self.tenant(name, kind, source).stream(length))
         return streams
 
     def drawn_on(self, streams: Sequence[Stream]) -> list[Stream]:
@@ -144,8 +146,19 @@ class Scene:
             groups.append(organisation(name, tenants, self.config.group_requests, self.seed))
         return groups
 
-    def campaign_groups(self, accounts: int, evidence: Evidence | None = None) -> list[tuple[Stream, ...]]:
-        """Return the accounts of each test campaign: as many sets as there are attackers, one where a set is large."""
+    def campaign_groups(
+        self,
+        accounts: int,
+        evidence: Evidence | None = None,
+        parts: Callable[[Family], Sequence[Sequence[str]]] | None = None,
+    ) -> list[tuple[Stream, ...]]:
+        """Return the accounts of each test campaign: as many sets as there are attackers, one where a set is large.
+
+        Args:
+            accounts: of a set.
+            evidence: what they share.
+            parts: of a campaign's requests, one for each account in turn; by default all take from one list.
+        """
         mixing = Mixing(share=self.config.group_share)
         groups = []
         for campaign in self.campaigns():
@@ -161,6 +174,7 @@ class Scene:
                         self.config.group_requests,
                         self.seed,
                         evidence,
+                        parts and parts(campaign),
                     )
                 )
         return groups

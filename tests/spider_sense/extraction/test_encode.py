@@ -11,6 +11,7 @@ from spider_sense.extraction.encode import Encoder
 from spider_sense.extraction.layout import SKETCH
 from spider_sense.extraction.rows import Row
 from spider_sense.extraction.sketch import Sketch
+from spider_sense.pooling import Pooled
 
 KEY, WIDTH = Key(b"sixteen bytes at least"), 70
 RNG = np.random.default_rng(0)
@@ -19,13 +20,10 @@ MEAN, PROJECTION, WEIGHTS, BIASES = (RNG.normal(size=shape).astype(np.float32) f
 SKETCHER = Sketch(MEAN, PROJECTION, WEIGHTS, BIASES, ("exam",))
 
 
-class Means:
-    """What a model would say: the length of a prompt, in every coordinate."""
-
-    def __init__(self, prompts: Any) -> None:
-        lengths = [len(str(prompt)) for prompt in prompts]
-        self.hidden_ND = np.repeat(np.array(lengths, dtype=np.float32)[:, None], WIDTH, axis=1)
-        self.tokens = np.array(lengths)
+def _read(prompts: Any) -> Pooled:
+    """Return what a model would say: the length of a prompt, in every coordinate."""
+    lengths = np.array([len(str(prompt)) for prompt in prompts])
+    return Pooled(np.repeat(lengths.astype(np.float32)[:, None], WIDTH, axis=1), lengths)
 
 
 def _row(**fields: Any) -> Row:
@@ -40,7 +38,7 @@ def test_each_row_gets_the_activations_that_it_came_with() -> None:
         _row(sketch=[0.5] * SKETCH, probes=[2.0]),
         _row(text="Three words? Or four?"),
     ]
-    text, given, ready, longer = Encoder(KEY, SKETCHER, Means).encode(rows)
+    text, given, ready, longer = Encoder(KEY, SKETCHER, _read).encode(rows)
     assert text.sketch is not None
     np.testing.assert_allclose(text.sketch, SKETCHER.project(np.full((1, WIDTH), 4, dtype=np.float32))[0][0], rtol=1e-5)
     assert (text.tokens, longer.tokens, longer.questions) == (4, 21, 2)

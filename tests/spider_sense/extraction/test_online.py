@@ -85,7 +85,7 @@ def test_a_watch_reads_folds_and_keeps(
     settings: ExtractionSettings, artifact: Artifact, tiny_loaded: LoadedModel, helpers: Any
 ) -> None:
     watch = open_watch(settings, tiny_loaded.tokenizer)
-    assert len(watch.probes) == len(heads_of(artifact)) == 64 + 1
+    assert len(watch.probes) == len(heads_of(artifact)) == 64 + 2
     seen = replace(helpers.seen("ann"), reading=lambda: np.zeros(65, np.float32))
     for _ in range(20):
         watch.feed.offer(seen)

@@ -62,8 +62,11 @@ def test_no_text_of_the_test_part_is_seen_before(scene: Scene) -> None:
 
 
 def test_numbers_and_lengths(scene: Scene, config: BenchConfig) -> None:
-    assert len(scene.benign("calibrate")) == 5 * 5
-    assert all(24 <= len(stream) <= 100 for stream in scene.benign("calibrate") if stream.family != "real people")
+    calibration = [stream for stream in scene.benign("calibrate") if stream.family != "real people"]
+    assert len(calibration) == 5 * config.principals.calibrate
+    assert {len(stream) for stream in calibration} == {config.length}
+    assert all(24 <= len(stream) <= config.length for stream in scene.benign("test") if stream.family != "real people")
+    assert len({len(stream) for stream in scene.benign("test")}) > 3
     assert len(scene.attackers(Cell(start="pivot"))) == 2 * len(scene.campaigns())
     assert all(stream.first_attack == 60 for stream in scene.attackers(Cell(start="pivot")))
     assert not any(
