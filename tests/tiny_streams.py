@@ -78,8 +78,8 @@ def biased(name: str, ids: Sequence[Sequence[int]], max_tokens: int = 1, top_log
 
 
 def fitted() -> TieredDetector:
-    """Return a detector that is fitted on 120 honest principals and 45 attackers."""
-    return TieredDetector(Population.fit(honest(120), attackers(45), KEY, PROBE_NAMES), None, KEY, 576)
+    """Return a detector that is fitted on 120 honest principals."""
+    return TieredDetector(Population.fit(honest(120), KEY, PROBE_NAMES), None, KEY, 576)
 
 
 def calibrated(detector: TieredDetector) -> TieredDetector:

@@ -26,12 +26,7 @@ from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.fingerprint import Fingerprint
 from spider_sense.types import Site
 
-__all__ = ["calibrate", "events_of", "fit", "mixed"]
-
-ACCOUNT = 128
-"""Requests of a simulated account."""
-SHARES = (1.0, 0.5, 0.25)
-"""Of a campaign's requests in a simulated account's traffic; the rest is an honest principal's."""
+__all__ = ["calibrate", "events_of", "fit"]
 
 
 def fit(
@@ -49,7 +44,7 @@ def fit(
 
     Args:
         benign: requests of honest principals; ``family`` may say what kind of work each does.
-        campaigns: requests of attackers; each family gets a probe, each principal simulated accounts.
+        campaigns: requests of attackers; each family gets a probe.
         key: hashes whatever is kept.
         site: where the hidden states were read, or will be.
         width: of the hidden state.
@@ -73,11 +68,9 @@ def fit(
     encoder = Encoder(key, sketch, lists=known)
     whole = [
         row.model_copy(update={"hidden": tuple(hidden.tolist()), "tokens": int(length)})
-        for row, hidden, length in zip([*benign, *campaigns], hidden_ND, tokens, strict=True)
+        for row, hidden, length in zip(benign, hidden_ND, tokens, strict=False)
     ]
-    events = _crossed(encoder.encode(whole), hidden_ND, benign, attacks)
-    honest, hostile = _streams(events[:count]), _streams(events[count:])
-    population = Population.fit(honest, mixed(hostile, honest), key, sketch.names)
+    population = Population.fit(_streams(_crossed(encoder.encode(whole), hidden_ND, benign, attacks)), key, sketch.names)
     return Artifact(sketch=sketch, population=population, site=site, key_digest=key.digest, base=base, lists=known)
 
 
@@ -88,16 +81,12 @@ def _crossed(
     attacks: Mapping[str, NDArray[np.int64]],
 ) -> list[Event]:
     """Return the events as new principals' would be: their first probe is one that was fitted on other work."""
-    logits_N, by_family = crossed(
+    first_N = crossed(
         hidden_ND[: len(benign)],
         once_each([row.principal for row in benign]),
         [row.family or row.principal for row in benign],
         {name: hidden_ND[rows] for name, rows in attacks.items()},
     )
-    first_N = np.empty(len(events), dtype=np.float32)
-    first_N[: len(benign)] = logits_N
-    for name, rows in attacks.items():
-        first_N[rows] = by_family[name]
     return [
         replace(event, probes=np.concatenate([[first], event.probes[1:]], dtype=np.float32))
         for event, first in zip(events, first_N, strict=True)
@@ -111,6 +100,7 @@ def calibrate(
     """Set the thresholds on honest principals that the fit did not see.
 
     Groups that the linking finds among them are honest linked groups: organisations with several keys, resellers.
+    ``family`` may say what kind of work a principal does.
 
     Raises:
         DataError: if there is no row.
@@ -123,9 +113,19 @@ def calibrate(
         group_score(stacked({name: states[name] for name in group.members}), artifact.population)
         for group in linked(states, artifact.population)
     ]
-    strata = [state.tenant for state in states.values()]
-    lives = np.array([state.count for state in states.values()])
-    return artifact.calibrated(Calibration.fit(own, level, strata, lives, np.array(groups), budget))
+    work = {row.principal: row.family or row.principal for row in benign}
+    return artifact.calibrated(
+        Calibration.fit(
+            own,
+            level,
+            [state.tenant for state in states.values()],
+            np.array([state.count for state in states.values()]),
+            [work[name] for name in states],
+            groups=np.array(groups, dtype=np.float64),
+            floors=artifact.population.floors,
+            budget=budget,
+        )
+    )
 
 
 def events_of(artifact: Artifact, rows: Sequence[Row], key: Key, read: Read | None = None) -> dict[str, list[Event]]:
@@ -138,40 +138,6 @@ def events_of(artifact: Artifact, rows: Sequence[Row], key: Key, read: Read | No
     ordered = _in_order(rows)
     events = Encoder(key, artifact.sketch, read, artifact.lists).encode(ordered)
     return {stream[0].principal: stream for stream in _streams(events)}
-
-
-def mixed(campaigns: Sequence[Sequence[Event]], covers: Sequence[Sequence[Event]], seed: int = 0) -> list[list[Event]]:
-    """Return simulated attacking accounts: pieces of campaigns, pure and mixed into honest principals' traffic.
-
-    Args:
-        campaigns: streams of pure attack requests.
-        covers: honest streams; an account takes one of them at random, over again if it is short.
-        seed: of the choices.
-    """
-    rng = np.random.default_rng(seed)
-    accounts: list[list[Event]] = []
-    for index, campaign in enumerate(campaigns):
-        for share in SHARES:
-            taken = int(ACCOUNT * share)
-            for start in range(0, max(len(campaign) - taken // 2, 1), taken):
-                cover = covers[int(rng.integers(len(covers)))]
-                attacks = list(campaign[start : start + taken])
-                filler = [cover[i % len(cover)] for i in range(round(len(attacks) * (1 / share - 1)))]
-                places = set(rng.permutation(len(attacks) + len(filler))[: len(attacks)].tolist())
-                name = f"simulated {index} {share} {start}"
-                accounts.append(_woven(attacks, filler, places, name))
-    return accounts
-
-
-def _woven(attacks: list[Event], filler: list[Event], places: set[int], name: str) -> list[Event]:
-    """Put attacks at the given places of a stream and cover between them, under one name and one clock."""
-    attack, cover = iter(attacks), iter(filler)
-    total = range(len(attacks) + len(filler))
-    first = attacks[0].time
-    return [
-        replace(next(attack if place in places else cover), principal=name, time=first + 60.0 * place)
-        for place in total
-    ]
 
 
 def _in_order(rows: Sequence[Row]) -> list[Row]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.extraction.features import LEADING, mean_sketch, member_vector
+from spider_sense.extraction.features import LEADING, mean_probe, mean_sketch
 from spider_sense.extraction.layout import EMPTY_LINK, LINK_KINDS, LinkKind, States
 from spider_sense.extraction.population import LEAST_HALF, Population
 from spider_sense.extraction.profile import SCORING
@@ -161,8 +161,8 @@ def group_score(states_N: States, population: Population) -> float:
     if len(scored) < 2:
         return -math.inf
     worth = 1 / (1 / len(scored) + COMMON)
-    mean, sd = population.member_scores
-    level = (float(population.member.score(member_vector(scored)).mean()) - mean) / sd * math.sqrt(worth)
+    mean, sd = population.member_probe
+    level = (float(mean_probe(scored).mean()) - mean) / sd * math.sqrt(worth)
     away = mean_sketch(scored)[:, :LEADING].mean(axis=0) - population.member_mean
     ratio: float = worth * float(away @ population.member_precision @ away) / LEADING
     spread = 2 / (9 * LEADING)

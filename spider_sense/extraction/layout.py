@@ -37,11 +37,10 @@ SKETCH = 64
 """Coordinates of a sketch."""
 PROBES = 8
 """Probe logits that a request has room for; the first one is of the probe for all campaigns together."""
-DIRECTIONS = 24
-"""Numbers of a request that the own-history tier watches: 8 probes, 14 sketch coordinates, the sketch's norm and the
-logarithm of the prompt's length."""
-BINS = 32
-"""Bins of a direction, at quantiles of benign traffic."""
+DIRECTIONS = PROBES + 1
+"""Numbers of a request that the own-history tier watches: probe logits, and the sketch's norm."""
+BINS = 16
+"""Bins of a direction, at upper quantiles of benign traffic."""
 BETS = (0.25, 0.5, 0.75)
 """Exponents kappa of the bets ``kappa * p ** (kappa - 1)``."""
 FROZEN = 64
@@ -64,10 +63,7 @@ MOMENTS = np.dtype(
     [
         ("count", "<u4"),
         ("sketch", "<f4", SKETCH),
-        ("probe", "<f4"),  # of the first one, for all campaigns together
-        ("probe_squared", "<f4"),
-        ("probe_positive", "<u4"),
-        ("probe_high", "<u4"),
+        ("probe", "<f4"),  # the first one, for all campaigns together
     ]
 )
 
@@ -79,28 +75,15 @@ STATE = np.dtype(
         ("last", "<f8"),
         ("count", "<u4"),  # requests
         ("sketched", "<u4"),  # requests with activations
-        ("questions", "<u4"),
-        ("follow_ups", "<u4"),  # requests that are not the first turn
-        ("tokens", "<f4"),  # sum and sum of squares of ln(1 + prompt tokens)
-        ("tokens_squared", "<f4"),
         # Half 0 links, half 1 scores: of the requests that linked a group none speaks for its guilt.
         ("moments", MOMENTS, 2),
         # Own history
         ("history", "<u4", (DIRECTIONS, BINS)),
         ("frozen", "u1", (DIRECTIONS, BINS)),
-        ("bets", "<f4", (2, DIRECTIONS, 2, len(BETS))),  # ln of Shiryaev-Roberts: [growing | frozen, J, sign, K]
+        ("bets", "<f4", (2, DIRECTIONS, len(BETS))),  # ln of Shiryaev-Roberts: [growing | frozen, J, K]
         # Structure
         ("openings", "<u8", 16),  # Misra-Gries: hashes and counts
         ("opening_counts", "<u4", 16),
-        ("closings", "<u8", 16),
-        ("closing_counts", "<u4", 16),
-        ("parameters", "<u8", 8),
-        ("parameter_counts", "<u4", 8),
-        ("distinct_openings", "u1", 256),  # HyperLogLog registers
-        ("cells_once", "u1", 512),  # bitmaps of 4,096 cells of the sketch space
-        ("cells_twice", "u1", 512),
-        ("recent", "i1", (32, SKETCH)),  # ring of the last sketches, of length 127
-        ("near_duplicates", "<u4"),
         # Rules
         ("biased_ids", "u1", 1024),  # HyperLogLog registers of distinct biased token ids
         ("biased_requests", "<u4"),

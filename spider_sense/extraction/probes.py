@@ -55,33 +55,27 @@ def fit_probes(benign_ND: Floats, weight_N: NDArray[np.float64], families: Famil
 
 def crossed(
     benign_ND: Floats, weight_N: NDArray[np.float64], work: Sequence[str], families: Families
-) -> tuple[Floats, dict[str, Floats]]:
-    """Return what the probe for all campaigns says of requests whose kind of work, or whose family, it never saw.
+) -> Floats:
+    """Return what the probe for all campaigns says of honest requests whose kind of work it never saw, [N].
 
-    What a level is learned from must not be the numbers that a probe gives to its own examples: those tell families
-    apart that it will not meet again. Families are dealt into 3 parts; each part is read by a probe of the others.
+    What is usual must not be learned from the numbers that a probe gives to its own examples: those are tamer than a
+    stranger's. Kinds of work are dealt into 3 parts; each part is read by a probe of the others.
 
     Args:
         benign_ND: mean hidden states of honest requests.
         weight_N: of each.
         work: what each request's principal does, N names; nothing is known of one without a name but its principal's.
         families: mean hidden states of each family's requests, [M, D].
-
-    Returns:
-        Logits [N] of honest requests, and [M] of each family's.
     """
     _, kind_N = np.unique(np.array(work), return_inverse=True)
-    logits_N, by_family = np.empty(len(benign_ND), dtype=np.float32), {}
+    logits_N = np.empty(len(benign_ND), dtype=np.float32)
     for fold in range(FOLDS):
         out_N = kind_N % FOLDS == fold
-        others = [rows for place, rows in enumerate(families.values()) if place % FOLDS != fold]
-        # A single family, or a single kind of work, has no other.
-        kept_N = ~out_N if not out_N.all() else out_N
-        weight, bias = _probe(*_distinct(benign_ND[kept_N], weight_N[kept_N]), *_even(others or list(families.values())))
+        # A single kind of work has no other.
+        kept_N = out_N if out_N.all() else ~out_N
+        weight, bias = _probe(*_distinct(benign_ND[kept_N], weight_N[kept_N]), *_even(list(families.values())))
         logits_N[out_N] = benign_ND[out_N] @ weight + bias
-        for name in list(families)[fold::FOLDS]:
-            by_family[name] = (families[name] @ weight + bias).astype(np.float32)
-    return logits_N, by_family
+    return logits_N
 
 
 def _even(families: Sequence[Floats]) -> tuple[Floats, NDArray[np.float64]]:

@@ -10,24 +10,18 @@ from numpy.typing import NDArray
 
 from spider_sense.extraction.counting import count_key, register_of
 from spider_sense.extraction.event import EventBatch
-from spider_sense.extraction.layout import LINK_KINDS, SKETCH, LinkKind, States
+from spider_sense.extraction.layout import LINK_KINDS, LinkKind, States
 from spider_sense.extraction.merge import smallest
 from spider_sense.extraction.mixing import bit_length, mix
 
-__all__ = ["HIGH", "SCORING", "half_of", "record"]
+__all__ = ["SCORING", "half_of", "record"]
 
 LINKING, SCORING = 0, 1
 """Halves of a principal's requests."""
-HIGH = 2.0
-"""Logit above which a probe counts as high."""
 CLIP = 4.0
 """Probe logits are cut here before they are summed."""
-SIMILAR = 0.95
-"""Cosine from which two sketches are near duplicates."""
 BIN = 600.0
 """Seconds of a bin of activity."""
-CELL_BITS = 12
-RING = 32
 _CONTENT: tuple[LinkKind, ...] = ("parameters", "prefix", "template", "activity")
 """Evidence of single requests; it is taken from the linking half only."""
 
@@ -47,7 +41,7 @@ def record(states_N: States, batch: EventBatch, salt: int) -> None:
     """
     half = half_of(states_N)
     _count(states_N, batch)
-    _count_structure(states_N, batch)
+    count_key(states_N["openings"], states_N["opening_counts"], batch.opening)
     _count_bias(states_N, batch, np.uint64(salt))
     _link(states_N, batch, half == LINKING)
     seen = np.flatnonzero(np.isfinite(batch.sketch[:, 0]))
@@ -64,23 +58,8 @@ def _count(states_N: States, batch: EventBatch) -> None:
     states_N["last"] = np.where(states_N["count"] == 0, batch.time, np.maximum(states_N["last"], batch.time))
     states_N["tenant"] = np.where(batch.tenant != b"", batch.tenant, states_N["tenant"])
     states_N["count"] += 1
-    states_N["questions"] += batch.questions.astype(np.uint32)
-    states_N["follow_ups"] += (batch.turn > 0).astype(np.uint32)
-    length = np.log1p(batch.tokens).astype(np.float32)
-    states_N["tokens"] += length
-    states_N["tokens_squared"] += length**2
     hit = np.flatnonzero(batch.known_list >= 0)
     states_N["list_hits"][hit, batch.known_list[hit]] += 1
-
-
-def _count_structure(states_N: States, batch: EventBatch) -> None:
-    count_key(states_N["openings"], states_N["opening_counts"], batch.opening)
-    count_key(states_N["closings"], states_N["closing_counts"], batch.closing)
-    count_key(states_N["parameters"], states_N["parameter_counts"], batch.parameters)
-    rows = np.flatnonzero(batch.opening)
-    registers = states_N["distinct_openings"]
-    index, rank = register_of(batch.opening[rows], registers.shape[1])
-    registers[rows, index] = np.maximum(registers[rows, index], rank)
 
 
 def _count_bias(states_N: States, batch: EventBatch, salt: np.uint64) -> None:
@@ -137,34 +116,8 @@ def _insert(links_NL: NDArray[np.uint64], rows: NDArray[np.int64], hashes: NDArr
 def _record_sketch(
     states_N: States, sketch_NS: NDArray[np.float32], probes_NP: NDArray[np.float32], half: NDArray[np.int64]
 ) -> None:
-    every, probe_N = np.arange(len(states_N)), np.clip(probes_NP[:, 0], -CLIP, CLIP)
-    moments = states_N["moments"]
+    every, moments = np.arange(len(states_N)), states_N["moments"]
     moments["count"][every, half] += 1
     moments["sketch"][every, half] += sketch_NS
-    moments["probe"][every, half] += probe_N
-    moments["probe_squared"][every, half] += probe_N**2
-    moments["probe_positive"][every, half] += probe_N > 0
-    moments["probe_high"][every, half] += probe_N > HIGH
-    _cover(states_N, sketch_NS)
-    _compare(states_N, sketch_NS)
+    moments["probe"][every, half] += np.clip(probes_NP[:, 0], -CLIP, CLIP)
     states_N["sketched"] += 1
-
-
-def _cover(states_N: States, sketch_NS: NDArray[np.float32]) -> None:
-    """Mark the cell of the sketch space: the signs of its leading coordinates."""
-    cell = (sketch_NS[:, :CELL_BITS] > 0) @ (1 << np.arange(CELL_BITS))
-    every, byte, bit = np.arange(len(states_N)), cell >> 3, (1 << (cell & 7)).astype(np.uint8)
-    states_N["cells_twice"][every, byte] |= states_N["cells_once"][every, byte] & bit
-    states_N["cells_once"][every, byte] |= bit
-
-
-def _compare(states_N: States, sketch_NS: NDArray[np.float32]) -> None:
-    """Compare with the last sketches, and take the place of the oldest."""
-    norm = np.linalg.norm(sketch_NS, axis=1, keepdims=True)
-    unit_NS = sketch_NS / np.maximum(norm, 1e-12)
-    recent = states_N["recent"].astype(np.float32)
-    cosine = np.matmul(recent, unit_NS[:, :, None])[:, :, 0].max(axis=1) / 127
-    states_N["near_duplicates"] += cosine > SIMILAR
-    slot = (states_N["sketched"] % RING).astype(np.int64)
-    states_N["recent"][np.arange(len(states_N)), slot] = np.rint(unit_NS * 127).astype(np.int8)
-    assert sketch_NS.shape[1] == SKETCH

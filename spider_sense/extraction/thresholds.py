@@ -4,6 +4,11 @@ The statistic of a principal is the maximum over its life. If a new honest princ
 calibration, ``p = (1 + #{their maxima >= its value so far}) / (n + 1)`` falls to ``a`` or below at any time of its life
 with probability at most ``a``, whatever the dependence inside the stream. A maximum grows with the life, so nothing is
 claimed of principals that send more requests than those of calibration did.
+
+Principals who do the same kind of work lie at the same level, and the next one may do another kind. So the level's
+threshold is also at least what the highest level of a new kind of work stays below, if those of the F kinds are normal:
+their mean and ``t sqrt(1 + 1 / F)`` standard deviations, with Student's t of F - 1 degrees. One kind alone tells nothing
+of the next: the threshold is infinite.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,9 +37,9 @@ Maxima = Mapping[str, NDArray[np.float64]]
 class Budget(Settings):
     """Which shares of the honest may ever be limited."""
 
-    own: float = Field(default=0.005, gt=0, lt=1)
+    own: float = Field(default=0.006, gt=0, lt=1)
     """Of principals, by their own history."""
-    level: float = Field(default=0.005, gt=0, lt=1)
+    level: float = Field(default=0.004, gt=0, lt=1)
     """Of principals, by their level."""
     group: float = Field(default=0.01, gt=0, lt=1)
     """Of linked groups."""
@@ -64,6 +69,8 @@ class Calibration:
     budget: Budget
     horizons: Mapping[str, int] = field(default_factory=dict)
     """By stratum: requests that at least 299 of its principals lived to send; none where they are fewer."""
+    least: Mapping[str, float] = field(default_factory=dict)
+    """By stratum: what the level's threshold is at least."""
 
     @classmethod
     def fit(
@@ -72,7 +79,9 @@ class Calibration:
         level: NDArray[np.float64],
         strata: Sequence[str],
         lives: NDArray[np.integer[Any]],
+        work: Sequence[str] | None = None,
         groups: NDArray[np.float64] | None = None,
+        floors: Mapping[str, float] | None = None,
         budget: Budget | None = None,
     ) -> "Calibration":
         """Keep the maxima of N honest principals.
@@ -82,7 +91,9 @@ class Calibration:
             level: [N].
             strata: tenant type of each; empty is none.
             lives: requests of each, [N].
+            work: what kind of work each does; without it each does its own.
             groups: maxima of honest *linked* groups; random groups are the wrong reference.
+            floors: by stratum, what the level's threshold is at least.
             budget: how the false alarms are split.
 
         Raises:
@@ -105,7 +116,12 @@ class Calibration:
         }
         longest = {name: np.sort(lives[chosen])[::-1] for name, chosen in rows.items()}
         horizons = {name: int(found[CERTIFIED - 1]) for name, found in longest.items() if len(found) >= CERTIFIED}
-        return cls(maxima, budget or Budget(), horizons)
+        budget, kinds = budget or Budget(), np.array(work or [str(place) for place in range(len(own))])
+        least = {
+            name: max(_new_work(level[chosen], kinds[chosen], budget.level), (floors or {}).get(name, -np.inf))
+            for name, chosen in rows.items()
+        }
+        return cls(maxima, budget, horizons, least)
 
     def stratum(self, tier: Tier, tenant: str) -> str:
         """Return the stratum that a tenant type is judged by: its own if it is large enough, else everybody."""
@@ -134,14 +150,32 @@ class Calibration:
             tenant: declared type of the principal.
             share: of honest principals; by default the tier's share of the budget.
         """
-        values = self.maxima[tier][self.stratum(tier, tenant)]
+        stratum = self.stratum(tier, tenant)
+        values, small = self.maxima[tier][stratum], self.maxima[tier].get(tenant, np.zeros(0))
         allowed = int(np.floor((self.budget.share(tier) if share is None else share) * (len(values) + 1) + 1e-9))
-        threshold = float(values[-allowed]) if allowed else np.inf
-        small = self.maxima[tier].get(tenant, values)
-        return max(threshold, float(small[-1])) if 0 < len(small) < CERTIFIED and tenant else threshold
+        found = [float(values[-allowed]) if allowed else np.inf]
+        if tenant != stratum and len(small):
+            found.append(float(small[-1]))
+        if tier == "level" and share is None:
+            found += [self.least.get(name, -np.inf) for name in (stratum, tenant)]
+        return max(found)
 
     def p_value(self, tier: Tier, tenant: str, score: float) -> float:
         """Return the conformal p-value of a principal's maximum so far, in its stratum."""
         values = self.maxima[tier][self.stratum(tier, tenant)]
         above = len(values) - int(np.searchsorted(values, score, side="left"))
-        return (1 + above) / (len(values) + 1)
+        p_value = (1 + above) / (len(values) + 1)
+        # A level that a new kind of work may reach is no evidence beyond the tier's share.
+        return p_value if score > self.threshold(tier, tenant) else max(p_value, self.budget.share(tier))
+
+
+def _new_work(values_N: NDArray[np.float64], kind_N: NDArray[np.str_], share: float) -> float:
+    """Return what a new kind of work stays below but for a share, by the highest values of the kinds that are there."""
+    from scipy.stats import t
+
+    highest = np.array([values_N[kind_N == kind].max() for kind in np.unique(kind_N)])
+    highest = highest[np.isfinite(highest)]
+    count = len(highest)
+    if count < 2:
+        return np.inf
+    return float(highest.mean() + t.ppf(1 - share, count - 1) * highest.std(ddof=1) * np.sqrt(1 + 1 / count))

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spider_sense.errors import DataError
-from spider_sense.extraction.directions import binned, directions
 from spider_sense.extraction.event import Event, EventBatch, rounds
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import States
-from spider_sense.extraction.own import bet
+from spider_sense.extraction.own import bet, binned, directions
 from spider_sense.extraction.profile import record
 from spider_sense.extraction.state import fresh
 

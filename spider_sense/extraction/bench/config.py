@@ -61,8 +61,6 @@ class BenchConfig(Settings):
     cells: tuple[Cell, ...] = Field(min_length=1)
     attackers: int = Field(gt=0)
     """Of each test campaign in each cell."""
-    fit_attackers: int = Field(gt=0)
-    """Of each fit campaign, over all shares and covers."""
     warm_up: int = Field(default=60, gt=0)
     after: int = Field(default=250, gt=0)
     """Requests after a campaign began that it may be found in."""

@@ -54,7 +54,15 @@ class Ours:
         accounts = self.states([stream for group in organisations for stream in group])
         groups = np.array([score for _, score in self.groups(accounts)], dtype=np.float64)
         lives = np.array([len(stream) for stream in calibration])
-        found = Calibration.fit(own, level, [stream.tenant for stream in calibration], lives, groups)
+        found = Calibration.fit(
+            own,
+            level,
+            [stream.tenant for stream in calibration],
+            lives,
+            [stream.family for stream in calibration],
+            groups=groups,
+            floors=population.floors,
+        )
         self.detector = TieredDetector(population, found, encoder.key, width)
 
     def alarms(self, streams: Sequence[Stream]) -> list[Alarm | None]:

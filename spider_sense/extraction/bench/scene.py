@@ -16,7 +16,6 @@ from spider_sense.extraction.simulator.traffic import Stream
 
 __all__ = ["Scene", "families_with_real_apps"]
 
-_FIT_MIXES = [Cell(share=share, cover=cover) for share in (1.0, 0.5, 0.25, 0.1) for cover in ("same", "random", "app")]
 _SHORTEST = 24
 _LASTING = 1 / 3
 """Share of innocent principals, outside calibration, that live as long as the bench looks; the others' lengths are
@@ -84,14 +83,6 @@ class Scene:
         return [
             resampled(stream, self.config.horizon, np.random.default_rng([self.seed, *stream.principal.encode()]))
             for stream in streams
-        ]
-
-    def fit_attackers(self) -> list[Stream]:
-        """Return attackers of the fit campaigns, over shares and covers."""
-        return [
-            self._attacker(f"fit-{campaign.name}-{place}", campaign, _FIT_MIXES[place % len(_FIT_MIXES)], "fit")
-            for campaign in self.split.families["fit", "campaign"]
-            for place in range(self.config.fit_attackers)
         ]
 
     def campaigns(self) -> tuple[Family, ...]:

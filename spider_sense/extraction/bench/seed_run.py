@@ -70,22 +70,19 @@ class SeedRun:
         scene, material, vectors_ND = self.scene, self.material, self.material.vectors[self.embedding]
         rows = material.rows(self.fit)
         owners = [stream.principal for stream in self.fit for _ in stream.requests]
-        campaigns = {
-            family.name: np.array([material.index[text] for text in family.wrapped()])
+        families = {
+            family.name: vectors_ND[[material.index[text] for text in family.wrapped()]]
             for family in scene.split.families["fit", "campaign"][: PROBES - 1]
         }
-        families = {name: vectors_ND[places] for name, places in campaigns.items()}
         sketch = Sketch.fit(vectors_ND[rows], owners, families)
         sketch_NS, probes_NP = sketch.project(vectors_ND)
         key = Key(hashlib.sha256(f"bench {scene.seed}".encode()).digest())
         self.encoder = Encoder(key, material.index, sketch_NS, probes_NP, material.tokens)
-        # The fit reads what probes say that were fitted on other work.
+        # What is usual is read off probes that were fitted on other work.
         unseen_NP = probes_NP.copy()
-        unseen_NP[rows, 0], by_family = crossed(vectors_ND[rows], once_each(owners), self._work(), families)
-        for name, places in campaigns.items():
-            unseen_NP[places, 0] = by_family[name]
+        unseen_NP[rows, 0] = crossed(vectors_ND[rows], once_each(owners), self._work(), families)
         fitting = Encoder(key, material.index, sketch_NS, unseen_NP, material.tokens)
-        population = Population.fit(fitting.all(self.fit), fitting.all(scene.fit_attackers()), key, sketch.names)
+        population = Population.fit(fitting.all(self.fit), key, sketch.names)
         return Ours(self.encoder, population, self.calibration, scene.organisations("calibrate"), vectors_ND.shape[1])
 
     def _work(self) -> list[str]:

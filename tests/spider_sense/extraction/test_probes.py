@@ -60,26 +60,18 @@ def test_principals_weigh_the_same() -> None:
     assert once_each(["a", "b", "a", "a"]).tolist() == pytest.approx([1 / 3, 1, 1 / 3, 1 / 3])
 
 
-def test_crossed_logits_come_from_other_work_and_other_families() -> None:
-    """Families that share nothing are told apart by a probe that saw them, and not by one that did not."""
+def test_crossed_logits_come_from_other_work() -> None:
+    """A kind of work that resembles a campaign looks tame to a probe that was fitted on it, and not to another one."""
     benign, work = _benign()
-    campaigns = _campaigns(common=0.0)
-    weight, bias = fit_probes(benign, np.ones(len(benign)), campaigns)[ANY]
-    logits, by_family = crossed(benign, np.ones(len(benign)), work, campaigns)
-    for name, rows in campaigns.items():
-        assert (rows @ weight + bias).mean() > by_family[name].mean() + 1
-    assert logits.mean() > (benign @ weight + bias).mean()
+    benign[-ROWS:, 0] += 4
+    weight, bias = fit_probes(benign, np.ones(len(benign)), _campaigns())[ANY]
+    logits = crossed(benign, np.ones(len(benign)), work, _campaigns())
     assert np.isfinite(logits).all()
+    assert logits[-ROWS:].mean() > (benign[-ROWS:] @ weight + bias).mean() + 1
 
 
-def test_what_is_shared_survives_the_crossing() -> None:
-    benign, work = _benign()
-    logits, by_family = crossed(benign, np.ones(len(benign)), work, _campaigns())
-    assert min(float(rows.mean()) for rows in by_family.values()) > logits.mean() + 2
-
-
-def test_a_single_family_is_read_by_its_own_probe() -> None:
-    benign, work = _benign()
-    logits, by_family = crossed(benign, np.ones(len(benign)), work, _campaigns(1))
-    assert np.isfinite(logits).all()
-    assert (by_family["campaign 0"] > 0).mean() > 0.9
+def test_one_kind_of_work_is_read_by_its_own_probe() -> None:
+    benign, _ = _benign()
+    weight, bias = fit_probes(benign, np.ones(len(benign)), _campaigns())[ANY]
+    alone = crossed(benign, np.ones(len(benign)), ["work"] * len(benign), _campaigns())
+    np.testing.assert_allclose(alone, benign @ weight + bias, atol=1e-3)

@@ -48,7 +48,6 @@ def config(tmp_path: Path) -> BenchConfig:
         length=44,
         cells=(Cell(), Cell(start="pivot"), Cell(start="pivot", share=0.5)),
         attackers=1,
-        fit_attackers=3,
         warm_up=24,
         after=20,
         organisations=Parts(fit=1, calibrate=3, test=2),
