@@ -10,10 +10,13 @@ from spider_sense.extraction.bench.config import BenchConfig
 from spider_sense.extraction.bench.outcome import Outcome
 from spider_sense.extraction.bench.report import OURS, Report
 
+SHOWN = (("first", 1.0), ("pivot", 1.0), ("pivot", 0.5))
+"""Starts and shares of the cells that are drawn."""
+
 
 def draw_queries(outcomes: Sequence[Outcome], config: BenchConfig, path: Path) -> None:
     """Draw, for each cell, the share of attackers that each system has found after so many requests."""
-    shown = config.cells[:3]
+    shown = [cell for cell in config.cells if cell.cover == "same" and (cell.start, cell.share) in SHOWN]
     pictures = panels(
         [cell.name for cell in shown],
         "requests since the campaign began",

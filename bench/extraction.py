@@ -22,6 +22,7 @@ from spider_sense.extraction.bench.run import run_bench
 
 CONSOLE = Console(stderr=True, width=180)
 LAST_LINE = (
+    "seeds",
     "lifetime_fpr",
     "lifetime_fpr_low",
     "lifetime_fpr_high",

@@ -13,7 +13,7 @@ from spider_sense.extraction.tiers import TieredDetector
 
 KEY = Key(b"a key for tests, not a secret")
 PROBE_NAMES = ("reasoning", "rubric", "synthesis", "exam", "agent", "code")
-TEMPLATE = KEY.edges("Answer the following question and write down every step of your reasoning:")[0]
+TEMPLATE = KEY.opening("Answer the following question and write down every step of your reasoning:")
 
 
 def stream(
@@ -48,7 +48,6 @@ def stream(
             opening=TEMPLATE if attacks[index] else openings[index],
             parameters=KEY.parameters({"temperature": int(rng.integers(5)) / 4}),
             links=tuple(links),
-            tokens=int(rng.integers(10, 200)),
         )
         for index in range(requests)
     ]

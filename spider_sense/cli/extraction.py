@@ -207,9 +207,9 @@ def _load(model: str | None, dtype: str, device: str) -> "LoadedModel | None":
 def _reader(loaded: "LoadedModel | None", site: "Site") -> "Read | None":
     if loaded is None:
         return None
-    from spider_sense.pooling import Pooled, pooled
+    from spider_sense.pooling import pooled
 
-    def read(prompts: list[object]) -> Pooled:
+    def read(prompts: list[object]) -> object:
         with progress_bars() as progress:
             bar = progress.add_task("Reading prompts", total=len(prompts))
             advance: Callable[[int], None] = lambda count: progress.advance(bar, count)  # noqa: E731

@@ -61,7 +61,6 @@ class ExtractionManifest(Record):
     lists: tuple[str, ...] = ()
     levels: dict[int, ModelRecord] = Field(min_length=1)
     floors: dict[str, float]
-    member_probe: tuple[float, float]
     principals: int
     """Honest principals that the population was fitted on."""
     budget: Budget | None = None
@@ -174,7 +173,6 @@ class Artifact:
             lists=() if self.lists is None else self.lists.names,
             levels={at: ModelRecord(centre=m.centre, spread=m.spread) for at, m in population.levels.items()},
             floors=dict(population.floors),
-            member_probe=population.member_probe,
             principals=population.principals,
             budget=None if calibration is None else calibration.budget,
             strata={name: len(values) for name, values in strata.items()},
@@ -184,7 +182,7 @@ class Artifact:
 
 
 _SKETCH = ("mean", "projection", "weights", "biases")
-_POPULATION = ("edges", "centres", "active", "member_mean", "member_precision")
+_POPULATION = ("edges", "centres", "active")
 
 
 def _tensors(artifact: Artifact) -> dict[str, Tensor]:
@@ -219,7 +217,6 @@ def _artifact(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray]) ->
         **{name: arrays[f"population.{name}"] for name in _POPULATION},
         levels={at: _model(f"level.{at}", record, arrays) for at, record in sorted(manifest.levels.items())},
         floors=manifest.floors,
-        member_probe=manifest.member_probe,
         prevalence=dict(zip(tokens.tolist(), arrays["prevalence.counts"].tolist(), strict=True)),
         principals=manifest.principals,
         probe_names=manifest.probes,

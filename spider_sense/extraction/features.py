@@ -1,26 +1,24 @@
 """What a principal looks like after n requests, as a few numbers that grow with suspicion.
 
-Of the activations they read the probe for all campaigns alone, not what requests are about: means of sketches tell
-families of honest work apart, and the next family is another one.
+Of the activations they read the probe for all campaigns alone, not what requests are about: that tells families of
+honest work apart, and the next family is another one.
 
-Shape letters: N principals, S sketch, J directions, B bins, F features.
+Shape letters: N principals, B bins, F features.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spider_sense.extraction.layout import States
-from spider_sense.extraction.profile import SCORING
 
-__all__ = ["FEATURES", "LEADING", "mean_probe", "mean_sketch", "vector"]
+__all__ = ["FEATURES", "OPENING", "vector"]
 
-LEADING = 24
-"""Coordinates of the mean sketch that groups are compared by."""
 TOP = 0.1
 """Share of the requests whose logits the top tenth averages: cover traffic does not dilute it."""
 
 FEATURES = ("mean of the campaign probe", "top tenth of the campaign probe", "share of one opening")
 """Names of the columns of ``vector``."""
+OPENING = FEATURES.index("share of one opening")
 
 
 def vector(states_N: States, centres_B: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -31,22 +29,8 @@ def vector(states_N: States, centres_B: NDArray[np.float32]) -> NDArray[np.float
         centres_B: what a bin of the first probe stands for.
     """
     seen, count = np.maximum(states_N["sketched"], 1.0), np.maximum(states_N["count"], 1.0)
-    mean = states_N["moments"]["probe"].sum(axis=1, dtype=np.float64) / seen
+    mean = states_N["probe"].astype(np.float64) / seen
     return np.stack([mean, _top(states_N, centres_B), states_N["opening_counts"].max(axis=1) / count], axis=1)
-
-
-def mean_probe(states_N: States) -> NDArray[np.float64]:
-    """Return the mean of the scoring half's first probe, [N]."""
-    moments = states_N["moments"][:, SCORING]
-    result: NDArray[np.float64] = moments["probe"] / np.maximum(moments["count"], 1.0)
-    return result
-
-
-def mean_sketch(states_N: States) -> NDArray[np.float64]:
-    """Return the mean of the scoring half's sketches, [N, S]."""
-    moments = states_N["moments"][:, SCORING]
-    result: NDArray[np.float64] = moments["sketch"] / np.maximum(moments["count"], 1.0)[:, None]
-    return result
 
 
 def _top(states_N: States, centres_B: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -57,7 +57,7 @@ def fit(
         MissingExtraError: if scikit-learn, scipy or datasketch is not installed.
     """
     benign, campaigns = _in_order(benign), _in_order(campaigns)
-    hidden_ND, tokens = _all_hidden([*benign, *campaigns], read, width)
+    hidden_ND = _all_hidden([*benign, *campaigns], read, width)
     count, known = len(benign), KnownLists.build(lists) if lists else None
     families = np.array([row.family for row in campaigns])
     if not len(campaigns) or (families == "").any():
@@ -67,10 +67,12 @@ def fit(
     sketch = Sketch.fit(hidden_ND[:count], owners, {name: hidden_ND[rows] for name, rows in attacks.items()})
     encoder = Encoder(key, sketch, lists=known)
     whole = [
-        row.model_copy(update={"hidden": tuple(hidden.tolist()), "tokens": int(length)})
-        for row, hidden, length in zip(benign, hidden_ND, tokens, strict=False)
+        row.model_copy(update={"hidden": tuple(hidden.tolist())})
+        for row, hidden in zip(benign, hidden_ND[:count], strict=True)
     ]
-    population = Population.fit(_streams(_crossed(encoder.encode(whole), hidden_ND, benign, attacks)), key, sketch.names)
+    population = Population.fit(
+        _streams(_crossed(encoder.encode(whole), hidden_ND, benign, attacks)), key, sketch.names
+    )
     return Artifact(sketch=sketch, population=population, site=site, key_digest=key.digest, base=base, lists=known)
 
 
@@ -153,15 +155,15 @@ def _streams(events: Sequence[Event]) -> list[list[Event]]:
     return list(streams.values())
 
 
-def _all_hidden(rows: Sequence[Row], read: Read | None, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    hidden_ND, tokens = hidden_of(rows, read, width)
+def _all_hidden(rows: Sequence[Row], read: Read | None, width: int) -> NDArray[np.float32]:
+    hidden_ND = hidden_of(rows, read, width)
     missing = int(np.isnan(hidden_ND[:, 0]).sum())
     if missing:
         raise DataError(
             f"{missing} of {len(rows)} requests have no hidden state; a fit needs all of them: give 'hidden', or text "
             "and a model to read it with"
         )
-    return hidden_ND, tokens
+    return hidden_ND
 
 
 def _replayed(

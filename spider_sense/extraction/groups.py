@@ -3,8 +3,9 @@
 Every principal keeps the smallest keyed hashes of each kind of evidence (a bottom-k MinHash sketch: two principals that
 share evidence tend to keep the same of it). Hashes are the buckets in which candidate pairs meet. A pair's weight is a
 sum of log-likelihood ratios, one for each kind, of its rarest common hash against meeting by chance; pairs above a
-bound are joined. Only evidence of the account makes a pair: strangers who run one public benchmark share its template.
-Evidence that comes from content confirms a pair that has half of the weight.
+bound are joined. Only evidence of the account makes a pair: strangers who run one public benchmark share its system
+prompt and its parameters. Those confirm a pair that has half of the weight. What scores a group, the words that its
+requests open with, links nobody.
 
 Shape letters: N principals, K kinds, L slots.
 """
@@ -17,10 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.extraction.features import LEADING, mean_probe, mean_sketch
+from spider_sense.extraction.features import OPENING
 from spider_sense.extraction.layout import EMPTY_LINK, LINK_KINDS, LinkKind, States
-from spider_sense.extraction.population import LEAST_HALF, Population
-from spider_sense.extraction.profile import SCORING
+from spider_sense.extraction.population import Population
 from spider_sense.extraction.state import PrincipalState
 
 __all__ = ["Edge", "Group", "group_score", "linked", "stacked"]
@@ -32,11 +32,10 @@ SHARED = 0.5
 HUBS = 32
 """Holders of a hash that every other holder is compared with, so that a large group costs no square."""
 COMMON = 0.1
-"""Share of the variance of members' scores that the members of an honest group have in common."""
+"""Share of the variance between principals that the members of an honest group have in common."""
 
 _ACCOUNT: tuple[LinkKind, ...] = ("payment", "network", "client", "declared")
-_CONTENT: tuple[tuple[LinkKind, ...], ...] = (("parameters",), ("prefix",), ("template", "activity"))
-"""Kinds that say the same thing stand together and count once."""
+_CONTENT: tuple[LinkKind, ...] = ("parameters", "prefix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,7 @@ def _edges(names: list[str], links_NKL: NDArray[np.uint64], population: Populati
             weight = math.inf if kind == "declared" else _weight(population.share(token))
             for pair in _pairs(holders) if weight > 0 else ():
                 weights[pair][kind] = max(weights[pair].get(kind, 0.0), weight)
-    holders = Counter(links_NKL[:, [LINK_KINDS.index(kind) for kinds in _CONTENT for kind in kinds]].ravel().tolist())
+    holders = Counter(links_NKL[:, [LINK_KINDS.index(kind) for kind in _CONTENT]].ravel().tolist())
     for pair, kinds in weights.items():
         if BOUND / 2 <= sum(kinds.values()) < BOUND:
             kinds |= _confirmed(links_NKL[list(pair)], holders, len(names), population)
@@ -117,12 +116,11 @@ def _confirmed(
 ) -> dict[LinkKind, float]:
     """Return what the content of a pair adds; a hash is as common as here or among honest principals, if more so."""
     found: dict[LinkKind, float] = {}
-    for kinds in _CONTENT:
-        for kind in kinds:
-            one, other = (set(links_2KL[side, LINK_KINDS.index(kind)].tolist()) for side in (0, 1))
-            shares = [max(population.share(t), holders[t] / principals) for t in one & other - {int(EMPTY_LINK)}]
-            if shares and (weight := _weight(min(shares))) > found.get(kinds[0], 0.0):
-                found[kinds[0]] = weight
+    for kind in _CONTENT:
+        one, other = (set(links_2KL[side, LINK_KINDS.index(kind)].tolist()) for side in (0, 1))
+        shares = [max(population.share(t), holders[t] / principals) for t in one & other - {int(EMPTY_LINK)}]
+        if shares and _weight(min(shares)) > 0:
+            found[kind] = _weight(min(shares))
     return found
 
 
@@ -151,19 +149,17 @@ def _weight(share: float) -> float:
 
 
 def group_score(states_N: States, population: Population) -> float:
-    """Return how far a group lies from honest principals, in standard deviations; -inf with fewer than two members.
+    """Return how much more of a group's requests open alike than of an honest principal's, in standard deviations.
 
-    It reads the scoring half of the members' requests alone. The larger of two numbers: the members' mean score, and
-    ``T^2 = m (mean - mu)' Sigma^-1 (mean - mu)`` of their mean sketches on a normal scale (Wilson and Hilferty 1931),
-    which knows no campaign. The m members count as ``1 / (1 / m + 0.1)``, since honest groups have things in common.
+    What a campaign's accounts work on has one template; hidden in each one's cover it shows in all of them together.
+    The m members count as ``1 / (1 / m + 0.1)``, since honest groups have things in common. It is -inf with fewer than
+    two members, and where they have sent less than the first checkpoint of the level.
     """
-    scored = states_N[states_N["moments"]["count"][:, SCORING] >= LEAST_HALF]
-    if len(scored) < 2:
+    model = population.model_at(int(states_N["count"].mean())) if len(states_N) > 1 else None
+    if model is None:
         return -math.inf
-    worth = 1 / (1 / len(scored) + COMMON)
-    mean, sd = population.member_probe
-    level = (float(mean_probe(scored).mean()) - mean) / sd * math.sqrt(worth)
-    away = mean_sketch(scored)[:, :LEADING].mean(axis=0) - population.member_mean
-    ratio: float = worth * float(away @ population.member_precision @ away) / LEADING
-    spread = 2 / (9 * LEADING)
-    return max(level, (math.cbrt(ratio) - (1 - spread)) / math.sqrt(spread))
+    openings, counts = states_N["openings"].ravel(), states_N["opening_counts"].ravel()
+    _, which = np.unique(openings, return_inverse=True)
+    share = float(np.bincount(which, counts).max()) / int(states_N["count"].sum())
+    worth = 1 / (1 / len(states_N) + COMMON)
+    return float((share - model.mean[OPENING]) / model.scale[OPENING]) * math.sqrt(worth)

@@ -21,7 +21,6 @@ __all__ = [
     "LINK_KINDS",
     "LINK_SLOTS",
     "LISTS",
-    "MOMENTS",
     "PROBES",
     "SKETCH",
     "STATE",
@@ -53,19 +52,10 @@ LINK_SLOTS = 16
 """Keyed hashes that are kept of each kind of link evidence: the smallest ones, a bottom-k sketch."""
 EMPTY_LINK = np.uint64(2**64 - 1)
 
-LinkKind = Literal["payment", "network", "client", "declared", "parameters", "prefix", "template", "activity"]
+LinkKind = Literal["payment", "network", "client", "declared", "parameters", "prefix"]
 """payment, network, client: of the account. declared: an identity that the operator says is linked. parameters: the
-tuple of sampling parameters. prefix: the system prompt. template: the masked opening. activity: template and
-ten-minute bin."""
+tuple of sampling parameters. prefix: the system prompt."""
 LINK_KINDS: tuple[LinkKind, ...] = get_args(LinkKind)
-
-MOMENTS = np.dtype(
-    [
-        ("count", "<u4"),
-        ("sketch", "<f4", SKETCH),
-        ("probe", "<f4"),  # the first one, for all campaigns together
-    ]
-)
 
 STATE = np.dtype(
     [
@@ -75,8 +65,7 @@ STATE = np.dtype(
         ("last", "<f8"),
         ("count", "<u4"),  # requests
         ("sketched", "<u4"),  # requests with activations
-        # Half 0 links, half 1 scores: of the requests that linked a group none speaks for its guilt.
-        ("moments", MOMENTS, 2),
+        ("probe", "<f4"),  # sum of the first logits, of the probe for all campaigns together
         # Own history
         ("history", "<u4", (DIRECTIONS, BINS)),
         ("frozen", "u1", (DIRECTIONS, BINS)),

@@ -39,7 +39,7 @@ class LevelModel:
 
     def score(self, features_NF: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the score of each principal, [N]."""
-        result: NDArray[np.float64] = (_standard(features_NF, self.mean, self.scale).sum(axis=1) - self.centre)
+        result: NDArray[np.float64] = _standard(features_NF, self.mean, self.scale).sum(axis=1) - self.centre
         return result / self.spread
 
     def contributions(self, features_F: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,11 +10,11 @@ Shape letters: N principals, K slots.
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.extraction.layout import EMPTY_LINK, FROZEN, LINK_SLOTS, MOMENTS, States
+from spider_sense.extraction.layout import EMPTY_LINK, FROZEN, LINK_SLOTS, States
 
 __all__ = ["merged", "smallest"]
 
-_ADDED = ("count", "sketched", "history", "biased_requests", "revealed", "max_tokens", "list_hits")
+_ADDED = ("count", "sketched", "probe", "history", "biased_requests", "revealed", "max_tokens", "list_hits")
 _MAXED = ("biased_ids", "widest_bias", "own", "level", "last", "decided")
 
 
@@ -23,8 +23,6 @@ def merged(one_N: States, other_N: States) -> States:
     result = one_N.copy()
     for name in _ADDED:
         result[name] = one_N[name] + other_N[name]
-    for name in MOMENTS.names or ():
-        result["moments"][name] = one_N["moments"][name] + other_N["moments"][name]
     for name in _MAXED:
         result[name] = np.maximum(one_N[name], other_N[name])
     result["openings"], result["opening_counts"] = _heaviest(one_N, other_N, "openings", "opening_counts")

@@ -12,17 +12,15 @@ from numpy.typing import NDArray
 
 from spider_sense.errors import DataError
 from spider_sense.extraction.event import Event, EventBatch
-from spider_sense.extraction.features import LEADING, mean_probe, mean_sketch, vector
+from spider_sense.extraction.features import vector
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import BINS, CHECKPOINTS, EMPTY_LINK, States
 from spider_sense.extraction.level import LevelModel
 from spider_sense.extraction.own import directions
-from spider_sense.extraction.profile import SCORING
-from spider_sense.extraction.sketch import shrunk
 from spider_sense.extraction.thresholds import EVERYBODY
 from spider_sense.extraction.tracker import Tracker, walk
 
-__all__ = ["LEAST_HALF", "Population"]
+__all__ = ["Population"]
 
 SAMPLE = 50
 """Requests of a principal that the bins are set on, spread evenly over its life."""
@@ -30,8 +28,6 @@ QUANTILES = (0.84, 0.87, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0
 """Of the bins' edges: below the first one every request is like any other."""
 LEAST_HONEST = 40
 """Principals that reach a checkpoint; with fewer, the model of the checkpoint before is used."""
-LEAST_HALF = 8
-"""Scored requests of a member that count in a group."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,12 +44,6 @@ class Population:
     """By checkpoint."""
     floors: Mapping[str, float]
     """By tenant type, and of everybody: the highest level of these principals, below which nobody is limited."""
-    member_mean: NDArray[np.float64]
-    """Of honest principals' mean sketches, [24]."""
-    member_precision: NDArray[np.float64]
-    """Inverse covariance of the same, [24, 24]."""
-    member_probe: tuple[float, float]
-    """Mean and standard deviation of honest members' mean probe."""
     prevalence: Mapping[int, int]
     """Keyed hashes of link evidence that at least two honest principals hold, and how many do."""
     principals: int
@@ -77,8 +67,6 @@ class Population:
         tracker = Tracker(edges, active, salt=key.hash("salt", ""))
         snapshots, states = _snapshots(honest, tracker, centres, key)
         levels = _levels(snapshots)
-        members = states[states["moments"]["count"][:, SCORING] >= LEAST_HALF]
-        means, probe = mean_sketch(members)[:, :LEADING], mean_probe(members)
         holders = Counter(int(token) for state in states for token in np.unique(state["links"]) if token != EMPTY_LINK)
         return cls(
             edges=edges,
@@ -86,9 +74,6 @@ class Population:
             active=active,
             levels=levels,
             floors=_floors(snapshots, levels),
-            member_mean=means.mean(axis=0),
-            member_precision=np.linalg.inv(shrunk(np.cov(means.T))).astype(np.float64),
-            member_probe=(float(probe.mean()), max(float(probe.std()), 1e-6)),
             prevalence={token: count for token, count in holders.items() if count > 1},
             principals=len(honest),
             probe_names=tuple(probe_names),

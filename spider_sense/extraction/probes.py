@@ -53,9 +53,7 @@ def fit_probes(benign_ND: Floats, weight_N: NDArray[np.float64], families: Famil
     return {ANY: _probe(*honest, *_even(list(families.values())))} | each
 
 
-def crossed(
-    benign_ND: Floats, weight_N: NDArray[np.float64], work: Sequence[str], families: Families
-) -> Floats:
+def crossed(benign_ND: Floats, weight_N: NDArray[np.float64], work: Sequence[str], families: Families) -> Floats:
     """Return what the probe for all campaigns says of honest requests whose kind of work it never saw, [N].
 
     What is usual must not be learned from the numbers that a probe gives to its own examples: those are tamer than a
@@ -90,7 +88,9 @@ def _distinct(rows_ND: Floats, weight_N: NDArray[np.float64]) -> tuple[Floats, N
     return rows_ND[first], np.bincount(which, weight_N)
 
 
-def _probe(benign_ND: Floats, weight_N: NDArray[np.float64], positive_MD: Floats, weight_M: NDArray[np.float64]) -> Probe:
+def _probe(
+    benign_ND: Floats, weight_N: NDArray[np.float64], positive_MD: Floats, weight_M: NDArray[np.float64]
+) -> Probe:
     """Fit a logistic regression in standardised space; both classes weigh the same."""
     try:
         from sklearn.linear_model import LogisticRegression

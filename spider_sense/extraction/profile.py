@@ -14,21 +14,10 @@ from spider_sense.extraction.layout import LINK_KINDS, LinkKind, States
 from spider_sense.extraction.merge import smallest
 from spider_sense.extraction.mixing import bit_length, mix
 
-__all__ = ["SCORING", "half_of", "record"]
+__all__ = ["record"]
 
-LINKING, SCORING = 0, 1
-"""Halves of a principal's requests."""
 CLIP = 4.0
 """Probe logits are cut here before they are summed."""
-BIN = 600.0
-"""Seconds of a bin of activity."""
-_CONTENT: tuple[LinkKind, ...] = ("parameters", "prefix", "template", "activity")
-"""Evidence of single requests; it is taken from the linking half only."""
-
-
-def half_of(states_N: States) -> NDArray[np.int64]:
-    """Return which half the next request of each principal belongs to, [N]."""
-    return (mix(states_N["seed"], states_N["count"].astype(np.uint64)) >> np.uint64(63)).astype(np.int64)
 
 
 def record(states_N: States, batch: EventBatch, salt: int) -> None:
@@ -39,18 +28,13 @@ def record(states_N: States, batch: EventBatch, salt: int) -> None:
         batch: N requests.
         salt: keyed 64 bits that token ids are hashed with.
     """
-    half = half_of(states_N)
     _count(states_N, batch)
     count_key(states_N["openings"], states_N["opening_counts"], batch.opening)
     _count_bias(states_N, batch, np.uint64(salt))
-    _link(states_N, batch, half == LINKING)
-    seen = np.flatnonzero(np.isfinite(batch.sketch[:, 0]))
-    if len(seen) == len(states_N):
-        _record_sketch(states_N, batch.sketch, batch.probes, half)
-    elif len(seen):
-        part = states_N[seen]
-        _record_sketch(part, batch.sketch[seen], batch.probes[seen], half[seen])
-        states_N[seen] = part
+    _link(states_N, batch)
+    seen = np.isfinite(batch.sketch[:, 0])
+    states_N["sketched"] += seen
+    states_N["probe"] += np.where(seen, np.clip(batch.probes[:, 0], -CLIP, CLIP), 0)
 
 
 def _count(states_N: States, batch: EventBatch) -> None:
@@ -77,15 +61,11 @@ def _count_bias(states_N: States, batch: EventBatch, salt: np.uint64) -> None:
         states_N["max_tokens"][row, column] += 1
 
 
-def _link(states_N: States, batch: EventBatch, linking: NDArray[np.bool_]) -> None:
-    bins = np.floor(batch.time / BIN).astype(np.int64).astype(np.uint64)
-    activity = np.where(batch.opening != 0, mix(batch.opening, bins), np.uint64(0))
-    for kind, hashes in (("parameters", batch.parameters), ("template", batch.opening), ("activity", activity)):
-        rows = np.flatnonzero(linking & (hashes != 0))
-        _insert(states_N["links"][:, LINK_KINDS.index(kind)], rows, hashes[rows])
+def _link(states_N: States, batch: EventBatch) -> None:
+    rows = np.flatnonzero(batch.parameters)
+    _insert(states_N["links"][:, LINK_KINDS.index("parameters")], rows, batch.parameters[rows])
     for (kind, _), (rows, hashes) in _named(batch.links).items():
-        kept = linking[rows] if kind in _CONTENT else slice(None)
-        _insert(states_N["links"][:, LINK_KINDS.index(kind)], rows[kept], hashes[kept])
+        _insert(states_N["links"][:, LINK_KINDS.index(kind)], rows, hashes)
 
 
 def _named(
@@ -111,13 +91,3 @@ def _insert(links_NL: NDArray[np.uint64], rows: NDArray[np.int64], hashes: NDArr
     new = (hashes < kept[:, -1]) & ~(kept == hashes[:, None]).any(axis=1)
     if new.any():
         links_NL[rows[new]] = smallest(np.concatenate([kept[new], hashes[new, None]], axis=1))
-
-
-def _record_sketch(
-    states_N: States, sketch_NS: NDArray[np.float32], probes_NP: NDArray[np.float32], half: NDArray[np.int64]
-) -> None:
-    every, moments = np.arange(len(states_N)), states_N["moments"]
-    moments["count"][every, half] += 1
-    moments["sketch"][every, half] += sketch_NS
-    moments["probe"][every, half] += np.clip(probes_NP[:, 0], -CLIP, CLIP)
-    states_N["sketched"] += 1

@@ -50,7 +50,7 @@ def _judge_group(detector: "TieredDetector", group: Group, states: Mapping[str, 
     certified = calibration is not None and calibration.certified("group", EVERYBODY)
     also = int((members["decided"][:, [TIERS.index("own"), TIERS.index("level")]] >= _LIMIT).any(axis=1).sum())
     level: Level = "watch" if score <= threshold else "act" if also else "limit"
-    words = (group.evidence(), f"their other requests lie {score:.1f} standard deviations from honest principals'")
+    words = (group.evidence(), f"their requests open alike, {score:.1f} standard deviations more than honest ones'")
     words += (f"{also} of them crossed a threshold alone",) if also else ()
     crossed = threshold if score > threshold else watch
     yield from _of_members(group, members, "group", level, score, crossed, p_value, certified, words)

@@ -6,9 +6,9 @@ with probability at most ``a``, whatever the dependence inside the stream. A max
 claimed of principals that send more requests than those of calibration did.
 
 Principals who do the same kind of work lie at the same level, and the next one may do another kind. So the level's
-threshold is also at least what the highest level of a new kind of work stays below, if those of the F kinds are normal:
-their mean and ``t sqrt(1 + 1 / F)`` standard deviations, with Student's t of F - 1 degrees. One kind alone tells nothing
-of the next: the threshold is infinite.
+threshold is also at least what the highest level of a new kind of work stays below, if those of the F kinds are
+normal: their mean and ``t sqrt(1 + 1 / F)`` standard deviations, with Student's t of F - 1 degrees. One kind alone
+tells nothing of the next: the threshold is infinite.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from spider_sense.config import Settings
-from spider_sense.errors import ConfigError
+from spider_sense.errors import ConfigError, MissingExtraError
 from spider_sense.extraction.decision import Tier
 
 __all__ = ["CERTIFIED", "EVERYBODY", "Budget", "Calibration", "Maxima"]
@@ -98,6 +98,7 @@ class Calibration:
 
         Raises:
             ConfigError: if the lengths differ or a maximum is NaN.
+            MissingExtraError: if scipy is not installed.
         """
         if not len(own) == len(level) == len(strata) == len(lives):
             raise ConfigError(
@@ -157,7 +158,7 @@ class Calibration:
         if tenant != stratum and len(small):
             found.append(float(small[-1]))
         if tier == "level" and share is None:
-            found += [self.least.get(name, -np.inf) for name in (stratum, tenant)]
+            found.append(self.least.get(stratum, -np.inf))
         return max(found)
 
     def p_value(self, tier: Tier, tenant: str, score: float) -> float:
@@ -165,14 +166,18 @@ class Calibration:
         values = self.maxima[tier][self.stratum(tier, tenant)]
         above = len(values) - int(np.searchsorted(values, score, side="left"))
         p_value = (1 + above) / (len(values) + 1)
+        if score > self.threshold(tier, tenant):
+            return p_value
         # A level that a new kind of work may reach is no evidence beyond the tier's share.
-        return p_value if score > self.threshold(tier, tenant) else max(p_value, self.budget.share(tier))
+        return max(p_value, float(np.nextafter(self.budget.share(tier), 1)))
 
 
 def _new_work(values_N: NDArray[np.float64], kind_N: NDArray[np.str_], share: float) -> float:
     """Return what a new kind of work stays below but for a share, by the highest values of the kinds that are there."""
-    from scipy.stats import t
-
+    try:
+        from scipy.stats import t
+    except ImportError as error:
+        raise MissingExtraError("scipy", "train") from error
     highest = np.array([values_N[kind_N == kind].max() for kind in np.unique(kind_N)])
     highest = highest[np.isfinite(highest)]
     count = len(highest)

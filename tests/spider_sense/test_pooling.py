@@ -40,7 +40,7 @@ def test_it_is_the_mean_of_the_normalised_states(
         seen: list[int] = []
         found = pooled(loaded, Site(0, "resid"), PROMPTS, batch_tokens=64, advance=seen.append)
         expected = np.stack([_plain(loaded, 0, prompt) for prompt in PROMPTS])
-        np.testing.assert_allclose(found.hidden_ND, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
         assert sum(seen) == len(PROMPTS)
 
 
@@ -51,15 +51,14 @@ def test_it_is_what_the_bank_and_the_fold_read(tiny_loaded: LoadedModel) -> None
     examples = [Example(id=t, text=t, label="", category="", source="", group="") for t in PROMPTS]
     live = score_examples(tiny_loaded, heads, examples)
     found = pooled(tiny_loaded, site, PROMPTS)
-    np.testing.assert_allclose(found.hidden_ND, live.prompt_NH, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(found.tokens, live.tokens)
+    np.testing.assert_allclose(found, live.prompt_NH, rtol=1e-4, atol=1e-5)
 
 
 def test_a_conversation_with_its_own_system_prompt_is_computed_whole(tiny_loaded: LoadedModel) -> None:
     turns = [("system", "You sell shoes."), ("user", "which size?")]
     found = pooled(tiny_loaded, Site(0, "resid"), ["one", turns])
-    np.testing.assert_allclose(found.hidden_ND[1], _plain(tiny_loaded, 0, turns), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.hidden_ND[0], _plain(tiny_loaded, 0, "one"), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[1], _plain(tiny_loaded, 0, turns), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[0], _plain(tiny_loaded, 0, "one"), rtol=1e-4, atol=1e-5)
 
 
 def test_the_model_is_left_as_it_was(tiny_loaded: LoadedModel) -> None:

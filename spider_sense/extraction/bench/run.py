@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,10 @@ def run_bench(config: BenchConfig, say: Say) -> Results:
 
 
 def _material(texts: list[str], features: Features, embedding: Embedding, scene: Scene) -> Material:
-    read = features.read
-    vectors_ND = read.hidden_ND
+    vectors_ND = features.hidden_ND
     if embedding != "hidden":
         vectors_ND = text_embedding(embedding, texts, texts_of(scene.benign("fit")))
-    return Material(features.index, read.tokens, {embedding: vectors_ND})
+    return Material(features.index, {embedding: vectors_ND})
 
 
 def _measured(run: SeedRun, say: Say) -> Iterator[tuple[list[Outcome], dict[str, Any]]]:
@@ -148,6 +148,5 @@ def _windows(run: SeedRun, ours: Ours | None) -> dict[str, Any]:
         windows = Windows.draw(benign, campaigns, people, window, run.scene.seed)
         found[str(window)] = mmd_rates(run.tracer.unit_ND, windows)
         if ours is not None and window == min(_WINDOWS):
-            texts = list(run.material.index)
-            found[f"{window} {ours.name}"] = score_rates(lambda some: ours.windows(texts, some), windows)
+            found[f"{window} {ours.name}"] = score_rates(partial(ours.windows, list(run.material.index)), windows)
     return found

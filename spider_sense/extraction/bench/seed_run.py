@@ -42,7 +42,6 @@ class Material:
     """What all seeds share: texts and what each embedding makes of them."""
 
     index: dict[str, int]
-    tokens: NDArray[np.int64]
     vectors: dict[Embedding, NDArray[np.float32]]
 
     def rows(self, streams: Sequence[Stream]) -> NDArray[np.int64]:
@@ -77,11 +76,11 @@ class SeedRun:
         sketch = Sketch.fit(vectors_ND[rows], owners, families)
         sketch_NS, probes_NP = sketch.project(vectors_ND)
         key = Key(hashlib.sha256(f"bench {scene.seed}".encode()).digest())
-        self.encoder = Encoder(key, material.index, sketch_NS, probes_NP, material.tokens)
+        self.encoder = Encoder(key, material.index, sketch_NS, probes_NP)
         # What is usual is read off probes that were fitted on other work.
         unseen_NP = probes_NP.copy()
         unseen_NP[rows, 0] = crossed(vectors_ND[rows], once_each(owners), self._work(), families)
-        fitting = Encoder(key, material.index, sketch_NS, unseen_NP, material.tokens)
+        fitting = Encoder(key, material.index, sketch_NS, unseen_NP)
         population = Population.fit(fitting.all(self.fit), key, sketch.names)
         return Ours(self.encoder, population, self.calibration, scene.organisations("calibrate"), vectors_ND.shape[1])
 

@@ -108,9 +108,7 @@ class Windows:
 
     def above(self, score: Callable[[Sequence[Rows]], Doubles], threshold: float) -> dict[str, float | None]:
         """Return the share of the tested windows whose score exceeds a threshold, None where there is none."""
-        return {
-            name: float(np.mean(score(rows) > threshold)) if rows else None for name, rows in self.tested.items()
-        }
+        return {name: float(np.mean(score(rows) > threshold)) if rows else None for name, rows in self.tested.items()}
 
 
 def mmd_rates(unit_ND: Doubles, windows: Windows) -> dict[str, float | None]:

@@ -33,11 +33,7 @@ def _plain(bins: list[int], seed: int) -> list[float]:
                 continue
             above, same = sum(b > now for b in past), sum(b == now for b in past)
             k = above + same + 1
-            p = (
-                (above + u * (same + 1)) / (len(past) + 1)
-                if which == 0
-                else min((k + 2 * k**0.5) / (len(past) + 1), 1)
-            )
+            p = (above + u * (same + 1)) / (len(past) + 1) if which == 0 else min((k + 2 * k**0.5) / (len(past) + 1), 1)
             for index, kappa in enumerate(BETS):
                 m[which, index] = (m[which, index] + 1) * kappa * p ** (kappa - 1)
     with np.errstate(divide="ignore"):

@@ -49,7 +49,9 @@ def test_a_stratum_is_judged_alone_once_it_is_certified() -> None:
     rng = np.random.default_rng(0)
     strata = ["app"] * CERTIFIED + ["bench"] * 40
     own = np.concatenate([rng.normal(0, 1, CERTIFIED), rng.normal(6, 1, 40)])
-    calibration = Calibration.fit(own, own, strata, np.full(len(own), 64), budget=Budget(own=0.01, level=0.01, group=0.01))
+    calibration = Calibration.fit(
+        own, own, strata, np.full(len(own), 64), budget=Budget(own=0.01, level=0.01, group=0.01)
+    )
     alone = np.sort(own[:CERTIFIED])[-3]
     assert calibration.threshold("own", "app") == alone
     assert calibration.certified("own", "app")
@@ -62,11 +64,43 @@ def test_a_stratum_is_judged_alone_once_it_is_certified() -> None:
 
 @pytest.mark.parametrize(
     ("own", "strata", "says"),
-    [(np.zeros(3), [""] * 2, "3 and 3 maxima for 2 strata and 3 lives"), (np.array([0, np.nan]), [""] * 2, "is NaN")],
+    [
+        (np.zeros(3), [""] * 2, "3 and 3 maxima for 2 strata and 3 lives"),
+        (np.array([0, np.nan, 1]), [""] * 3, "is NaN"),
+    ],
 )
 def test_bad_maxima_are_refused(own: np.ndarray, strata: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Calibration.fit(own, own, strata, np.full(3, 64))
+
+
+def test_a_new_kind_of_work_may_lie_where_no_calibration_principal_does() -> None:
+    """Kinds of work differ by far more than the principals of one kind."""
+    alarms: list[float] = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        kinds = rng.normal(0, 1, 8).repeat(40)
+        level = kinds + rng.normal(0, 0.1, len(kinds))
+        names = [f"work {kind}" for kind in kinds]
+        known = Calibration.fit(level, level, [""] * len(level), np.full(len(level), 64), names)
+        new = rng.normal(0, 1) + rng.normal(0, 0.1, 50)
+        alarms.append((new > known.threshold("level")).mean())
+        assert known.threshold("own") <= known.threshold("level")
+        one = float(np.nextafter(known.threshold("level"), 9))
+        assert known.p_value("level", "", one) <= known.budget.level < known.p_value("level", "", one - 1e-6)
+    assert np.mean(alarms) < 0.02
+    alone = Calibration.fit(level, level, [""] * len(level), np.full(len(level), 64), ["work"] * len(level))
+    assert alone.threshold("level") == math.inf
+    assert alone.threshold("own") < math.inf
+
+
+def test_nobody_is_limited_below_the_level_of_those_who_were_fitted_on() -> None:
+    level = np.random.default_rng(0).normal(size=600)
+    strata = ["app"] * 300 + ["chat"] * 300
+    high = Calibration.fit(level, level, strata, np.full(600, 64), floors={"": 7.0, "app": 9.0, "chat": -9.0})
+    assert (high.threshold("level"), high.threshold("level", "app")) == (7.0, 9.0)
+    assert high.threshold("level", "chat") < 5
+    assert high.threshold("level", "app", share=0.05) < 3
 
 
 def test_a_claim_ends_where_the_lives_of_calibration_end() -> None:

@@ -13,7 +13,6 @@ from spider_sense.extraction.bench import run as bench
 from spider_sense.extraction.bench.config import BenchConfig, Cell, Parts
 from spider_sense.extraction.bench.features import Features
 from spider_sense.extraction.bench.report import summarise
-from spider_sense.pooling import Pooled
 from spider_sense.types import Site
 
 WIDTH = 64
@@ -31,9 +30,7 @@ def _vector(text: str) -> np.ndarray:
 
 def _features(model: str, site: Site, texts: Sequence[str], **options: Any) -> Features:
     vectors = np.stack([_vector(text) for text in texts])
-    return Features(
-        {text: row for row, text in enumerate(texts)}, Pooled(vectors, np.full(len(texts), 9, dtype=np.int64))
-    )
+    return Features({text: row for row, text in enumerate(texts)}, vectors)
 
 
 @pytest.fixture
