@@ -38,7 +38,7 @@ SHORTEST = 32
 
 _KAPPA = np.array(BETS)
 _STREAM = np.uint64(0x5851F42D4C957F2D)
-"""Keeps the uniform numbers apart from the choice of halves, which comes from the same seed."""
+"""Keeps these uniform numbers apart from others of the same seed."""
 
 
 def directions(batch: EventBatch) -> NDArray[np.float32]:
