@@ -104,21 +104,21 @@ def _edges(names: list[str], links_NKL: NDArray[np.uint64], population: Populati
             weight = math.inf if kind == "declared" else _weight(population.share(token))
             for pair in _pairs(holders) if weight > 0 else ():
                 weights[pair][kind] = max(weights[pair].get(kind, 0.0), weight)
-    holders = Counter(links_NKL[:, [LINK_KINDS.index(kind) for kind in _CONTENT]].ravel().tolist())
+    held = Counter(links_NKL[:, [LINK_KINDS.index(kind) for kind in _CONTENT]].ravel().tolist())
     for pair, kinds in weights.items():
         if BOUND / 2 <= sum(kinds.values()) < BOUND:
-            kinds |= _confirmed(links_NKL[list(pair)], holders, len(names), population)
+            kinds |= _confirmed(links_NKL[list(pair)], held, len(names), population)
         yield Edge(names[pair[0]], names[pair[1]], sum(kinds.values()), tuple(kinds))
 
 
 def _confirmed(
-    links_2KL: NDArray[np.uint64], holders: Mapping[int, int], principals: int, population: Population
+    links_2KL: NDArray[np.uint64], held: Mapping[int, int], principals: int, population: Population
 ) -> dict[LinkKind, float]:
     """Return what the content of a pair adds; a hash is as common as here or among honest principals, if more so."""
     found: dict[LinkKind, float] = {}
     for kind in _CONTENT:
         one, other = (set(links_2KL[side, LINK_KINDS.index(kind)].tolist()) for side in (0, 1))
-        shares = [max(population.share(t), holders[t] / principals) for t in one & other - {int(EMPTY_LINK)}]
+        shares = [max(population.share(t), held[t] / principals) for t in one & other - {int(EMPTY_LINK)}]
         if shares and _weight(min(shares)) > 0:
             found[kind] = _weight(min(shares))
     return found

@@ -36,10 +36,11 @@ SKETCH = 64
 """Coordinates of a sketch."""
 PROBES = 8
 """Probe logits that a request has room for; the first one is of the probe for all campaigns together."""
-DIRECTIONS = PROBES + 1
-"""Numbers of a request that the own-history tier watches: probe logits, and the sketch's norm."""
+DIRECTIONS = PROBES + 2
+"""Numbers of a request that the own-history tier watches: probe logits, the sketch's norm, and the share of the
+principal's requests that have opened alike."""
 BINS = 16
-"""Bins of a direction, at upper quantiles of benign traffic."""
+"""Bins of a direction."""
 BETS = (0.25, 0.5, 0.75)
 """Exponents kappa of the bets ``kappa * p ** (kappa - 1)``."""
 FROZEN = 64

@@ -1,21 +1,22 @@
 """Tier 1: has a principal's stream changed against its own past, towards campaigns?
 
-The directions are probe logits and how unusual a request is; each has a smoothed conformal p-value against the
-principal's earlier requests. Bets on them go into Shiryaev-Roberts e-detectors (Shin, Ramdas and Rinaldo 2023), whose
-mixture is one:
+The directions are probe logits, how unusual a request is, and how many of the principal's requests have opened as this
+one does; each has a smoothed conformal p-value against the principal's earlier requests. Bets on them go into
+Shiryaev-Roberts e-detectors (Shin, Ramdas and Rinaldo 2023), whose mixture is one:
 
     p = (#{past above} + U (#{past in the same bin} + 1)) / t
     M = (M + 1) kappa p ** (kappa - 1)
 
 The bins begin where few honest requests lie, and all that is lower is one bin: an innocent change of subject moves a
-logit, but from one everyday value to another. A bin index is a fixed function of the request, so p stays legal.
+logit, but from one everyday value to another. A bin index is a fixed function of the request, so p stays legal; only
+the share of alike openings looks at what came before.
 
-As long as the requests are exchangeable, ``M - n`` is a supermartingale for n bets placed: an alarm at ``M >= c`` has
-probability at most n / c within n requests. Real streams drift, so what decides is a threshold over principals; the
-statistic is ``ln(M / max(n, 32))``, which keeps one scale for short and long lives. A second set of bets compares with
-the first 64 requests alone, which a slow ramp cannot drag along. What is estimated once is wrong for ever, so there p
-is an upper bound, ``(k + 1 + 2 sqrt(k + 1)) / 65`` with k of the 64 as far out; the threshold over principals covers
-the rest.
+As long as the requests are exchangeable, for the other directions ``M - n`` is a supermartingale for n bets placed: an
+alarm at ``M >= c`` has probability at most n / c within n requests. Real streams drift, so what decides is a threshold
+over principals; the statistic is ``ln(M / max(n, 32))``, which keeps one scale for short and long lives. A second set
+of bets compares with the first 64 requests alone, which a slow ramp cannot drag along. What is estimated once is wrong
+for ever, so there p is an upper bound, ``(k + 1 + 2 sqrt(k + 1)) / 65`` with k of the 64 as far out; the threshold over
+principals covers the rest.
 
 Shape letters: N principals, J directions, B bins, K bets.
 """
@@ -29,7 +30,7 @@ from spider_sense.extraction.event import EventBatch
 from spider_sense.extraction.layout import BETS, FROZEN, States
 from spider_sense.extraction.mixing import mix, uniform
 
-__all__ = ["LEAST", "bet", "binned", "directions", "leading_direction", "statistic"]
+__all__ = ["LEAST", "alike", "bet", "binned", "directions", "leading_direction", "statistic"]
 
 LEAST = 20
 """Requests before the first bet."""
@@ -42,9 +43,16 @@ _STREAM = np.uint64(0x5851F42D4C957F2D)
 
 
 def directions(batch: EventBatch) -> NDArray[np.float32]:
-    """Return [N, J]: probe logits, and the sketch's norm."""
+    """Return what the requests alone tell, [N, J - 1]: probe logits, and the sketch's norm."""
     norm_N1 = np.linalg.norm(batch.sketch, axis=1, keepdims=True)
     return np.concatenate([batch.probes, norm_N1], axis=1, dtype=np.float32)
+
+
+def alike(states_N: States, batch: EventBatch) -> NDArray[np.float32]:
+    """Return the share of each principal's requests that have opened as its last one does, [N, 1]."""
+    same_NK = (states_N["openings"] == batch.opening[:, None]) & (batch.opening != 0)[:, None]
+    counts = (states_N["opening_counts"] * same_NK).sum(axis=1, keepdims=True)
+    return np.asarray(counts / states_N["count"][:, None], dtype=np.float32)
 
 
 def binned(directions_NJ: NDArray[np.float32], edges: NDArray[np.float32]) -> NDArray[np.int64]:

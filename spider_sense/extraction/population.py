@@ -26,6 +26,8 @@ SAMPLE = 50
 """Requests of a principal that the bins are set on, spread evenly over its life."""
 QUANTILES = (0.84, 0.87, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999)
 """Of the bins' edges: below the first one every request is like any other."""
+SHARES = np.linspace(0.1, 0.8, BINS - 1)
+"""Edges of the share of alike openings: its quantiles are those of tenants that repeat themselves by trade."""
 LEAST_HONEST = 40
 """Principals that reach a checkpoint; with fewer, the model of the checkpoint before is used."""
 
@@ -95,18 +97,19 @@ class Population:
 
 def _bins(honest: Sequence[Sequence[Event]]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
     sample = [stream[i] for stream in honest for i in np.linspace(0, len(stream) - 1, SAMPLE).astype(int)]
-    x_NJ = directions(EventBatch.of([event for event in sample if event.sketch is not None]))
-    if len(x_NJ) < SAMPLE * LEAST_HONEST:
+    batch = EventBatch.of([event for event in sample if event.sketch is not None])
+    if len(batch) < SAMPLE * LEAST_HONEST:
         raise DataError(
-            f"bins cannot be set on {len(honest)} honest principals, {len(x_NJ)} of whose {len(sample)} sampled "
+            f"bins cannot be set on {len(honest)} honest principals, {len(batch)} of whose {len(sample)} sampled "
             f"requests have activations; {LEAST_HONEST} principals with activations are needed"
         )
-    edges = np.quantile(x_NJ, QUANTILES, axis=0).T.astype(np.float32)
-    first = (x_NJ[:, :1] > edges[0]).sum(axis=1)
-    counts, sums = (np.bincount(first, weights, minlength=BINS) for weights in (None, x_NJ[:, 0]))
+    x_NI = directions(batch)
+    edges = np.concatenate([np.quantile(x_NI, QUANTILES, axis=0).T, SHARES[None]]).astype(np.float32)
+    first = (x_NI[:, :1] > edges[0]).sum(axis=1)
+    counts, sums = (np.bincount(first, weights, minlength=BINS) for weights in (None, x_NI[:, 0]))
     # An empty bin stands for its lower edge.
     centres = np.where(counts > 0, sums / np.maximum(counts, 1), np.concatenate([edges[0, :1], edges[0]]))
-    return edges, centres.astype(np.float32), x_NJ.std(axis=0) > 1e-6
+    return edges, centres.astype(np.float32), np.append(x_NI.std(axis=0) > 1e-6, True)
 
 
 Snapshots = Mapping[int, tuple[NDArray[np.float64], NDArray[np.bytes_]]]

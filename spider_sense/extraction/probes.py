@@ -85,7 +85,7 @@ def _distinct(rows_ND: Floats, weight_N: NDArray[np.float64]) -> tuple[Floats, N
     """Return every row once, with the sum of its weights: logs repeat themselves, and a fit's time goes with rows."""
     bytes_N = np.ascontiguousarray(rows_ND).view(np.dtype((np.void, rows_ND.dtype.itemsize * rows_ND.shape[1])))[:, 0]
     _, first, which = np.unique(bytes_N, return_index=True, return_inverse=True)
-    return rows_ND[first], np.bincount(which, weight_N)
+    return rows_ND[first], np.asarray(np.bincount(which, weight_N), dtype=np.float64)
 
 
 def _probe(

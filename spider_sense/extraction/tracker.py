@@ -13,7 +13,7 @@ from spider_sense.errors import DataError
 from spider_sense.extraction.event import Event, EventBatch, rounds
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import States
-from spider_sense.extraction.own import bet, binned, directions
+from spider_sense.extraction.own import alike, bet, binned, directions
 from spider_sense.extraction.profile import record
 from spider_sense.extraction.state import fresh
 
@@ -42,7 +42,8 @@ class Tracker:
         if len(seen):
             whole = len(seen) == len(states_N)
             part = states_N if whole else states_N[seen]
-            own[seen] = bet(part, binned(directions(batch)[seen], self.edges), self.active)
+            x_NJ = np.concatenate([directions(batch), alike(states_N, batch)], axis=1)
+            own[seen] = bet(part, binned(x_NJ[seen], self.edges), self.active)
             if not whole:
                 states_N[seen] = part
         better = own > states_N["own"]

@@ -16,7 +16,12 @@ __all__ = ["level_words", "own_words"]
 def own_words(population: Population, state_1: States) -> tuple[str, ...]:
     """Say along which direction a principal left its own history."""
     probes = [f"the probe for {name}" for name in population.probe_names]
-    names = [*probes, *[f"probe {place}" for place in range(len(probes), PROBES)], "how unusual requests are"]
+    names = [
+        *probes,
+        *[f"probe {place}" for place in range(len(probes), PROBES)],
+        "how unusual requests are",
+        "how many open alike",
+    ]
     direction = names[int(leading_direction(state_1, population.active)[0])]
     at = int(state_1["own_at"][0])
     return (f"requests no longer look like the principal's own earlier ones: {direction} moved, by request {at}",)
