@@ -93,7 +93,7 @@ def calibrate(
     model: Model = None,
     own: Annotated[float, typer.Option(help="Share of honest principals that own history may ever limit.")] = 0.006,
     level: Annotated[float, typer.Option(help="The same for the level.")] = 0.004,
-    group: Annotated[float, typer.Option(help="Share of honest linked groups that may be limited.")] = 0.01,
+    group: Annotated[float, typer.Option(help="Share of honest linked groups that may be limited.")] = 0.002,
     out: Annotated[Path | None, typer.Option(help="Where to write it; by default it is replaced.")] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",

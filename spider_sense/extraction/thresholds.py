@@ -41,7 +41,7 @@ class Budget(Settings):
     """Of principals, by their own history."""
     level: float = Field(default=0.004, gt=0, lt=1)
     """Of principals, by their level."""
-    group: float = Field(default=0.01, gt=0, lt=1)
+    group: float = Field(default=0.002, gt=0, lt=1)
     """Of linked groups."""
 
     def share(self, tier: Tier) -> float:

@@ -44,7 +44,7 @@ def _states(ours: Ours, groups: Accounts) -> States:
 
 
 def _judged(scene: Scene, ours: Ours, name: str, groups: Accounts, states: States) -> list[Outcome]:
-    threshold = ours.detector.threshold("group", "", scene.config.alpha)
+    threshold = ours.detector.threshold("group", "")
     flagged = [members for members, score in ours.groups(states) if score > threshold]
     found = []
     for accounts in groups:

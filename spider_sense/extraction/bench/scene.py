@@ -125,16 +125,17 @@ class Scene:
         return streams
 
     def organisations(self, part: Part) -> list[tuple[Stream, ...]]:
-        """Return innocent groups of 2 to 25 accounts, of one kind of tenant each or of all."""
+        """Return innocent groups of 2 to 25 accounts: for each kind of tenant so many of that kind alone, and as many
+        of all kinds."""
         groups = []
-        for place in range(getattr(self.config.organisations, part)):
-            name = f"{part}-org{place}"
-            generator = np.random.default_rng([self.seed, *name.encode()])
-            size = int(generator.choice(_SIZES))
-            same = KINDS[int(generator.integers(len(KINDS)))] if generator.random() < 0.6 else None
-            kinds = [same or KINDS[int(generator.integers(len(KINDS)))] for _ in range(size)]
-            tenants = [self.tenant(f"{name}-{index}", kind, part) for index, kind in enumerate(kinds)]
-            groups.append(organisation(name, tenants, self.config.group_requests, self.seed))
+        for kind in (*KINDS, None):
+            for place in range(getattr(self.config.organisations, part)):
+                name = f"{part}-{kind or 'mixed'}-org{place}"
+                generator = np.random.default_rng([self.seed, *name.encode()])
+                size = int(generator.choice(_SIZES))
+                kinds = [kind or KINDS[int(generator.integers(len(KINDS)))] for _ in range(size)]
+                tenants = [self.tenant(f"{name}-{index}", one, part) for index, one in enumerate(kinds)]
+                groups.append(organisation(name, tenants, self.config.group_requests, self.seed))
         return groups
 
     def campaign_groups(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spider_sense.errors import DataError
-from spider_sense.extraction.bench.config import BenchConfig, Cell, Parts
+from spider_sense.extraction.bench.config import BenchConfig, Cell, Groups, Parts
 from spider_sense.extraction.bench.parts import PARTS, split_families
 from spider_sense.extraction.bench.scene import Scene
 from spider_sense.extraction.bench.texts import every_text, load_material
@@ -28,7 +28,7 @@ def config() -> BenchConfig:
         cells=(Cell(start="pivot"),),
         attackers=2,
         after=40,
-        organisations=Parts(fit=1, calibrate=2, test=2),
+        organisations=Groups(calibrate=2, test=2),
     )
 
 

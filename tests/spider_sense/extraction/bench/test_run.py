@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spider_sense.extraction.bench import run as bench
-from spider_sense.extraction.bench.config import BenchConfig, Cell, Parts
+from spider_sense.extraction.bench.config import BenchConfig, Cell, Groups, Parts
 from spider_sense.extraction.bench.features import Features
 from spider_sense.extraction.bench.report import summarise
 from spider_sense.types import Site
@@ -47,7 +47,7 @@ def config(tmp_path: Path) -> BenchConfig:
         attackers=1,
         warm_up=24,
         after=20,
-        organisations=Parts(fit=1, calibrate=3, test=2),
+        organisations=Groups(calibrate=3, test=2),
         ring_sizes=(3,),
         group_requests=20,
         load_principals=50,
