@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +65,23 @@ class SeedRun:
         self.fit, self.calibration = scene.benign("fit"), scene.benign("calibrate")
         self.tracer = self._tracer()
 
+    @cached_property
     def ours(self) -> Ours:
-        """Fit and calibrate this library's detector."""
+        """This library's detector, fitted and calibrated."""
+        return self.calibrated(self.calibration, self.scene.organisations("calibrate"))
+
+    def calibrated(self, calibration: Sequence[Stream], organisations: Sequence[Sequence[Stream]] = ()) -> Ours:
+        """Calibrate it, on other streams than usual if need be."""
+        encoder, population = self._fitted
+        return Ours(encoder, population, calibration, organisations, self.material.vectors[self.embedding].shape[1])
+
+    @property
+    def encoder(self) -> Encoder:
+        """Makes what the detector reads."""
+        return self._fitted[0]
+
+    @cached_property
+    def _fitted(self) -> tuple[Encoder, Population]:
         scene, material, vectors_ND = self.scene, self.material, self.material.vectors[self.embedding]
         rows = material.rows(self.fit)
         owners = [stream.principal for stream in self.fit for _ in stream.requests]
@@ -76,13 +92,12 @@ class SeedRun:
         sketch = Sketch.fit(vectors_ND[rows], owners, families)
         sketch_NS, probes_NP = sketch.project(vectors_ND)
         key = Key(hashlib.sha256(f"bench {scene.seed}".encode()).digest())
-        self.encoder = Encoder(key, material.index, sketch_NS, probes_NP)
         # What is usual is read off probes that were fitted on other work.
         unseen_NP = probes_NP.copy()
         unseen_NP[rows, 0] = crossed(vectors_ND[rows], once_each(owners), self._work(), families)
         fitting = Encoder(key, material.index, sketch_NS, unseen_NP)
         population = Population.fit(fitting.all(self.fit), key, sketch.names)
-        return Ours(self.encoder, population, self.calibration, scene.organisations("calibrate"), vectors_ND.shape[1])
+        return Encoder(key, material.index, sketch_NS, probes_NP), population
 
     def _work(self) -> list[str]:
         """Return the family of every request of the fit part; a person is one alone."""
