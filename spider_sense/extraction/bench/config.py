@@ -76,7 +76,8 @@ class BenchConfig(Settings):
     group_share: Share = 0.25
     embeddings: tuple[Embedding, ...] = ("hidden",)
     """Each is run on the first seed; the first one on all of them."""
-    baselines: bool = True
+    baselines: tuple[Embedding, ...] = ("hidden", "wordllama")
+    """Those of the embeddings that baselines are run on."""
     adaptive: bool = True
     own_protocol: bool = True
     """Whether MMD's windows are run (arXiv 2606.05725)."""

@@ -91,7 +91,7 @@ def _wanted(config: BenchConfig, seed: int, embedding: Embedding) -> Iterator[st
     """Yield what is measured of a seed and an embedding."""
     main, first = embedding == config.embeddings[0], seed == config.seeds[0]
     yield "ours"
-    if config.baselines and embedding != "tfidf":
+    if embedding in config.baselines:
         yield "baselines"
     if main:
         yield "groups"
