@@ -10,12 +10,19 @@ from spider_sense.extraction.bench.config import BenchConfig
 from spider_sense.extraction.bench.outcome import Outcome
 from spider_sense.extraction.bench.report import OURS, Report
 
+SHOWN = {
+    ("first", 1.0): "a campaign from the first request",
+    ("pivot", 1.0): "all requests turn to a campaign",
+    ("pivot", 0.5): "half of them do",
+}
+"""Starts and shares of the cells that are drawn, and what they are."""
+
 
 def draw_queries(outcomes: Sequence[Outcome], config: BenchConfig, path: Path) -> None:
     """Draw, for each cell, the share of attackers that each system has found after so many requests."""
-    shown = config.cells[:3]
+    shown = [cell for cell in config.cells if cell.cover == "same" and (cell.start, cell.share) in SHOWN]
     pictures = panels(
-        [cell.name for cell in shown],
+        [SHOWN[cell.start, cell.share] for cell in shown],
         "requests since the campaign began",
         "attackers found, %",
         (5.0 * len(shown), 4.5),
@@ -37,8 +44,10 @@ def draw_queries(outcomes: Sequence[Outcome], config: BenchConfig, path: Path) -
                 found = 100 * (queries[:, None] <= requests).mean(0)
                 style = "-" if place < len(COLOURS) else "--"
                 width = 2.5 if system == OURS else 1.2
-                picture.plot(requests, found, style, color=COLOURS[place % len(COLOURS)], lw=width, label=system)
+                colour = COLOURS[place % len(COLOURS)]
+                picture.step(requests, found, style, color=colour, lw=width, label=system, where="post")
         picture.set(ylim=(0, 103), xscale="log", xlim=(1, config.after))
+        picture.xaxis.set_major_formatter("{x:g}")
     pictures[0].legend(fontsize=8, loc="upper left")
     write_png(pictures[0], path)
 

@@ -22,6 +22,7 @@ from spider_sense.extraction.bench.run import run_bench
 
 CONSOLE = Console(stderr=True, width=180)
 LAST_LINE = (
+    "seeds",
     "lifetime_fpr",
     "lifetime_fpr_low",
     "lifetime_fpr_high",
@@ -38,9 +39,13 @@ LAST_LINE = (
 
 def main(
     config: Annotated[Path, typer.Option(help="What to compare.")],
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Take the first so many seeds; the others can follow.")
+    ] = None,
 ) -> None:
     """Run what is missing, print the table and the line, write report.json and the pictures beside it."""
     settings, begin = load_yaml(config, BenchConfig), time.monotonic()
+    settings = settings.model_copy(update={"seeds": settings.seeds[:seeds]})
     results = run_bench(settings, lambda text: CONSOLE.print(f"{time.monotonic() - begin:6.0f} s  {text}"))
     report = summarise(results, settings)
     settings.output.mkdir(parents=True, exist_ok=True)

@@ -147,7 +147,7 @@ def read(seen: Observation, party: str | None) -> Event:
     """Return an event without hashing a text."""
     assert seen.reading is not None
     reading = seen.reading()
-    return Event(principal=seen.principal, time=seen.time, sketch=reading[:64], probes=reading[64:], tokens=40)
+    return Event(principal=seen.principal, time=seen.time, sketch=reading[:64], probes=reading[64:])
 
 
 def detector_rate(detector: TieredDetector) -> float:
@@ -159,7 +159,6 @@ def detector_rate(detector: TieredDetector) -> float:
             time=60.0 * number,
             sketch=draw.normal(0, 1, 64).astype(np.float32),
             probes=draw.normal(0, 1, 1).astype(np.float32),
-            tokens=40,
         )
         for number in range(500)
     ]
@@ -185,7 +184,7 @@ def rows(prefix: str, people: int, requests: int, family: str = "") -> list[Row]
         centre = draw.normal(bool(family), 0.3, WIDTH)
         for number in range(requests):
             hidden, name = tuple((centre + draw.normal(0, 1, WIDTH)).tolist()), f"{prefix} {person}"
-            found.append(Row(principal=name, time=60.0 * number, hidden=hidden, family=family, tokens=30))
+            found.append(Row(principal=name, time=60.0 * number, hidden=hidden, family=family))
     return found
 
 

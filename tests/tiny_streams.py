@@ -13,7 +13,7 @@ from spider_sense.extraction.tiers import TieredDetector
 
 KEY = Key(b"a key for tests, not a secret")
 PROBE_NAMES = ("reasoning", "rubric", "synthesis", "exam", "agent", "code")
-TEMPLATE = KEY.edges("Answer the following question and write down every step of your reasoning:")[0]
+TEMPLATE = KEY.opening("Answer the following question and write down every step of your reasoning:")
 
 
 def stream(
@@ -48,7 +48,6 @@ def stream(
             opening=TEMPLATE if attacks[index] else openings[index],
             parameters=KEY.parameters({"temperature": int(rng.integers(5)) / 4}),
             links=tuple(links),
-            tokens=int(rng.integers(10, 200)),
         )
         for index in range(requests)
     ]
@@ -78,13 +77,13 @@ def biased(name: str, ids: Sequence[Sequence[int]], max_tokens: int = 1, top_log
 
 
 def fitted() -> TieredDetector:
-    """Return a detector that is fitted on 120 honest principals and 45 attackers."""
-    return TieredDetector(Population.fit(honest(120), attackers(45), KEY, PROBE_NAMES), None, KEY, 576)
+    """Return a detector that is fitted on 120 honest principals."""
+    return TieredDetector(Population.fit(honest(120), KEY, PROBE_NAMES), None, KEY, 576)
 
 
 def calibrated(detector: TieredDetector) -> TieredDetector:
     """Return a detector with thresholds at 1% for every tier, on 300 honest principals of 96 requests."""
     states = detector.replay(honest(300, 10_000, 96)).states
     budget = Budget(own=0.01, level=0.01, group=0.01)
-    thresholds = Calibration.fit(states["own"], states["level"], [""] * len(states), budget=budget)
+    thresholds = Calibration.fit(states["own"], states["level"], [""] * len(states), states["count"], budget=budget)
     return replace(detector, calibration=thresholds)

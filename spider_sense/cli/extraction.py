@@ -91,7 +91,7 @@ def calibrate(
     benign: Annotated[list[Path], typer.Option(help="JSONL log of honest principals that the fit did not see.")],
     key: KeyFile,
     model: Model = None,
-    own: Annotated[float, typer.Option(help="Share of honest principals that own history may ever limit.")] = 0.004,
+    own: Annotated[float, typer.Option(help="Share of honest principals that own history may ever limit.")] = 0.006,
     level: Annotated[float, typer.Option(help="The same for the level.")] = 0.004,
     group: Annotated[float, typer.Option(help="Share of honest linked groups that may be limited.")] = 0.002,
     out: Annotated[Path | None, typer.Option(help="Where to write it; by default it is replaced.")] = None,
@@ -207,9 +207,9 @@ def _load(model: str | None, dtype: str, device: str) -> "LoadedModel | None":
 def _reader(loaded: "LoadedModel | None", site: "Site") -> "Read | None":
     if loaded is None:
         return None
-    from spider_sense.pooling import Pooled, pooled
+    from spider_sense.pooling import pooled
 
-    def read(prompts: list[object]) -> Pooled:
+    def read(prompts: list[object]) -> object:
         with progress_bars() as progress:
             bar = progress.add_task("Reading prompts", total=len(prompts))
             advance: Callable[[int], None] = lambda count: progress.advance(bar, count)  # noqa: E731
@@ -229,7 +229,7 @@ def _width(rows: "list[Row]", loaded: "LoadedModel | None") -> int:
 
 def _thresholds(artifact: "Artifact") -> Table:
     table = Table(title="Thresholds over principals", box=box.SIMPLE_HEAD)
-    for name in ("tier", "stratum", "principals", "share ever limited", "threshold", ""):
+    for name in ("tier", "stratum", "principals", "requests", "share ever limited", "threshold", ""):
         table.add_column(name, no_wrap=True)
     calibration = artifact.calibration
     assert calibration is not None
@@ -239,6 +239,7 @@ def _thresholds(artifact: "Artifact") -> Table:
                 tier,
                 plain(stratum or "everybody"),
                 str(len(values)),
+                "" if tier == "group" else str(calibration.horizons.get(stratum, "")),
                 f"{calibration.budget.share(tier):.2%}",
                 f"{calibration.threshold(tier, stratum):.2f}",
                 "" if calibration.certified(tier, stratum) else "uncertified",

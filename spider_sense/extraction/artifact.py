@@ -60,14 +60,17 @@ class ExtractionManifest(Record):
     probes: tuple[str, ...]
     lists: tuple[str, ...] = ()
     levels: dict[int, ModelRecord] = Field(min_length=1)
-    member: ModelRecord
-    member_scores: tuple[float, float]
+    floors: dict[str, float]
     principals: int
     """Honest principals that the population was fitted on."""
     budget: Budget | None = None
     """None before calibration."""
     strata: dict[str, int] = Field(default_factory=dict)
     """Honest principals of calibration, by tenant type."""
+    horizons: dict[str, int] = Field(default_factory=dict)
+    """Requests that calibration covers, by tenant type."""
+    least: dict[str, float | None] = Field(default_factory=dict)
+    """What the level's threshold is at least, by tenant type; None is infinite."""
     tensors_digest: str = ""
 
 
@@ -160,6 +163,7 @@ class Artifact:
     def _manifest(self) -> ExtractionManifest:
         population, calibration = self.population, self.calibration
         strata = {} if calibration is None else calibration.maxima["own"]
+        least = {} if calibration is None else calibration.least
         return ExtractionManifest(
             base=self.base,
             site=str(self.site),
@@ -168,28 +172,27 @@ class Artifact:
             probes=self.sketch.names,
             lists=() if self.lists is None else self.lists.names,
             levels={at: ModelRecord(centre=m.centre, spread=m.spread) for at, m in population.levels.items()},
-            member=ModelRecord(centre=population.member.centre, spread=population.member.spread),
-            member_scores=population.member_scores,
+            floors=dict(population.floors),
             principals=population.principals,
             budget=None if calibration is None else calibration.budget,
             strata={name: len(values) for name, values in strata.items()},
+            horizons={} if calibration is None else dict(calibration.horizons),
+            least={name: value if np.isfinite(value) else None for name, value in least.items()},
         )
 
 
 _SKETCH = ("mean", "projection", "weights", "biases")
-_POPULATION = ("edges", "centres", "active", "member_mean", "member_precision")
-_MODEL = ("mean", "scale", "weight")
+_POPULATION = ("edges", "centres", "active")
 
 
 def _tensors(artifact: Artifact) -> dict[str, Tensor]:
     population = artifact.population
     arrays = {f"sketch.{name}": getattr(artifact.sketch, name) for name in _SKETCH}
     arrays |= {f"population.{name}": getattr(population, name) for name in _POPULATION}
-    models = {f"level.{at}": model for at, model in population.levels.items()} | {"member": population.member}
-    for name, model in models.items():
-        arrays |= {f"{name}.{part}": getattr(model, part) for part in _MODEL}
+    for at, model in population.levels.items():
+        arrays[f"level.{at}.mean"] = model.mean
         # An infinite scale marks a feature that never varied; the file holds finite numbers only.
-        arrays[f"{name}.scale"] = np.where(np.isfinite(model.scale), model.scale, -1.0)
+        arrays[f"level.{at}.scale"] = np.where(np.isfinite(model.scale), model.scale, -1.0)
     arrays["prevalence.tokens"] = np.array(list(population.prevalence), dtype=np.uint64).view(np.int64)
     arrays["prevalence.counts"] = np.array(list(population.prevalence.values()), dtype=np.int64)
     if artifact.lists is not None:
@@ -213,8 +216,7 @@ def _artifact(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray]) ->
     population = Population(
         **{name: arrays[f"population.{name}"] for name in _POPULATION},
         levels={at: _model(f"level.{at}", record, arrays) for at, record in sorted(manifest.levels.items())},
-        member=_model("member", manifest.member, arrays),
-        member_scores=manifest.member_scores,
+        floors=manifest.floors,
         prevalence=dict(zip(tokens.tolist(), arrays["prevalence.counts"].tolist(), strict=True)),
         principals=manifest.principals,
         probe_names=manifest.probes,
@@ -231,9 +233,8 @@ def _artifact(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray]) ->
 
 
 def _model(name: str, record: ModelRecord, arrays: Mapping[str, np.ndarray]) -> LevelModel:
-    parts = {part: arrays[f"{name}.{part}"] for part in _MODEL}
-    parts["scale"] = np.where(parts["scale"] < 0, np.inf, parts["scale"])
-    return LevelModel(**parts, centre=record.centre, spread=record.spread)
+    scale = arrays[f"{name}.scale"]
+    return LevelModel(arrays[f"{name}.mean"], np.where(scale < 0, np.inf, scale), record.centre, record.spread)
 
 
 def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray]) -> Calibration | None:
@@ -244,4 +245,5 @@ def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray])
         tier: {stratum: arrays[f"maxima.{tier}.{stratum}"] for stratum in manifest.strata} for tier in tiers
     }
     maxima["group"] = {EVERYBODY: arrays[f"maxima.group.{EVERYBODY}"]}
-    return Calibration(maxima, manifest.budget)
+    least = {name: np.inf if value is None else value for name, value in manifest.least.items()}
+    return Calibration(maxima, manifest.budget, manifest.horizons, least)

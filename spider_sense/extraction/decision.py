@@ -34,7 +34,7 @@ class Decision:
     stratum: str
     """Calibration stratum that the threshold is of; empty is everybody."""
     certified: bool
-    """Whether the stratum holds enough principals for its claim; always True for a rule."""
+    """Whether the stratum holds enough principals that lived as long, for its claim; always True for a rule."""
     evidence: tuple[str, ...]
     """In words, for the human who decides."""
     group: tuple[str, ...] = ()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +17,8 @@ from spider_sense.extraction.sketch import Sketch
 
 __all__ = ["Encoder", "Read", "hidden_of"]
 
-
-class Means(Protocol):
-    """Mean hidden states and lengths of prompts."""
-
-    @property
-    def hidden_ND(self) -> NDArray[np.float32]:
-        """[N, D]"""
-        ...
-
-    @property
-    def tokens(self) -> NDArray[np.int64]:
-        """[N]"""
-        ...
-
-
-Read = Callable[[Sequence[str | Sequence[Turn]]], Means]
-"""Runs the model over prompts."""
+Read = Callable[[Sequence[str | Sequence[Turn]]], NDArray[np.float32]]
+"""Runs the model over N prompts and returns their mean hidden states, [N, D]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +40,7 @@ class Encoder:
         Raises:
             DataError: if activations have the wrong length.
         """
-        hidden, tokens = hidden_of(rows, self.read, len(self.sketch.mean))
+        hidden = hidden_of(rows, self.read, len(self.sketch.mean))
         have = np.flatnonzero(np.isfinite(hidden[:, 0])) if len(rows) else np.zeros(0, dtype=np.int64)
         sketch_NS, probes_NP = self.sketch.project(hidden[have])
         at = {int(row): place for place, row in enumerate(have)}
@@ -69,28 +53,20 @@ class Encoder:
                 probes = np.array(row.probes or (), dtype=np.float32)
             elif index in at:
                 sketch, probes = sketch_NS[at[index]], probes_NP[at[index]]
-            events.append(self._event(row, sketch, probes, int(tokens[index])))
+            events.append(self._event(row, sketch, probes))
         return events
 
-    def _event(
-        self, row: Row, sketch: NDArray[np.float32] | None, probes: NDArray[np.float32] | None, tokens: int
-    ) -> Event:
+    def _event(self, row: Row, sketch: NDArray[np.float32] | None, probes: NDArray[np.float32] | None) -> Event:
         words = row.words
-        opening, closing = (0, 0) if words is None else self.key.edges(words)
-        said = [message.role for message in row.messages or ()].count("user")
         return Event(
             principal=row.principal,
             time=row.time,
             sketch=sketch,
             probes=probes,
             tenant=row.tenant,
-            opening=opening,
-            closing=closing,
+            opening=0 if words is None else self.key.opening(words),
             parameters=self.key.parameters(row.parameters),
             links=tuple(self._links(row)),
-            tokens=tokens,
-            turn=max(said - 1, 0) if row.turn is None else row.turn,
-            questions=row.questions or max((words or "").count("?"), 1),
             biased=row.logit_bias,
             top_logprobs=row.top_logprobs,
             max_tokens=row.max_tokens,
@@ -103,14 +79,13 @@ class Encoder:
         return links if system is None else [*links, ("prefix", self.key.hash("prefix", system))]
 
 
-def hidden_of(rows: Sequence[Row], read: Read | None, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return mean hidden states, [N, D], NaN where there is none, and prompt tokens, [N].
+def hidden_of(rows: Sequence[Row], read: Read | None, width: int) -> NDArray[np.float32]:
+    """Return mean hidden states, [N, D], NaN where there is none.
 
     Raises:
         DataError: if a row's hidden state has another width.
     """
     hidden_ND = np.full((len(rows), width), np.nan, dtype=np.float32)
-    tokens = np.array([row.tokens for row in rows], dtype=np.int64)
     texts = []
     for index, row in enumerate(rows):
         if row.hidden is not None:
@@ -122,6 +97,5 @@ def hidden_of(rows: Sequence[Row], read: Read | None, width: int) -> tuple[NDArr
         elif row.sketch is None and row.prompt is not None:
             texts.append(index)
     if read is not None and texts:
-        means = read([prompt for index in texts if (prompt := rows[index].prompt) is not None])
-        hidden_ND[texts], tokens[texts] = means.hidden_ND, means.tokens
-    return hidden_ND, tokens
+        hidden_ND[texts] = read([prompt for index in texts if (prompt := rows[index].prompt) is not None])
+    return hidden_ND

@@ -31,23 +31,15 @@ class Event:
     sketch: NDArray[np.float32] | None = None
     """[64], or None for a request whose activations were not seen."""
     probes: NDArray[np.float32] | None = None
-    """Up to 8 probe logits; None as for the sketch."""
+    """Up to 8 probe logits, the first of the probe for all campaigns together; None as for the sketch."""
     tenant: str = ""
     """Declared type of the principal, at most 24 ASCII letters: its stratum."""
     opening: int = 0
     """Keyed hash of the masked opening of the user's text; 0 is unknown."""
-    closing: int = 0
     parameters: int = 0
     """Keyed hash of the sampling parameters; 0 is unknown."""
     links: tuple[tuple[LinkKind, int], ...] = ()
-    """Keyed hashes that tell nothing of the content; those of opening, parameters and activity are added by the
-    detector."""
-    tokens: int = 0
-    """Prompt tokens."""
-    turn: int = 0
-    """User turns before this one."""
-    questions: int = 1
-    """Questions in the request."""
+    """Keyed hashes that tell nothing of the content; that of the parameters is added by the detector."""
     biased: tuple[int, ...] = ()
     """Token ids with a logit bias."""
     top_logprobs: int = 0
@@ -61,7 +53,7 @@ class Event:
             raise DataError("an event has no principal; name whom the request is attributed to")
         if not 0 <= self.time < LATEST:
             raise DataError(f"the time of an event of {self.principal!r} is {self.time}; give seconds since the epoch")
-        for name in ("tokens", "turn", "questions", "top_logprobs", "max_tokens"):
+        for name in ("top_logprobs", "max_tokens"):
             if not 0 <= getattr(self, name) < 2**31:
                 raise DataError(f"{name} of an event of {self.principal!r} is {getattr(self, name)}; give 0 or more")
         if self.biased and not 0 <= min(self.biased) <= max(self.biased) < 2**31:
@@ -94,11 +86,7 @@ class EventBatch:
     """[N, 8]; NaN in the same rows, 0 in the columns that no probe has."""
     tenant: NDArray[np.bytes_]
     opening: NDArray[np.uint64]
-    closing: NDArray[np.uint64]
     parameters: NDArray[np.uint64]
-    tokens: NDArray[np.int64]
-    turn: NDArray[np.int64]
-    questions: NDArray[np.int64]
     top_logprobs: NDArray[np.int64]
     max_tokens: NDArray[np.int64]
     known_list: NDArray[np.int64]
@@ -132,11 +120,7 @@ class EventBatch:
             probes=probes_NP,
             tenant=np.array([event.tenant for event in events], dtype="S24"),
             opening=hashes("opening"),
-            closing=hashes("closing"),
             parameters=hashes("parameters"),
-            tokens=ints("tokens"),
-            turn=ints("turn"),
-            questions=ints("questions"),
             top_logprobs=ints("top_logprobs"),
             max_tokens=ints("max_tokens"),
             known_list=ints("known_list"),
@@ -145,8 +129,14 @@ class EventBatch:
         )
 
 
-def rounds(streams: Sequence[Sequence[Event]]) -> Iterator[tuple[NDArray[np.int64], EventBatch]]:
-    """Yield the first events of all streams, then the second ones, and so on, with the streams that they belong to."""
+def rounds(streams: Sequence[Sequence[Event]]) -> Iterator[tuple[int, EventBatch]]:
+    """Yield the first events of all streams, then the second ones, and so on, with how many streams go on.
+
+    Args:
+        streams: the longest first.
+    """
+    count = len(streams)
     for turn in range(max(map(len, streams), default=0)):
-        rows = np.array([index for index, stream in enumerate(streams) if turn < len(stream)], dtype=np.int64)
-        yield rows, EventBatch.of([streams[index][turn] for index in rows])
+        while len(streams[count - 1]) <= turn:
+            count -= 1
+        yield count, EventBatch.of([stream[turn] for stream in streams[:count]])

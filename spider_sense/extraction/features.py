@@ -1,97 +1,43 @@
-"""What a principal looks like after n requests, as a vector.
+"""What a principal looks like after n requests, as a few numbers that grow with suspicion.
 
-Shape letters: N principals, S sketch, P probes, J directions, B bins, F features.
+Of the activations they read the probe for all campaigns alone, not what requests are about: that tells families of
+honest work apart, and the next family is another one.
+
+Shape letters: N principals, B bins, F features.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.extraction.counting import distinct
-from spider_sense.extraction.layout import PROBES, States
-from spider_sense.extraction.profile import SCORING
+from spider_sense.extraction.layout import States
 
-__all__ = ["FEATURES", "GROUP_FEATURES", "LEADING", "mean_sketch", "member_vector", "vector"]
+__all__ = ["FEATURES", "OPENING", "vector"]
 
-LEADING = 24
-"""Coordinates of the mean sketch among the features."""
 TOP = 0.1
-"""Share of the requests whose probe logits ``top decile`` averages: cover traffic does not dilute it."""
+"""Share of the requests whose logits the top tenth averages: cover traffic does not dilute it."""
 
-_SUMS = ("sketch", "probe", "probe_squared", "probe_positive", "probe_high")
-_PROBE_FEATURES = tuple(
-    f"probe {index} {part}" for part in ("mean", "sd", "positive", "high") for index in range(PROBES)
-)
-GROUP_FEATURES = (*_PROBE_FEATURES, *(f"mean sketch {index}" for index in range(LEADING)))
-"""Names of the columns of ``member_vector``."""
-FEATURES = (
-    *GROUP_FEATURES,
-    *(f"probe {index} top decile" for index in range(PROBES)),
-    *("sketch concentration", "share of cells", "share of cells seen once", "near duplicates"),
-    *("top opening", "top closing", "top parameters", "different openings"),
-    *("follow-ups", "questions a request", "biased requests", "known-list hits", "length mean", "length sd"),
-)
+FEATURES = ("mean of the campaign probe", "top tenth of the campaign probe", "share of one opening")
 """Names of the columns of ``vector``."""
+OPENING = FEATURES.index("share of one opening")
 
 
-def vector(states_N: States, centres_JB: NDArray[np.float32]) -> NDArray[np.float64]:
+def vector(states_N: States, centres_B: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return [N, F]. A principal without any activations has zeros in their columns.
 
     Args:
         states_N: at least one request each.
-        centres_JB: what a direction's bin stands for.
+        centres_B: what a bin of the first probe stands for.
     """
-    moments = states_N["moments"]
-    n = moments["count"].sum(axis=1)
-    both = {name: moments[name].sum(axis=1, dtype=np.float64) for name in _SUMS}
-    spread = _spread(states_N, both["sketch"])
-    return np.concatenate([_content(n, both), _tops(states_N, centres_JB), spread, _traffic(states_N)], axis=1)
+    seen, count = np.maximum(states_N["sketched"], 1.0), np.maximum(states_N["count"], 1.0)
+    mean = states_N["probe"].astype(np.float64) / seen
+    return np.stack([mean, _top(states_N, centres_B), states_N["opening_counts"].max(axis=1) / count], axis=1)
 
 
-def member_vector(states_N: States) -> NDArray[np.float64]:
-    """Return [N, G]: content of the scoring half alone, whose requests linked nobody."""
-    moments = states_N["moments"][:, SCORING]
-    return _content(moments["count"], {name: moments[name].astype(np.float64) for name in _SUMS})
-
-
-def mean_sketch(states_N: States) -> NDArray[np.float64]:
-    """Return the mean of the scoring half's sketches, [N, S]."""
-    moments = states_N["moments"][:, SCORING]
-    result: NDArray[np.float64] = moments["sketch"] / np.maximum(moments["count"], 1.0)[:, None]
-    return result
-
-
-def _content(n: NDArray[np.uint32], sums: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-    by = np.maximum(n, 1).astype(np.float64)[:, None]
-    mean = sums["probe"] / by
-    sd = np.sqrt(np.maximum(sums["probe_squared"] / by - mean**2, 0))
-    shares = [sums[name] / by for name in ("probe_positive", "probe_high")]
-    return np.concatenate([mean, sd, *shares, sums["sketch"][:, :LEADING] / by], axis=1)
-
-
-def _tops(states_N: States, centres_JB: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the mean of each probe's highest tenth, [N, P], read off the histograms."""
-    counts = states_N["history"][:, :PROBES].astype(np.float64)
-    wanted = np.maximum(TOP * counts.sum(axis=2, keepdims=True), 1)
-    above = counts[:, :, ::-1].cumsum(axis=2)[:, :, ::-1] - counts
+def _top(states_N: States, centres_B: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the mean of the first probe's highest tenth, [N], read off its histogram."""
+    counts = states_N["history"][:, 0].astype(np.float64)
+    wanted = np.maximum(TOP * counts.sum(axis=1, keepdims=True), 1)
+    above = counts[:, ::-1].cumsum(axis=1)[:, ::-1] - counts
     taken = np.clip(wanted - above, 0, counts)
-    result: NDArray[np.float64] = (taken * centres_JB[:PROBES]).sum(axis=2) / np.maximum(taken.sum(axis=2), 1e-9)
+    result: NDArray[np.float64] = (taken * centres_B).sum(axis=1) / np.maximum(taken.sum(axis=1), 1e-9)
     return result
-
-
-def _spread(states_N: States, sums_NS: NDArray[np.float64]) -> NDArray[np.float64]:
-    n = np.maximum(states_N["sketched"], 1).astype(np.float64)
-    cells = ("cells_once", "cells_twice")
-    once, twice = (np.bitwise_count(states_N[name]).sum(axis=1, dtype=np.int64) for name in cells)
-    concentration = np.log1p(((sums_NS / n[:, None]) ** 2).sum(axis=1))
-    return np.stack([concentration, once / n, (once - twice) / n, states_N["near_duplicates"] / n], axis=1)
-
-
-def _traffic(states_N: States) -> NDArray[np.float64]:
-    n = np.maximum(states_N["count"], 1).astype(np.float64)
-    tops = [states_N[f"{name}_counts"].max(axis=1) / n for name in ("opening", "closing", "parameter")]
-    mean = states_N["tokens"] / n
-    sd = np.sqrt(np.maximum(states_N["tokens_squared"] / n - mean**2, 0))
-    different = np.minimum(distinct(states_N["distinct_openings"]) / n, 1)
-    rates = [states_N[name] / n for name in ("follow_ups", "questions", "biased_requests")]
-    hits = states_N["list_hits"].max(axis=1) / n
-    return np.stack([*tops, different, *rates, hits, mean, sd], axis=1)

@@ -17,6 +17,7 @@ from spider_sense.extraction.groups import group_score, linked, stacked
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.population import Population
+from spider_sense.extraction.probes import crossed, once_each
 from spider_sense.extraction.rows import Row, streams_of
 from spider_sense.extraction.sketch import Sketch
 from spider_sense.extraction.state import PrincipalState
@@ -25,12 +26,7 @@ from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.fingerprint import Fingerprint
 from spider_sense.types import Site
 
-__all__ = ["calibrate", "events_of", "fit", "mixed"]
-
-ACCOUNT = 128
-"""Requests of a simulated account."""
-SHARES = (1.0, 0.5, 0.25)
-"""Of a campaign's requests in a simulated account's traffic; the rest is an honest principal's."""
+__all__ = ["calibrate", "events_of", "fit"]
 
 
 def fit(
@@ -47,8 +43,8 @@ def fit(
     """Fit sketch, probes and population; calibration comes after, on other principals.
 
     Args:
-        benign: requests of honest principals.
-        campaigns: requests of attackers; each family gets a probe, each principal simulated accounts.
+        benign: requests of honest principals; ``family`` may say what kind of work each does.
+        campaigns: requests of attackers; each family gets a probe.
         key: hashes whatever is kept.
         site: where the hidden states were read, or will be.
         width: of the hidden state.
@@ -61,26 +57,43 @@ def fit(
         MissingExtraError: if scikit-learn, scipy or datasketch is not installed.
     """
     benign, campaigns = _in_order(benign), _in_order(campaigns)
-    hidden_ND, tokens = _all_hidden([*benign, *campaigns], read, width)
+    hidden_ND = _all_hidden([*benign, *campaigns], read, width)
     count, known = len(benign), KnownLists.build(lists) if lists else None
     families = np.array([row.family for row in campaigns])
     if not len(campaigns) or (families == "").any():
         raise DataError("fitting needs campaigns, and a family in each of their rows: name what the campaign asks for")
-    attacks_ND = hidden_ND[count:]
-    sketch = Sketch.fit(
-        hidden_ND[:count],
-        [row.principal for row in benign],
-        {str(name): attacks_ND[families == name] for name in np.unique(families)},
-    )
+    attacks = {str(name): np.flatnonzero(families == name) + count for name in np.unique(families)}
+    owners = [row.principal for row in benign]
+    sketch = Sketch.fit(hidden_ND[:count], owners, {name: hidden_ND[rows] for name, rows in attacks.items()})
     encoder = Encoder(key, sketch, lists=known)
     whole = [
-        row.model_copy(update={"hidden": tuple(hidden.tolist()), "tokens": int(length)})
-        for row, hidden, length in zip([*benign, *campaigns], hidden_ND, tokens, strict=True)
+        row.model_copy(update={"hidden": tuple(hidden.tolist())})
+        for row, hidden in zip(benign, hidden_ND[:count], strict=True)
     ]
-    events = encoder.encode(whole)
-    honest, hostile = _streams(events[:count]), _streams(events[count:])
-    population = Population.fit(honest, mixed(hostile, honest), key, sketch.names)
+    population = Population.fit(
+        _streams(_crossed(encoder.encode(whole), hidden_ND, benign, attacks)), key, sketch.names
+    )
     return Artifact(sketch=sketch, population=population, site=site, key_digest=key.digest, base=base, lists=known)
+
+
+def _crossed(
+    events: Sequence[Event],
+    hidden_ND: NDArray[np.float32],
+    benign: Sequence[Row],
+    attacks: Mapping[str, NDArray[np.int64]],
+) -> list[Event]:
+    """Return the events as new principals' would be: their first probe is one that was fitted on other work."""
+    first_N = crossed(
+        hidden_ND[: len(benign)],
+        once_each([row.principal for row in benign]),
+        [row.family or row.principal for row in benign],
+        {name: hidden_ND[rows] for name, rows in attacks.items()},
+    )
+    return [
+        replace(event, probes=np.concatenate([[first], event.probes[1:]], dtype=np.float32))
+        for event, first in zip(events, first_N, strict=True)
+        if event.probes is not None
+    ]
 
 
 def calibrate(
@@ -89,6 +102,7 @@ def calibrate(
     """Set the thresholds on honest principals that the fit did not see.
 
     Groups that the linking finds among them are honest linked groups: organisations with several keys, resellers.
+    ``family`` may say what kind of work a principal does.
 
     Raises:
         DataError: if there is no row.
@@ -101,9 +115,18 @@ def calibrate(
         group_score(stacked({name: states[name] for name in group.members}), artifact.population)
         for group in linked(states, artifact.population)
     ]
-    strata = [state.tenant for state in states.values()]
+    work = {row.principal: row.family or row.principal for row in benign}
     return artifact.calibrated(
-        Calibration.fit(own, level, strata, np.array(groups, dtype=np.float64), budget or Budget())
+        Calibration.fit(
+            own,
+            level,
+            [state.tenant for state in states.values()],
+            np.array([state.count for state in states.values()]),
+            [work[name] for name in states],
+            groups=np.array(groups, dtype=np.float64),
+            floors=artifact.population.floors,
+            budget=budget,
+        )
     )
 
 
@@ -119,40 +142,6 @@ def events_of(artifact: Artifact, rows: Sequence[Row], key: Key, read: Read | No
     return {stream[0].principal: stream for stream in _streams(events)}
 
 
-def mixed(campaigns: Sequence[Sequence[Event]], covers: Sequence[Sequence[Event]], seed: int = 0) -> list[list[Event]]:
-    """Return simulated attacking accounts: pieces of campaigns, pure and mixed into honest principals' traffic.
-
-    Args:
-        campaigns: streams of pure attack requests.
-        covers: honest streams; an account takes one of them at random, over again if it is short.
-        seed: of the choices.
-    """
-    rng = np.random.default_rng(seed)
-    accounts: list[list[Event]] = []
-    for index, campaign in enumerate(campaigns):
-        for share in SHARES:
-            taken = int(ACCOUNT * share)
-            for start in range(0, max(len(campaign) - taken // 2, 1), taken):
-                cover = covers[int(rng.integers(len(covers)))]
-                attacks = list(campaign[start : start + taken])
-                filler = [cover[i % len(cover)] for i in range(round(len(attacks) * (1 / share - 1)))]
-                places = set(rng.permutation(len(attacks) + len(filler))[: len(attacks)].tolist())
-                name = f"simulated {index} {share} {start}"
-                accounts.append(_woven(attacks, filler, places, name))
-    return accounts
-
-
-def _woven(attacks: list[Event], filler: list[Event], places: set[int], name: str) -> list[Event]:
-    """Put attacks at the given places of a stream and cover between them, under one name and one clock."""
-    attack, cover = iter(attacks), iter(filler)
-    total = range(len(attacks) + len(filler))
-    first = attacks[0].time
-    return [
-        replace(next(attack if place in places else cover), principal=name, time=first + 60.0 * place)
-        for place in total
-    ]
-
-
 def _in_order(rows: Sequence[Row]) -> list[Row]:
     if not rows:
         raise DataError("there is no request; give a log with at least one")
@@ -166,15 +155,15 @@ def _streams(events: Sequence[Event]) -> list[list[Event]]:
     return list(streams.values())
 
 
-def _all_hidden(rows: Sequence[Row], read: Read | None, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    hidden_ND, tokens = hidden_of(rows, read, width)
+def _all_hidden(rows: Sequence[Row], read: Read | None, width: int) -> NDArray[np.float32]:
+    hidden_ND = hidden_of(rows, read, width)
     missing = int(np.isnan(hidden_ND[:, 0]).sum())
     if missing:
         raise DataError(
             f"{missing} of {len(rows)} requests have no hidden state; a fit needs all of them: give 'hidden', or text "
             "and a model to read it with"
         )
-    return hidden_ND, tokens
+    return hidden_ND
 
 
 def _replayed(

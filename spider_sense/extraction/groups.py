@@ -3,38 +3,39 @@
 Every principal keeps the smallest keyed hashes of each kind of evidence (a bottom-k MinHash sketch: two principals that
 share evidence tend to keep the same of it). Hashes are the buckets in which candidate pairs meet. A pair's weight is a
 sum of log-likelihood ratios, one for each kind, of its rarest common hash against meeting by chance; pairs above a
-bound are joined.
+bound are joined. Only evidence of the account makes a pair: strangers who run one public benchmark share its system
+prompt and its parameters. Those confirm a pair that has half of the weight. What scores a group, the words that its
+requests open with, links nobody.
 
 Shape letters: N principals, K kinds, L slots.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.extraction.features import LEADING, mean_sketch, member_vector
+from spider_sense.extraction.features import OPENING
 from spider_sense.extraction.layout import EMPTY_LINK, LINK_KINDS, LinkKind, States
-from spider_sense.extraction.population import LEAST_HALF, Population
-from spider_sense.extraction.profile import SCORING
+from spider_sense.extraction.population import Population
 from spider_sense.extraction.state import PrincipalState
 
 __all__ = ["Edge", "Group", "group_score", "linked", "stacked"]
 
-CHANCE = 1e-6
-"""Probability with which a pair may be joined by chance: there are about N squared pairs."""
+BOUND = -math.log(1e-6)
+"""Weight from which a pair is joined: a chance of one in a million, as there are about N squared pairs."""
 SHARED = 0.5
 """Probability that two accounts of one hand share a piece of evidence of a kind."""
 HUBS = 32
 """Holders of a hash that every other holder is compared with, so that a large group costs no square."""
 COMMON = 0.1
-"""Share of the variance of members' scores that the members of an honest group have in common."""
+"""Share of the variance between principals that the members of an honest group have in common."""
 
-_FAMILY: dict[LinkKind, LinkKind] = {"activity": "template"}
-"""Kinds that say the same thing count once."""
+_ACCOUNT: tuple[LinkKind, ...] = ("payment", "network", "client", "declared")
+_CONTENT: tuple[LinkKind, ...] = ("parameters", "prefix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,7 @@ def linked(states: Mapping[str, PrincipalState], population: Population) -> list
     if not states:
         return []
     names = list(states)
-    links_NKL = np.concatenate([state.states["links"] for state in states.values()])
-    edges = [edge for edge in _edges(names, links_NKL, population) if edge.weight >= -math.log(CHANCE)]
+    edges = [edge for edge in _edges(names, stacked(states)["links"], population) if edge.weight >= BOUND]
     parent = {name: name for edge in edges for name in (edge.one, edge.other)}
     for edge in edges:
         parent[_root(parent, edge.one)] = _root(parent, edge.other)
@@ -99,14 +99,29 @@ def _root(parent: dict[str, str], name: str) -> str:
 
 def _edges(names: list[str], links_NKL: NDArray[np.uint64], population: Population) -> Iterator[Edge]:
     weights: dict[tuple[int, int], dict[LinkKind, float]] = defaultdict(dict)
-    for index, kind in enumerate(LINK_KINDS):
-        family = _FAMILY.get(kind, kind)
-        for token, holders in _buckets(links_NKL[:, index]):
-            weight = math.inf if kind == "declared" else _weight(token, population)
+    for kind in _ACCOUNT:
+        for token, holders in _buckets(links_NKL[:, LINK_KINDS.index(kind)]):
+            weight = math.inf if kind == "declared" else _weight(population.share(token))
             for pair in _pairs(holders) if weight > 0 else ():
-                weights[pair][family] = max(weights[pair].get(family, 0.0), weight)
-    for (one, other), kinds in weights.items():
-        yield Edge(names[one], names[other], sum(kinds.values()), tuple(kinds))
+                weights[pair][kind] = max(weights[pair].get(kind, 0.0), weight)
+    held = Counter(links_NKL[:, [LINK_KINDS.index(kind) for kind in _CONTENT]].ravel().tolist())
+    for pair, kinds in weights.items():
+        if BOUND / 2 <= sum(kinds.values()) < BOUND:
+            kinds |= _confirmed(links_NKL[list(pair)], held, len(names), population)
+        yield Edge(names[pair[0]], names[pair[1]], sum(kinds.values()), tuple(kinds))
+
+
+def _confirmed(
+    links_2KL: NDArray[np.uint64], held: Mapping[int, int], principals: int, population: Population
+) -> dict[LinkKind, float]:
+    """Return what the content of a pair adds; a hash is as common as here or among honest principals, if more so."""
+    found: dict[LinkKind, float] = {}
+    for kind in _CONTENT:
+        one, other = (set(links_2KL[side, LINK_KINDS.index(kind)].tolist()) for side in (0, 1))
+        shares = [max(population.share(t), held[t] / principals) for t in one & other - {int(EMPTY_LINK)}]
+        if shares and _weight(min(shares)) > 0:
+            found[kind] = _weight(min(shares))
+    return found
 
 
 def _buckets(links_NL: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -127,30 +142,24 @@ def _pairs(holders: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
             yield hub, other
 
 
-def _weight(token: int, population: Population) -> float:
-    """Return the log-likelihood ratio of sharing a hash: by one hand against by chance.
-
-    By chance both hold it with the square of its prevalence among honest principals; one that was never seen there
-    counts as held by one of them.
-    """
-    prevalence = population.prevalence.get(token, 1) / (population.principals + 1)
-    return math.log(SHARED) - 2 * math.log(prevalence)
+def _weight(share: float) -> float:
+    """Return the log-likelihood ratio of sharing a hash: by one hand against by chance, where both hold it with the
+    square of its share of principals."""
+    return math.log(SHARED) - 2 * math.log(share)
 
 
 def group_score(states_N: States, population: Population) -> float:
-    """Return how far a group lies from honest principals, in standard deviations; -inf with fewer than two members.
+    """Return how much more of a group's requests open alike than of an honest principal's, in standard deviations.
 
-    It reads the scoring half of the members' requests alone. The larger of two numbers: the members' mean score, and
-    ``T^2 = m (mean - mu)' Sigma^-1 (mean - mu)`` of their mean sketches on a normal scale (Wilson and Hilferty 1931),
-    which knows no campaign. The m members count as ``1 / (1 / m + 0.1)``, since honest groups have things in common.
+    What a campaign's accounts work on has one template; hidden in each one's cover it shows in all of them together.
+    The m members count as ``1 / (1 / m + 0.1)``, since honest groups have things in common. It is -inf with fewer than
+    two members, and where they have sent less than the first checkpoint of the level.
     """
-    scored = states_N[states_N["moments"]["count"][:, SCORING] >= LEAST_HALF]
-    if len(scored) < 2:
+    model = population.model_at(int(states_N["count"].mean())) if len(states_N) > 1 else None
+    if model is None:
         return -math.inf
-    worth = 1 / (1 / len(scored) + COMMON)
-    mean, sd = population.member_scores
-    level = (float(population.member.score(member_vector(scored)).mean()) - mean) / sd * math.sqrt(worth)
-    away = mean_sketch(scored)[:, :LEADING].mean(axis=0) - population.member_mean
-    ratio: float = worth * float(away @ population.member_precision @ away) / LEADING
-    spread = 2 / (9 * LEADING)
-    return max(level, (math.cbrt(ratio) - (1 - spread)) / math.sqrt(spread))
+    openings, counts = states_N["openings"].ravel(), states_N["opening_counts"].ravel()
+    _, which = np.unique(openings, return_inverse=True)
+    share = float(np.bincount(which, counts).max()) / int(states_N["count"].sum())
+    worth = 1 / (1 / len(states_N) + COMMON)
+    return float((share - model.mean[OPENING]) / model.scale[OPENING]) * math.sqrt(worth)

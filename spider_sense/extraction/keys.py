@@ -16,8 +16,8 @@ __all__ = ["Key"]
 
 LEAST = 16
 """Bytes of a secret."""
-EDGE = 8
-"""Words of a text's opening and closing."""
+OPENING = 8
+"""Words of a text's opening."""
 
 _MASKS = (
     (re.compile(r"```.*?```", re.DOTALL), " code "),
@@ -93,14 +93,12 @@ class Key:
         """Return the hash of a tuple of sampling parameters; 0 if there is none."""
         return self.hash("parameters", json.dumps(dict(parameters), sort_keys=True, default=str)) if parameters else 0
 
-    def edges(self, text: str) -> tuple[int, int]:
-        """Return the hashes of a text's masked opening and closing, 8 words each.
+    def opening(self, text: str) -> int:
+        """Return the hash of a text's masked opening, 8 words; 0 if there is no word.
 
         Numbers, quotes, links and code are masked, so requests that fill one template share a hash.
         """
         for pattern, mask in _MASKS:
             text = pattern.sub(mask, text)
         words = _WORD.findall(text.lower())
-        if not words:
-            return 0, 0
-        return self.hash("opening", " ".join(words[:EDGE])), self.hash("closing", " ".join(words[-EDGE:]))
+        return self.hash("opening", " ".join(words[:OPENING])) if words else 0

@@ -21,7 +21,6 @@ __all__ = [
     "LINK_KINDS",
     "LINK_SLOTS",
     "LISTS",
-    "MOMENTS",
     "PROBES",
     "SKETCH",
     "STATE",
@@ -30,18 +29,18 @@ __all__ = [
     "States",
 ]
 
-VERSION = 1
+VERSION = 2
 """Of the layout; another layout gets another number."""
 
 SKETCH = 64
 """Coordinates of a sketch."""
 PROBES = 8
-"""Probe logits that a state has room for."""
-DIRECTIONS = 24
-"""Numbers of a request that the own-history tier watches: 8 probes, 14 sketch coordinates, the sketch's norm and the
-logarithm of the prompt's length."""
-BINS = 32
-"""Bins of a direction, at quantiles of benign traffic."""
+"""Probe logits that a request has room for; the first one is of the probe for all campaigns together."""
+DIRECTIONS = PROBES + 2
+"""Numbers of a request that the own-history tier watches: probe logits, the sketch's norm, and the share of the
+principal's requests that have opened alike."""
+BINS = 16
+"""Bins of a direction."""
 BETS = (0.25, 0.5, 0.75)
 """Exponents kappa of the bets ``kappa * p ** (kappa - 1)``."""
 FROZEN = 64
@@ -54,22 +53,10 @@ LINK_SLOTS = 16
 """Keyed hashes that are kept of each kind of link evidence: the smallest ones, a bottom-k sketch."""
 EMPTY_LINK = np.uint64(2**64 - 1)
 
-LinkKind = Literal["payment", "network", "client", "declared", "parameters", "prefix", "template", "activity"]
+LinkKind = Literal["payment", "network", "client", "declared", "parameters", "prefix"]
 """payment, network, client: of the account. declared: an identity that the operator says is linked. parameters: the
-tuple of sampling parameters. prefix: the system prompt. template: the masked opening. activity: template and
-ten-minute bin."""
+tuple of sampling parameters. prefix: the system prompt."""
 LINK_KINDS: tuple[LinkKind, ...] = get_args(LinkKind)
-
-MOMENTS = np.dtype(
-    [
-        ("count", "<u4"),
-        ("sketch", "<f4", SKETCH),
-        ("probe", "<f4", PROBES),
-        ("probe_squared", "<f4", PROBES),
-        ("probe_positive", "<u4", PROBES),
-        ("probe_high", "<u4", PROBES),
-    ]
-)
 
 STATE = np.dtype(
     [
@@ -79,28 +66,14 @@ STATE = np.dtype(
         ("last", "<f8"),
         ("count", "<u4"),  # requests
         ("sketched", "<u4"),  # requests with activations
-        ("questions", "<u4"),
-        ("follow_ups", "<u4"),  # requests that are not the first turn
-        ("tokens", "<f4"),  # sum and sum of squares of ln(1 + prompt tokens)
-        ("tokens_squared", "<f4"),
-        # Half 0 links, half 1 scores: of the requests that linked a group none speaks for its guilt.
-        ("moments", MOMENTS, 2),
+        ("probe", "<f4"),  # sum of the first logits, of the probe for all campaigns together
         # Own history
         ("history", "<u4", (DIRECTIONS, BINS)),
         ("frozen", "u1", (DIRECTIONS, BINS)),
-        ("bets", "<f4", (2, DIRECTIONS, 2, len(BETS))),  # ln of Shiryaev-Roberts: [growing | frozen, J, sign, K]
+        ("bets", "<f4", (2, DIRECTIONS, len(BETS))),  # ln of Shiryaev-Roberts: [growing | frozen, J, K]
         # Structure
         ("openings", "<u8", 16),  # Misra-Gries: hashes and counts
         ("opening_counts", "<u4", 16),
-        ("closings", "<u8", 16),
-        ("closing_counts", "<u4", 16),
-        ("parameters", "<u8", 8),
-        ("parameter_counts", "<u4", 8),
-        ("distinct_openings", "u1", 256),  # HyperLogLog registers
-        ("cells_once", "u1", 512),  # bitmaps of 4,096 cells of the sketch space
-        ("cells_twice", "u1", 512),
-        ("recent", "i1", (32, SKETCH)),  # ring of the last sketches, of length 127
-        ("near_duplicates", "<u4"),
         # Rules
         ("biased_ids", "u1", 1024),  # HyperLogLog registers of distinct biased token ids
         ("biased_requests", "<u4"),

@@ -1,7 +1,7 @@
 """Two states of one principal become one.
 
-Counts, sums and histograms add; HyperLogLog registers and running maxima take the larger; bitmaps are united; of
-bottom-k sketches the smallest hashes stay. Shiryaev-Roberts statistics add: ``M - t`` of each is a supermartingale, so
+Counts, sums and histograms add; HyperLogLog registers and running maxima take the larger; of bottom-k sketches the
+smallest hashes stay. Shiryaev-Roberts statistics add: ``M - t`` of each is a supermartingale, so
 ``M1 + M2 - (t1 + t2)`` is one, and the bound on false alarms holds for the requests of both together.
 
 Shape letters: N principals, K slots.
@@ -10,16 +10,12 @@ Shape letters: N principals, K slots.
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.extraction.layout import EMPTY_LINK, FROZEN, LINK_SLOTS, MOMENTS, States
+from spider_sense.extraction.layout import EMPTY_LINK, FROZEN, LINK_SLOTS, States
 
 __all__ = ["merged", "smallest"]
 
-_ADDED = (
-    *("count", "sketched", "questions", "follow_ups", "tokens", "tokens_squared", "history", "near_duplicates"),
-    *("biased_requests", "revealed", "max_tokens", "list_hits"),
-)
-_MAXED = ("distinct_openings", "biased_ids", "widest_bias", "own", "level", "last", "decided")
-_COUNTED = (("openings", "opening_counts"), ("closings", "closing_counts"), ("parameters", "parameter_counts"))
+_ADDED = ("count", "sketched", "probe", "history", "biased_requests", "revealed", "max_tokens", "list_hits")
+_MAXED = ("biased_ids", "widest_bias", "own", "level", "last", "decided")
 
 
 def merged(one_N: States, other_N: States) -> States:
@@ -27,16 +23,10 @@ def merged(one_N: States, other_N: States) -> States:
     result = one_N.copy()
     for name in _ADDED:
         result[name] = one_N[name] + other_N[name]
-    for name in MOMENTS.names or ():
-        result["moments"][name] = one_N["moments"][name] + other_N["moments"][name]
     for name in _MAXED:
         result[name] = np.maximum(one_N[name], other_N[name])
-    for keys, counts in _COUNTED:
-        result[keys], result[counts] = _heaviest(one_N, other_N, keys, counts)
+    result["openings"], result["opening_counts"] = _heaviest(one_N, other_N, "openings", "opening_counts")
     result["bets"] = np.logaddexp(one_N["bets"], other_N["bets"])
-    once, twice = one_N["cells_once"], one_N["cells_twice"]
-    result["cells_twice"] = twice | other_N["cells_twice"] | (once & other_N["cells_once"])
-    result["cells_once"] = once | other_N["cells_once"]
     result["links"] = smallest(np.concatenate([one_N["links"], other_N["links"]], axis=-1))
     _take_older(result, one_N, other_N)
     unseen, other_unseen = one_N["count"] == 0, other_N["count"] == 0
@@ -46,13 +36,11 @@ def merged(one_N: States, other_N: States) -> States:
 
 
 def _take_older(result: States, one_N: States, other_N: States) -> None:
-    """What has an order: the frozen baseline is the older principal's, what is recent the younger one's."""
+    """What has an order: the frozen baseline is the older principal's."""
     other_is_older = other_N["first"] < one_N["first"]
     result["first"] = np.where(other_is_older, other_N["first"], one_N["first"])
     for name in ("frozen", "tenant"):
         result[name][other_is_older] = other_N[name][other_is_older]
-    other_is_newer = other_N["last"] > one_N["last"]
-    result["recent"][other_is_newer] = other_N["recent"][other_is_newer]
     for at, name in (("own_at", "own"), ("level_at", "level")):
         result[at] = np.where(other_N[name] > one_N[name], other_N[at], one_N[at])
     assert (result["frozen"].sum(axis=-1) <= FROZEN).all()

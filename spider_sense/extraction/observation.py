@@ -65,7 +65,6 @@ class Reader:
             party: names all principals that are declared one with this one; None for nobody.
         """
         parts = self._turns.parts(seen.prompt)
-        opening, closing = self._key.edges(parts.text)
         links: list[tuple[LinkKind, int]] = []
         if parts.prefix:
             links.append(("prefix", self._key.hash("prefix", parts.prefix)))
@@ -79,13 +78,9 @@ class Reader:
             sketch=None if whole is None else whole[:SKETCH],
             probes=None if whole is None else whole[SKETCH:],
             tenant=self._tenants.get(seen.principal, ""),
-            opening=opening,
-            closing=closing,
+            opening=self._key.opening(parts.text),
             parameters=self._key.parameters(seen.asked.parameters),
             links=tuple(links),
-            tokens=len(seen.prompt),
-            turn=parts.turn,
-            questions=max(1, parts.text.count("?")),
             biased=seen.asked.biased,
             top_logprobs=seen.asked.top_logprobs,
             max_tokens=seen.asked.max_tokens,

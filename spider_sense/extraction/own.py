@@ -1,17 +1,22 @@
-"""Tier 1: has a principal's stream changed against its own past?
+"""Tier 1: has a principal's stream changed against its own past, towards campaigns?
 
-Every direction has a smoothed conformal p-value for either sign. Bets on them go into Shiryaev-Roberts e-detectors
-(Shin, Ramdas and Rinaldo 2023), whose mixture is one:
+The directions are probe logits, how unusual a request is, and how many of the principal's requests have opened as this
+one does; each has a smoothed conformal p-value against the principal's earlier requests. Bets on them go into
+Shiryaev-Roberts e-detectors (Shin, Ramdas and Rinaldo 2023), whose mixture is one:
 
-    p = (#{past beyond} + U (#{past in the same bin} + 1)) / t
+    p = (#{past above} + U (#{past in the same bin} + 1)) / t
     M = (M + 1) kappa p ** (kappa - 1)
 
-As long as the requests are exchangeable, ``M - n`` is a supermartingale for n bets placed: an alarm at ``M >= c`` has
-probability at most n / c within n requests. Real streams drift, so what decides is a threshold over principals; the
-statistic is ``ln(M / max(n, 32))``, which keeps one scale for short and long lives. A second set of bets compares with
-the first 64 requests alone, which a slow ramp cannot drag along. What is estimated once is wrong for ever, so there p
-is an upper bound, ``(k + 1 + 2 sqrt(k + 1)) / 65`` with k of the 64 as far out; the threshold over principals covers
-the rest.
+The bins begin where few honest requests lie, and all that is lower is one bin: an innocent change of subject moves a
+logit, but from one everyday value to another. A bin index is a fixed function of the request, so p stays legal; only
+the share of alike openings looks at what came before.
+
+As long as the requests are exchangeable, for the other directions ``M - n`` is a supermartingale for n bets placed: an
+alarm at ``M >= c`` has probability at most n / c within n requests. Real streams drift, so what decides is a threshold
+over principals; the statistic is ``ln(M / max(n, 32))``, which keeps one scale for short and long lives. A second set
+of bets compares with the first 64 requests alone, which a slow ramp cannot drag along. What is estimated once is wrong
+for ever, so there p is an upper bound, ``(k + 1 + 2 sqrt(k + 1)) / 65`` with k of the 64 as far out; the threshold over
+principals covers the rest.
 
 Shape letters: N principals, J directions, B bins, K bets.
 """
@@ -21,10 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.extraction.layout import BETS, FROZEN, PROBES, States
+from spider_sense.extraction.event import EventBatch
+from spider_sense.extraction.layout import BETS, FROZEN, States
 from spider_sense.extraction.mixing import mix, uniform
 
-__all__ = ["LEAST", "bet", "leading_direction", "statistic"]
+__all__ = ["LEAST", "alike", "bet", "binned", "directions", "leading_direction", "statistic"]
 
 LEAST = 20
 """Requests before the first bet."""
@@ -33,7 +39,26 @@ SHORTEST = 32
 
 _KAPPA = np.array(BETS)
 _STREAM = np.uint64(0x5851F42D4C957F2D)
-"""Keeps the uniform numbers apart from the choice of halves, which comes from the same seed."""
+"""Keeps these uniform numbers apart from others of the same seed."""
+
+
+def directions(batch: EventBatch) -> NDArray[np.float32]:
+    """Return what the requests alone tell, [N, J - 1]: probe logits, and the sketch's norm."""
+    norm_N1 = np.linalg.norm(batch.sketch, axis=1, keepdims=True)
+    return np.concatenate([batch.probes, norm_N1], axis=1, dtype=np.float32)
+
+
+def alike(states_N: States, batch: EventBatch) -> NDArray[np.float32]:
+    """Return the share of each principal's requests that have opened as its last one does, [N, 1]."""
+    same_NK = (states_N["openings"] == batch.opening[:, None]) & (batch.opening != 0)[:, None]
+    counts = (states_N["opening_counts"] * same_NK).sum(axis=1, keepdims=True)
+    return np.asarray(counts / states_N["count"][:, None], dtype=np.float32)
+
+
+def binned(directions_NJ: NDArray[np.float32], edges: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the bin of each number, [N, J]: how many of its direction's edges, [J, B - 1], lie below it."""
+    result: NDArray[np.int64] = (directions_NJ[:, :, None] > edges).sum(axis=2)
+    return result
 
 
 def bet(states_N: States, bins_NJ: NDArray[np.int64], active: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -51,7 +76,7 @@ def bet(states_N: States, bins_NJ: NDArray[np.int64], active: NDArray[np.bool_])
         if len(rows):
             tails = _tails(states_N[name][rows], bins_NJ[rows])
             p = _smoothed(*tails, u_N[rows]) if which == 0 else _bounded(*tails)
-            gain = np.log(_KAPPA) + (_KAPPA - 1) * np.log(p)[..., None]
+            gain = np.log(_KAPPA) + (_KAPPA - 1) * np.log(p)[:, :, None]
             states_N["bets"][rows, which] = np.logaddexp(states_N["bets"][rows, which], 0) + gain
     every = np.arange(len(states_N))[:, None], np.arange(bins_NJ.shape[1])[None]
     states_N["history"][*every, bins_NJ] += 1
@@ -63,34 +88,26 @@ Counts = NDArray[np.int64]
 
 
 def _tails(counts_NJB: NDArray[np.integer[Any]], bins_NJ: Counts) -> tuple[Counts, Counts, Counts]:
-    """Return how many earlier requests lie above and below the bin, [N, J, 2], in it, and in all, [N, J, 1]."""
+    """Return how many earlier requests lie above the bin, in it, and in all, [N, J] each."""
     up_to = np.cumsum(counts_NJB, axis=2, dtype=np.int64)
-    at = np.take_along_axis(up_to, bins_NJ[:, :, None], axis=2)
-    same = np.take_along_axis(counts_NJB, bins_NJ[:, :, None], axis=2).astype(np.int64)
-    total = up_to[:, :, -1:]
-    return np.concatenate([total - at, at - same], axis=2), same, total
+    at, same = (np.take_along_axis(array, bins_NJ[:, :, None], axis=2)[:, :, 0] for array in (up_to, counts_NJB))
+    return up_to[:, :, -1] - at, same.astype(np.int64), up_to[:, :, -1]
 
 
-def _smoothed(beyond: Counts, same: Counts, total: Counts, u_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = (beyond + u_N[:, None, None] * (same + 1)) / (total + 1)
+def _smoothed(above: Counts, same: Counts, total: Counts, u_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = (above + u_N[:, None] * (same + 1)) / (total + 1)
     return result
 
 
-def _bounded(beyond: Counts, same: Counts, total: Counts) -> NDArray[np.float64]:
-    k = beyond + same + 1
+def _bounded(above: Counts, same: Counts, total: Counts) -> NDArray[np.float64]:
+    k = above + same + 1
     result: NDArray[np.float64] = np.minimum((k + 2 * np.sqrt(k)) / (total + 1), 1)
     return result
 
 
 def statistic(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return ``ln(M / max(n, 32))`` of the mixture, [N]; -inf before the first bet.
-
-    Half of the weight lies on the probes, half on the other directions, evenly on both baselines, signs and bets.
-    """
-    bets = states_N["bets"].astype(np.float64)
-    probes = np.arange(len(active)) < PROBES
-    parts = [_log_mean(bets[:, :, active & side]) for side in (probes, ~probes) if (active & side).any()]
-    mixture = _log_mean(np.stack(parts, axis=1))
+    """Return ``ln(M / max(n, 32))`` of the even mixture over baselines, directions and bets, [N]; -inf before a bet."""
+    mixture = _log_mean(states_N["bets"][:, :, active].astype(np.float64))
     placed = states_N["sketched"].astype(np.int64) - LEAST
     result: NDArray[np.float64] = mixture - np.log(np.maximum(placed, SHORTEST))
     return result
@@ -98,8 +115,8 @@ def statistic(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.float64
 
 def leading_direction(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return which direction's evidence is the largest, [N]."""
-    bets = np.where(active[:, None, None], states_N["bets"], -np.inf)
-    result: NDArray[np.int64] = bets.max(axis=(1, 3, 4)).argmax(axis=1)
+    bets = np.where(active[:, None], states_N["bets"], -np.inf)
+    result: NDArray[np.int64] = bets.max(axis=(1, 3)).argmax(axis=1)
     return result
 
 

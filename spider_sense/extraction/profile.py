@@ -3,36 +3,21 @@
 Shape letters: N principals with one request each, S sketch, P probes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from spider_sense.extraction.counting import count_key, register_of
 from spider_sense.extraction.event import EventBatch
-from spider_sense.extraction.layout import LINK_KINDS, SKETCH, LinkKind, States
+from spider_sense.extraction.layout import LINK_KINDS, LinkKind, States
 from spider_sense.extraction.merge import smallest
 from spider_sense.extraction.mixing import bit_length, mix
 
-__all__ = ["HIGH", "SCORING", "half_of", "record"]
+__all__ = ["record"]
 
-LINKING, SCORING = 0, 1
-"""Halves of a principal's requests."""
-HIGH = 2.0
-"""Logit above which a probe counts as high."""
 CLIP = 4.0
 """Probe logits are cut here before they are summed."""
-SIMILAR = 0.95
-"""Cosine from which two sketches are near duplicates."""
-BIN = 600.0
-"""Seconds of a bin of activity."""
-CELL_BITS = 12
-RING = 32
-_CONTENT: tuple[LinkKind, ...] = ("parameters", "prefix", "template", "activity")
-"""Evidence of single requests; it is taken from the linking half only."""
-
-
-def half_of(states_N: States) -> NDArray[np.int64]:
-    """Return which half the next request of each principal belongs to, [N]."""
-    return (mix(states_N["seed"], states_N["count"].astype(np.uint64)) >> np.uint64(63)).astype(np.int64)
 
 
 def record(states_N: States, batch: EventBatch, salt: int) -> None:
@@ -43,18 +28,13 @@ def record(states_N: States, batch: EventBatch, salt: int) -> None:
         batch: N requests.
         salt: keyed 64 bits that token ids are hashed with.
     """
-    half = half_of(states_N)
     _count(states_N, batch)
-    _count_structure(states_N, batch)
+    count_key(states_N["openings"], states_N["opening_counts"], batch.opening)
     _count_bias(states_N, batch, np.uint64(salt))
-    _link(states_N, batch, half == LINKING)
-    seen = np.flatnonzero(np.isfinite(batch.sketch[:, 0]))
-    if len(seen) == len(states_N):
-        _record_sketch(states_N, batch.sketch, batch.probes, half)
-    elif len(seen):
-        part = states_N[seen]
-        _record_sketch(part, batch.sketch[seen], batch.probes[seen], half[seen])
-        states_N[seen] = part
+    _link(states_N, batch)
+    seen = np.isfinite(batch.sketch[:, 0])
+    states_N["sketched"] += seen
+    states_N["probe"] += np.where(seen, np.clip(batch.probes[:, 0], -CLIP, CLIP), 0)
 
 
 def _count(states_N: States, batch: EventBatch) -> None:
@@ -62,23 +42,8 @@ def _count(states_N: States, batch: EventBatch) -> None:
     states_N["last"] = np.where(states_N["count"] == 0, batch.time, np.maximum(states_N["last"], batch.time))
     states_N["tenant"] = np.where(batch.tenant != b"", batch.tenant, states_N["tenant"])
     states_N["count"] += 1
-    states_N["questions"] += batch.questions.astype(np.uint32)
-    states_N["follow_ups"] += (batch.turn > 0).astype(np.uint32)
-    length = np.log1p(batch.tokens).astype(np.float32)
-    states_N["tokens"] += length
-    states_N["tokens_squared"] += length**2
     hit = np.flatnonzero(batch.known_list >= 0)
     states_N["list_hits"][hit, batch.known_list[hit]] += 1
-
-
-def _count_structure(states_N: States, batch: EventBatch) -> None:
-    count_key(states_N["openings"], states_N["opening_counts"], batch.opening)
-    count_key(states_N["closings"], states_N["closing_counts"], batch.closing)
-    count_key(states_N["parameters"], states_N["parameter_counts"], batch.parameters)
-    rows = np.flatnonzero(batch.opening)
-    registers = states_N["distinct_openings"]
-    index, rank = register_of(batch.opening[rows], registers.shape[1])
-    registers[rows, index] = np.maximum(registers[rows, index], rank)
 
 
 def _count_bias(states_N: States, batch: EventBatch, salt: np.uint64) -> None:
@@ -96,22 +61,29 @@ def _count_bias(states_N: States, batch: EventBatch, salt: np.uint64) -> None:
         states_N["max_tokens"][row, column] += 1
 
 
-def _link(states_N: States, batch: EventBatch, linking: NDArray[np.bool_]) -> None:
-    bins = np.floor(batch.time / BIN).astype(np.int64).astype(np.uint64)
-    found: list[tuple[LinkKind, NDArray[np.int64], NDArray[np.uint64]]] = []
-    for kind, hashes in (
-        ("parameters", batch.parameters),
-        ("template", batch.opening),
-        ("activity", np.where(batch.opening != 0, mix(batch.opening, bins), np.uint64(0))),
-    ):
-        rows = np.flatnonzero(linking & (hashes != 0))
-        found.append((kind, rows, hashes[rows]))  # type: ignore[arg-type]
-    for row, links in enumerate(batch.links):
-        for kind, token in links:
-            if kind not in _CONTENT or linking[row]:
-                found.append((kind, np.array([row]), np.array([token], dtype=np.uint64)))
-    for kind, rows, hashes in found:
+def _link(states_N: States, batch: EventBatch) -> None:
+    rows = np.flatnonzero(batch.parameters)
+    _insert(states_N["links"][:, LINK_KINDS.index("parameters")], rows, batch.parameters[rows])
+    for (kind, _), (rows, hashes) in _named(batch.links).items():
         _insert(states_N["links"][:, LINK_KINDS.index(kind)], rows, hashes)
+
+
+def _named(
+    links: Sequence[Sequence[tuple[LinkKind, int]]],
+) -> dict[tuple[LinkKind, int], tuple[NDArray[np.int64], NDArray[np.uint64]]]:
+    """Return rows and hashes by kind and by place among a row's hashes of that kind, so that no row comes twice."""
+    found: dict[tuple[LinkKind, int], tuple[list[int], list[int]]] = {}
+    for row, pairs in enumerate(links):
+        seen: dict[LinkKind, int] = {}
+        for kind, token in pairs:
+            seen[kind] = place = seen.get(kind, -1) + 1
+            rows, tokens = found.setdefault((kind, place), ([], []))
+            rows.append(row)
+            tokens.append(token)
+    return {
+        name: (np.array(rows, dtype=np.int64), np.array(tokens, dtype=np.uint64))
+        for name, (rows, tokens) in found.items()
+    }
 
 
 def _insert(links_NL: NDArray[np.uint64], rows: NDArray[np.int64], hashes: NDArray[np.uint64]) -> None:
@@ -119,39 +91,3 @@ def _insert(links_NL: NDArray[np.uint64], rows: NDArray[np.int64], hashes: NDArr
     new = (hashes < kept[:, -1]) & ~(kept == hashes[:, None]).any(axis=1)
     if new.any():
         links_NL[rows[new]] = smallest(np.concatenate([kept[new], hashes[new, None]], axis=1))
-
-
-def _record_sketch(
-    states_N: States, sketch_NS: NDArray[np.float32], probes_NP: NDArray[np.float32], half: NDArray[np.int64]
-) -> None:
-    every, probes_NP = np.arange(len(states_N)), np.clip(probes_NP, -CLIP, CLIP)
-    moments = states_N["moments"]
-    moments["count"][every, half] += 1
-    moments["sketch"][every, half] += sketch_NS
-    moments["probe"][every, half] += probes_NP
-    moments["probe_squared"][every, half] += probes_NP**2
-    moments["probe_positive"][every, half] += probes_NP > 0
-    moments["probe_high"][every, half] += probes_NP > HIGH
-    _cover(states_N, sketch_NS)
-    _compare(states_N, sketch_NS)
-    states_N["sketched"] += 1
-
-
-def _cover(states_N: States, sketch_NS: NDArray[np.float32]) -> None:
-    """Mark the cell of the sketch space: the signs of its leading coordinates."""
-    cell = (sketch_NS[:, :CELL_BITS] > 0) @ (1 << np.arange(CELL_BITS))
-    every, byte, bit = np.arange(len(states_N)), cell >> 3, (1 << (cell & 7)).astype(np.uint8)
-    states_N["cells_twice"][every, byte] |= states_N["cells_once"][every, byte] & bit
-    states_N["cells_once"][every, byte] |= bit
-
-
-def _compare(states_N: States, sketch_NS: NDArray[np.float32]) -> None:
-    """Compare with the last sketches, and take the place of the oldest."""
-    norm = np.linalg.norm(sketch_NS, axis=1, keepdims=True)
-    unit_NS = sketch_NS / np.maximum(norm, 1e-12)
-    recent = states_N["recent"].astype(np.float32)
-    cosine = np.matmul(recent, unit_NS[:, :, None])[:, :, 0].max(axis=1) / 127
-    states_N["near_duplicates"] += cosine > SIMILAR
-    slot = (states_N["sketched"] % RING).astype(np.int64)
-    states_N["recent"][np.arange(len(states_N)), slot] = np.rint(unit_NS * 127).astype(np.int8)
-    assert sketch_NS.shape[1] == SKETCH

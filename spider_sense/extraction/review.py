@@ -1,6 +1,7 @@
 """What only a whole population shows: linked groups, and whom to act on if few of those may be honest."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,6 @@ from spider_sense.extraction.groups import Group, group_score, linked, stacked
 from spider_sense.extraction.layout import States
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import EVERYBODY, Calibration
-from spider_sense.extraction.words import level_words, own_words
 
 if TYPE_CHECKING:
     from spider_sense.extraction.tiers import TieredDetector
@@ -50,7 +50,7 @@ def _judge_group(detector: "TieredDetector", group: Group, states: Mapping[str, 
     certified = calibration is not None and calibration.certified("group", EVERYBODY)
     also = int((members["decided"][:, [TIERS.index("own"), TIERS.index("level")]] >= _LIMIT).any(axis=1).sum())
     level: Level = "watch" if score <= threshold else "act" if also else "limit"
-    words = (group.evidence(), f"their other requests lie {score:.1f} standard deviations from honest principals'")
+    words = (group.evidence(), f"their requests open alike, {score:.1f} standard deviations more than honest ones'")
     words += (f"{also} of them crossed a threshold alone",) if also else ()
     crossed = threshold if score > threshold else watch
     yield from _of_members(group, members, "group", level, score, crossed, p_value, certified, words)
@@ -104,28 +104,13 @@ def _discoveries(detector: "TieredDetector", states: Mapping[str, PrincipalState
     chosen = benjamini_hochberg(np.array([p for p, _ in best.values()]), DISCOVERY)
     for (name, (p_value, tier)), selected in zip(best.items(), chosen.tolist(), strict=True):
         if selected:
-            state = states[name]
-            words = (own_words if tier == "own" else level_words)(detector.population, state.states)
-            yield Decision(
-                principal=name,
-                level="act",
-                tier=tier,
-                score=float(state.states[tier][0]),
-                threshold=detector.threshold(tier, state.tenant),
-                p_value=p_value,
-                count=state.count,
-                time=state.last,
-                stratum=state.tenant,
-                certified=calibration.certified(tier, state.tenant),
-                evidence=(
-                    f"selected among {len(states)} principals at a false-discovery rate of {DISCOVERY:.0%}",
-                    *words,
-                ),
-            )
+            found = detector.decision(states[name].states, tier, "act", name)
+            said = f"selected among {len(states)} principals at a false-discovery rate of {DISCOVERY:.0%}"
+            yield replace(found, p_value=p_value, evidence=(said, *found.evidence))
 
 
 def _p_values(calibration: Calibration, state: PrincipalState) -> Iterator[tuple[float, Tier]]:
-    whole = calibration.budget.own + calibration.budget.level
+    whole = calibration.budget.whole
     tiers: tuple[Tier, ...] = ("own", "level")
     for tier in tiers:
         p_value = calibration.p_value(tier, state.tenant, float(state.states[tier][0]))

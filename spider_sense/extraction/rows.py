@@ -4,8 +4,8 @@
 
 ``time`` is seconds since the epoch or an ISO 8601 date. In place of ``text`` stand ``messages``, a list of
 ``{"role", "content"}``, or activations: ``hidden`` (the mean hidden state) or ``sketch`` and ``probes``. Optional:
-``tenant``, ``family``, ``parameters``, ``links``, ``tokens``, ``turn``, ``questions``, ``logit_bias`` (ids, or ids with
-their biases), ``top_logprobs``, ``max_tokens``. Other fields are passed over.
+``tenant``, ``family``, ``parameters``, ``links``, ``logit_bias`` (ids, or ids with their biases), ``top_logprobs``,
+``max_tokens``. Other fields are passed over.
 
 A line with ``hashed_ip`` and ``conversation`` is a conversation of WildChat; each of its user turns is a request.
 """
@@ -48,12 +48,9 @@ class Row(BaseModel):
     probes: tuple[float, ...] | None = None
     tenant: str = Field(default="", max_length=24, pattern=r"^[ -~]*$")
     family: str = ""
-    """Campaign family of an attacker's request, to fit on."""
+    """What is fitted on: campaign family of an attacker's request, kind of work of an honest one."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     links: dict[LinkKind, str] = Field(default_factory=dict)
-    tokens: int = Field(default=0, ge=0, lt=2**31)
-    turn: int | None = Field(default=None, ge=0, lt=2**31)
-    questions: int | None = Field(default=None, ge=1, lt=2**31)
     logit_bias: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = ()
     top_logprobs: int = Field(default=0, ge=0, lt=2**31)
     max_tokens: int = Field(default=0, ge=0, lt=2**31)

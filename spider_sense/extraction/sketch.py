@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from spider_sense.errors import DataError, MissingExtraError
-from spider_sense.extraction.layout import PROBES, SKETCH
+from spider_sense.extraction.layout import SKETCH
+from spider_sense.extraction.probes import fit_probes
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.types import Site
 
@@ -24,7 +25,6 @@ SHRINKAGE = 0.1
 """Weight of the mean variance in a shrunken covariance."""
 LEAST = 100
 """Benign requests that a fit needs."""
-PENALTY = 0.01
 
 
 def mean_heads(
@@ -67,21 +67,19 @@ class Sketch:
     def fit(
         cls, hidden_ND: NDArray[np.float32], principals: Sequence[str], families: Mapping[str, NDArray[np.float32]]
     ) -> "Sketch":
-        """Fit on benign requests, and a probe for each campaign family against all of them.
+        """Fit on benign requests; a probe for all campaigns, and one for each family, against all of them.
 
         Args:
             hidden_ND: mean hidden states of benign requests.
             principals: whose each is, N names; a principal's requests weigh one together.
-            families: mean hidden states of each probe's positives, at most 8 probes.
+            families: mean hidden states of each campaign family's requests, at most 7 families.
 
         Raises:
-            DataError: if there are too few requests or principals, or too many probes.
+            DataError: if there are too few requests or principals, or too many families.
             MissingExtraError: if scipy or scikit-learn is not installed.
         """
         if len(principals) != len(hidden_ND):
             raise DataError(f"{len(principals)} principals for {len(hidden_ND)} requests; give one for each")
-        if len(families) > PROBES:
-            raise DataError(f"{len(families)} probes: {', '.join(families)}; at most {PROBES} are allowed")
         names, owner_N, counts = np.unique(np.array(principals), return_inverse=True, return_counts=True)
         if len(hidden_ND) < LEAST or len(names) < 2 or hidden_ND.shape[1] < SKETCH:
             raise DataError(
@@ -95,15 +93,15 @@ class Sketch:
         within = shrunk((within_ND * weight_N[:, None]).T @ within_ND / len(names))
         between = (means - mean).T @ (means - mean) / len(names)
         projection = _leading(between, within)
-        probes = [_probe(hidden_ND, weight_N, positives) for positives in families.values()]
-        weights = np.stack([probe[0] for probe in probes], axis=1) if probes else np.zeros((len(mean), 0))
-        biases = np.array([probe[1] for probe in probes])
+        probes = fit_probes(hidden_ND, weight_N, families)
+        weights = np.stack([weight for weight, _ in probes.values()], axis=1) if probes else np.zeros((len(mean), 0))
+        biases = np.array([bias for _, bias in probes.values()])
         return cls(
             mean=mean.astype(np.float32),
             projection=projection.astype(np.float32),
             weights=weights.astype(np.float32),
             biases=biases.astype(np.float32),
-            names=tuple(families),
+            names=tuple(probes),
         )
 
     def project(self, hidden_ND: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -137,19 +135,3 @@ def _leading(between: NDArray[np.float64], within: NDArray[np.float64]) -> NDArr
     largest = np.take_along_axis(result, np.abs(result).argmax(axis=0)[None], axis=0)
     signed: NDArray[np.float64] = result * np.sign(largest)
     return signed
-
-
-def _probe(
-    benign_ND: NDArray[np.float32], weight_N: NDArray[np.float64], positive_ND: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], float]:
-    """Fit a logistic regression in standardised space; both classes weigh the same."""
-    from sklearn.linear_model import LogisticRegression
-
-    both = np.concatenate([benign_ND, positive_ND]).astype(np.float64)
-    weights = np.concatenate([weight_N / weight_N.sum(), np.full(len(positive_ND), 1 / len(positive_ND))])
-    mean, scale = both.mean(axis=0), both.std(axis=0) + 1e-6
-    model = LogisticRegression(C=PENALTY, max_iter=2000)
-    labels = np.repeat([0, 1], [len(benign_ND), len(positive_ND)])
-    model.fit((both - mean) / scale, labels, sample_weight=weights * len(both) / 2)
-    weight = np.asarray(model.coef_[0], dtype=np.float64) / scale
-    return weight, float(model.intercept_[0] - mean @ weight)

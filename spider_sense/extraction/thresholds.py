@@ -2,18 +2,25 @@
 
 The statistic of a principal is the maximum over its life. If a new honest principal is exchangeable with the n of
 calibration, ``p = (1 + #{their maxima >= its value so far}) / (n + 1)`` falls to ``a`` or below at any time of its life
-with probability at most ``a``, whatever the dependence inside the stream.
+with probability at most ``a``, whatever the dependence inside the stream. A maximum grows with the life, so nothing is
+claimed of principals that send more requests than those of calibration did.
+
+Principals who do the same kind of work lie at the same level, and the next one may do another kind. So the level's
+threshold is also at least what the highest level of a new kind of work stays below, if those of the F kinds are
+normal: their mean and ``t sqrt(1 + 1 / F)`` standard deviations, with Student's t of F - 1 degrees. One kind alone
+tells nothing of the next: the threshold is infinite.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from spider_sense.config import Settings
-from spider_sense.errors import ConfigError
+from spider_sense.errors import ConfigError, MissingExtraError
 from spider_sense.extraction.decision import Tier
 
 __all__ = ["CERTIFIED", "EVERYBODY", "Budget", "Calibration", "Maxima"]
@@ -28,11 +35,14 @@ Maxima = Mapping[str, NDArray[np.float64]]
 
 
 class Budget(Settings):
-    """How the share of honest principals that may ever be alarmed is split over the tiers; the sum is the whole."""
+    """Which shares of the honest may ever be limited."""
 
-    own: float = Field(default=0.004, gt=0, lt=1)
+    own: float = Field(default=0.006, gt=0, lt=1)
+    """Of principals, by their own history."""
     level: float = Field(default=0.004, gt=0, lt=1)
+    """Of principals, by their level."""
     group: float = Field(default=0.002, gt=0, lt=1)
+    """Of linked groups."""
 
     def share(self, tier: Tier) -> float:
         """Return the share of a tier.
@@ -46,8 +56,8 @@ class Budget(Settings):
 
     @property
     def whole(self) -> float:
-        """Bound on the share of honest principals that are ever alarmed."""
-        return self.own + self.level + self.group
+        """Bound on the share of honest principals that are ever limited for what they do alone."""
+        return self.own + self.level
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +67,10 @@ class Calibration:
     maxima: Mapping[Tier, Maxima]
     """Sorted. Each tier has the stratum of everybody; groups have no other."""
     budget: Budget
+    horizons: Mapping[str, int] = field(default_factory=dict)
+    """By stratum: requests that at least 299 of its principals lived to send; none where they are fewer."""
+    least: Mapping[str, float] = field(default_factory=dict)
+    """By stratum: what the level's threshold is at least."""
 
     @classmethod
     def fit(
@@ -64,7 +78,10 @@ class Calibration:
         own: NDArray[np.float64],
         level: NDArray[np.float64],
         strata: Sequence[str],
+        lives: NDArray[np.integer[Any]],
+        work: Sequence[str] | None = None,
         groups: NDArray[np.float64] | None = None,
+        floors: Mapping[str, float] | None = None,
         budget: Budget | None = None,
     ) -> "Calibration":
         """Keep the maxima of N honest principals.
@@ -73,36 +90,56 @@ class Calibration:
             own: [N].
             level: [N].
             strata: tenant type of each; empty is none.
+            lives: requests of each, [N].
+            work: what kind of work each does; without it each does its own.
             groups: maxima of honest *linked* groups; random groups are the wrong reference.
+            floors: by stratum, what the level's threshold is at least.
             budget: how the false alarms are split.
 
         Raises:
             ConfigError: if the lengths differ or a maximum is NaN.
+            MissingExtraError: if scipy is not installed.
         """
-        if not len(own) == len(level) == len(strata):
+        if not len(own) == len(level) == len(strata) == len(lives):
             raise ConfigError(
-                f"{len(own)} and {len(level)} maxima for {len(strata)} strata; give one for each principal"
+                f"{len(own)} and {len(level)} maxima for {len(strata)} strata and {len(lives)} lives; "
+                "give one for each principal"
             )
         groups = np.zeros(0) if groups is None else groups
         if np.isnan(own).any() or np.isnan(level).any() or np.isnan(groups).any():
             raise ConfigError("a maximum is NaN; a stream without activations has -inf")
         names = np.array(strata)
-        maxima: dict[Tier, Maxima] = {"group": {EVERYBODY: np.sort(groups)}}
-        tiers: tuple[tuple[Tier, NDArray[np.float64]], ...] = (("own", own), ("level", level))
-        for tier, values in tiers:
-            by_stratum = {str(name): np.sort(values[names == name]) for name in np.unique(names) if name}
-            maxima[tier] = {EVERYBODY: np.sort(values), **by_stratum}
-        return cls(maxima, budget or Budget())
+        rows = {EVERYBODY: slice(None)} | {str(name): names == name for name in np.unique(names) if name}
+        maxima: dict[Tier, Maxima] = {
+            "own": {name: np.sort(own[chosen]) for name, chosen in rows.items()},
+            "level": {name: np.sort(level[chosen]) for name, chosen in rows.items()},
+            "group": {EVERYBODY: np.sort(groups)},
+        }
+        longest = {name: np.sort(lives[chosen])[::-1] for name, chosen in rows.items()}
+        horizons = {name: int(found[CERTIFIED - 1]) for name, found in longest.items() if len(found) >= CERTIFIED}
+        budget, kinds = budget or Budget(), np.array(work or [str(place) for place in range(len(own))])
+        least = {
+            name: max(_new_work(level[chosen], kinds[chosen], budget.level), (floors or {}).get(name, -np.inf))
+            for name, chosen in rows.items()
+        }
+        return cls(maxima, budget, horizons, least)
 
     def stratum(self, tier: Tier, tenant: str) -> str:
         """Return the stratum that a tenant type is judged by: its own if it is large enough, else everybody."""
         found = self.maxima[tier].get(tenant)
         return tenant if found is not None and len(found) >= CERTIFIED else EVERYBODY
 
-    def certified(self, tier: Tier, tenant: str) -> bool:
-        """Return whether the tenant's own stratum is large enough; without a tenant type, whether everybody is."""
-        found = self.maxima[tier].get(EVERYBODY if tier == "group" else tenant)
-        return found is not None and len(found) >= CERTIFIED
+    def certified(self, tier: Tier, tenant: str, count: int = 0) -> bool:
+        """Return whether what is claimed of a tier holds for a principal.
+
+        Args:
+            tier: own, level or group.
+            tenant: its declared type, whose stratum must be large enough; without one, that of everybody.
+            count: its requests, no more than so many of the stratum lived to send.
+        """
+        if tier == "group":
+            return len(self.maxima[tier][EVERYBODY]) >= CERTIFIED
+        return tenant in self.horizons and count <= self.horizons[tenant]
 
     def threshold(self, tier: Tier, tenant: str = EVERYBODY, share: float | None = None) -> float:
         """Return what a statistic must exceed: infinity where there are too few principals for the share.
@@ -114,14 +151,36 @@ class Calibration:
             tenant: declared type of the principal.
             share: of honest principals; by default the tier's share of the budget.
         """
-        values = self.maxima[tier][self.stratum(tier, tenant)]
+        stratum = self.stratum(tier, tenant)
+        values, small = self.maxima[tier][stratum], self.maxima[tier].get(tenant, np.zeros(0))
         allowed = int(np.floor((self.budget.share(tier) if share is None else share) * (len(values) + 1) + 1e-9))
-        threshold = float(values[-allowed]) if allowed else np.inf
-        small = self.maxima[tier].get(tenant, values)
-        return max(threshold, float(small[-1])) if 0 < len(small) < CERTIFIED and tenant else threshold
+        found = [float(values[-allowed]) if allowed else np.inf]
+        if tenant != stratum and len(small):
+            found.append(float(small[-1]))
+        if tier == "level" and share is None:
+            found.append(self.least.get(stratum, -np.inf))
+        return max(found)
 
     def p_value(self, tier: Tier, tenant: str, score: float) -> float:
         """Return the conformal p-value of a principal's maximum so far, in its stratum."""
         values = self.maxima[tier][self.stratum(tier, tenant)]
         above = len(values) - int(np.searchsorted(values, score, side="left"))
-        return (1 + above) / (len(values) + 1)
+        p_value = (1 + above) / (len(values) + 1)
+        if score > self.threshold(tier, tenant):
+            return p_value
+        # A level that a new kind of work may reach is no evidence beyond the tier's share.
+        return max(p_value, float(np.nextafter(self.budget.share(tier), 1)))
+
+
+def _new_work(values_N: NDArray[np.float64], kind_N: NDArray[np.str_], share: float) -> float:
+    """Return what a new kind of work stays below but for a share, by the highest values of the kinds that are there."""
+    try:
+        from scipy.stats import t
+    except ImportError as error:
+        raise MissingExtraError("scipy", "train") from error
+    highest = np.array([values_N[kind_N == kind].max() for kind in np.unique(kind_N)])
+    highest = highest[np.isfinite(highest)]
+    count = len(highest)
+    if count < 2:
+        return np.inf
+    return float(highest.mean() + t.ppf(1 - share, count - 1) * highest.std(ddof=1) * np.sqrt(1 + 1 / count))

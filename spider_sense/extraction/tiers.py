@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.extraction.decision import LEVELS, TIERS, Decision, Tier
+from spider_sense.extraction.decision import LEVELS, TIERS, Decision, Level, Tier
 from spider_sense.extraction.event import Event, EventBatch
 from spider_sense.extraction.features import vector
 from spider_sense.extraction.keys import Key
@@ -78,7 +78,7 @@ class TieredDetector:
         fresh = levels_N4 > states["decided"]
         states["decided"] = np.maximum(states["decided"], levels_N4)
         decisions = [
-            self._decision(states, int(row), TIERS[tier], int(levels_N4[row, tier]), principals[row])
+            self.decision(states[row : row + 1], TIERS[tier], LEVELS[levels_N4[row, tier] - 1], principals[row])
             for row, tier in np.argwhere(fresh)
         ]
         return states, tuple(decisions)
@@ -150,28 +150,30 @@ class TieredDetector:
             return -np.log(WATCH) if tier == "own" else 1.0
         return self.calibration.threshold(tier, tenant, WATCH)
 
-    def _decision(self, states_N: States, row: int, tier: Tier, level: int, principal: str) -> Decision:
-        state, calibration = states_N[row], self.calibration
-        tenant = bytes(state["tenant"]).decode("ascii")
+    def decision(self, state_1: States, tier: Tier, level: Level, principal: str) -> Decision:
+        """Say what a tier finds of one principal."""
+        calibration, tenant = self.calibration, bytes(state_1["tenant"][0]).decode("ascii")
+        count = int(state_1["count"][0])
         if tier == "rule":
-            score, threshold, p_value, certified = float(level), 1.0, None, True
-            evidence, stratum = self.rules.evidence(states_N, row), ""
+            score, threshold, p_value, certified = float(LEVELS.index(level) + 1), 1.0, None, True
+            evidence, stratum = self.rules.evidence(state_1, 0), ""
         else:
-            score = float(state[tier])
-            threshold = self.threshold(tier, tenant) if level > 1 else self._watch(tier, tenant)
+            score, stratum = float(state_1[tier][0]), tenant
+            threshold = self._watch(tier, tenant) if level == "watch" else self.threshold(tier, tenant)
             p_value = None if calibration is None else calibration.p_value(tier, tenant, score)
-            certified = calibration is not None and calibration.certified(tier, tenant)
-            words = own_words if tier == "own" else level_words
-            evidence, stratum = words(self.population, states_N[row : row + 1]), tenant
+            certified = calibration is not None and calibration.certified(tier, tenant, count)
+            evidence = (own_words if tier == "own" else level_words)(self.population, state_1)
+            horizon = calibration.horizons.get(tenant, count) if calibration else count
+            evidence += (f"calibration covers {horizon} requests, these are {count}",) if count > horizon else ()
         return Decision(
             principal=principal,
-            level=LEVELS[level - 1],
+            level=level,
             tier=tier,
             score=score,
             threshold=threshold,
             p_value=p_value,
-            count=int(state["count"]),
-            time=float(state["last"]),
+            count=count,
+            time=float(state_1["last"][0]),
             stratum=stratum,
             certified=certified,
             evidence=evidence,

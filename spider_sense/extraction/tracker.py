@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spider_sense.errors import DataError
-from spider_sense.extraction.directions import binned, directions
 from spider_sense.extraction.event import Event, EventBatch, rounds
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import States
-from spider_sense.extraction.own import bet
+from spider_sense.extraction.own import alike, bet, binned, directions
 from spider_sense.extraction.profile import record
 from spider_sense.extraction.state import fresh
 
@@ -43,7 +42,8 @@ class Tracker:
         if len(seen):
             whole = len(seen) == len(states_N)
             part = states_N if whole else states_N[seen]
-            own[seen] = bet(part, binned(directions(batch)[seen], self.edges), self.active)
+            x_NJ = np.concatenate([directions(batch), alike(states_N, batch)], axis=1)
+            own[seen] = bet(part, binned(x_NJ[seen], self.edges), self.active)
             if not whole:
                 states_N[seen] = part
         better = own > states_N["own"]
@@ -71,7 +71,15 @@ def walk(
             raise DataError(
                 f"stream {index} holds events of {named}; a stream has one principal and at least one event"
             )
-    states_N = fresh([key.seed(stream[0].principal) for stream in streams])
-    for rows, batch in rounds(streams):
-        states_N[rows] = step(rows, states_N[rows], batch)
-    return states_N
+    # The longest first: those that go on are always the first ones, a view and no copy.
+    order = np.argsort([-len(stream) for stream in streams], kind="stable")
+    longest = [streams[index] for index in order]
+    states_N = fresh([key.seed(stream[0].principal) for stream in longest])
+    for count, batch in rounds(longest):
+        going_on = states_N[:count]
+        moved = step(order[:count], going_on, batch)
+        if moved is not going_on:
+            states_N[:count] = moved
+    result = np.empty_like(states_N)
+    result[order] = states_N
+    return result

@@ -17,8 +17,6 @@ class Parts:
     """What stands before the first user's turn, where that is not the template's own; the system prompt."""
     text: str
     """The last user's turn."""
-    turn: int
-    """User turns before it."""
 
 
 class Turns:
@@ -41,11 +39,11 @@ class Turns:
         tokens = list(prompt)
         starts = self._starts(tokens)
         if not starts:
-            return Parts("", self._decode(tokens, skip_special_tokens=True), 0)
+            return Parts("", self._decode(tokens, skip_special_tokens=True))
         first, last = starts[0], starts[-1]
         prefix = "" if tokens[:first] == self._head else self._decode(tokens[:first], skip_special_tokens=True)
         text = self._decode(tokens[last : len(tokens) - self._tail], skip_special_tokens=True)
-        return Parts(prefix, text, len(starts) - 1)
+        return Parts(prefix, text)
 
     def _starts(self, tokens: list[int]) -> list[int]:
         """Return where the contents of user turns begin."""

@@ -5,7 +5,6 @@ Shape letters: F features.
 
 import numpy as np
 
-from spider_sense.extraction.directions import COORDINATES
 from spider_sense.extraction.features import FEATURES, vector
 from spider_sense.extraction.layout import LISTS, PROBES, States
 from spider_sense.extraction.own import leading_direction
@@ -13,18 +12,15 @@ from spider_sense.extraction.population import Population
 
 __all__ = ["level_words", "own_words"]
 
-SHOWN = 3
-"""Features that a sentence names."""
-
 
 def own_words(population: Population, state_1: States) -> tuple[str, ...]:
     """Say along which direction a principal left its own history."""
+    probes = [f"the probe for {name}" for name in population.probe_names]
     names = [
-        *(f"the probe for {name}" for name in population.probe_names),
-        *[""] * (PROBES - len(population.probe_names)),
-        *(f"sketch coordinate {index}" for index in range(COORDINATES)),
+        *probes,
+        *[f"probe {place}" for place in range(len(probes), PROBES)],
         "how unusual requests are",
-        "the length of prompts",
+        "how many open alike",
     ]
     direction = names[int(leading_direction(state_1, population.active)[0])]
     at = int(state_1["own_at"][0])
@@ -38,16 +34,10 @@ def level_words(population: Population, state_1: States) -> tuple[str, ...]:
     if model is None:
         return ()
     parts = model.contributions(vector(state_1, population.centres)[0])
-    order = [index for index in np.argsort(-parts)[:SHOWN] if parts[index] > 0]
-    named = ", ".join(_named(FEATURES[index], population) for index in order)
+    order = [index for index in np.argsort(-parts) if parts[index] > 0]
+    named = ", ".join(FEATURES[index] for index in order)
     words = [f"after {at} requests the principal looks unlike honest ones; most telling now: {named}"]
     hits = int(state_1["list_hits"].sum())
     if hits:
         words.append(f"{hits} requests stand in one of up to {LISTS} known query lists")
     return tuple(words)
-
-
-def _named(feature: str, population: Population) -> str:
-    for index, name in reversed(list(enumerate(population.probe_names))):
-        feature = feature.replace(f"probe {index} ", f"probe for {name}: ")
-    return feature

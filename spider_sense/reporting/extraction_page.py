@@ -115,7 +115,7 @@ def _findings(ruling: Ruling, principal: str) -> Iterator[str]:
 def _sentence(decision: Decision) -> str:
     when = datetime.fromtimestamp(decision.time, UTC).strftime("%Y-%m-%d %H:%M")
     p_value = "" if decision.p_value is None else f", p = {decision.p_value:.2g}"
-    weak = "" if decision.certified else "; too few honest principals to certify this"
+    weak = "" if decision.certified else "; not certified: too few honest principals, or none that lived as long"
     return (
         f"{decision.level}, by {_TIERS[decision.tier]}, at request {decision.count} ({when} UTC{p_value}{weak}): "
         f"{'; '.join(decision.evidence)}"

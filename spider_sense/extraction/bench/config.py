@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from spider_sense.config import Settings
 from spider_sense.extraction.simulator.campaigns import Cover, Start
 
-__all__ = ["BenchConfig", "Cell", "Embedding", "Parts"]
+__all__ = ["BenchConfig", "Cell", "Embedding", "Groups", "Parts"]
 
 Embedding = Literal["hidden", "wordllama", "tfidf"]
 """What a detector sees of a text: the served model's activations, a static text embedding, or its words."""
@@ -17,12 +17,17 @@ Embedding = Literal["hidden", "wordllama", "tfidf"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class Parts(Settings):
+class Groups(Settings):
+    """Innocent groups of each kind of tenant, and as many of all kinds together, in each part."""
+
+    calibrate: int = Field(gt=0)
+    test: int = Field(gt=0)
+
+
+class Parts(Groups):
     """Principals of each kind of tenant in each part."""
 
     fit: int = Field(gt=0)
-    calibrate: int = Field(gt=0)
-    test: int = Field(gt=0)
 
 
 class Cell(Settings):
@@ -61,26 +66,24 @@ class BenchConfig(Settings):
     cells: tuple[Cell, ...] = Field(min_length=1)
     attackers: int = Field(gt=0)
     """Of each test campaign in each cell."""
-    fit_attackers: int = Field(gt=0)
-    """Of each fit campaign, over all shares and covers."""
     warm_up: int = Field(default=60, gt=0)
     after: int = Field(default=250, gt=0)
     """Requests after a campaign began that it may be found in."""
-    organisations: Parts
-    """Innocent groups."""
+    organisations: Groups
     ring_sizes: tuple[int, ...] = (10,)
     """Accounts that a campaign is spread over."""
     group_requests: int = Field(default=32, gt=0)
     group_share: Share = 0.25
     embeddings: tuple[Embedding, ...] = ("hidden",)
     """Each is run on the first seed; the first one on all of them."""
-    baselines: bool = True
+    baselines: tuple[Embedding, ...] = ("hidden", "wordllama")
+    """Those of the embeddings that baselines are run on."""
     adaptive: bool = True
     own_protocol: bool = True
     """Whether MMD's windows are run (arXiv 2606.05725)."""
     load_principals: int = Field(default=100_000, gt=0)
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Lifetime false alarms of a baseline, and of a group."""
+    """Lifetime false alarms of a baseline."""
     resamples: int = Field(default=1000, gt=0)
 
     @model_validator(mode="after")

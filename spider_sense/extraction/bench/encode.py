@@ -25,7 +25,6 @@ class Encoder:
         index: row of each text.
         sketch_NS: of each text.
         probes_NP: of each text.
-        tokens: of each text, [N].
     """
 
     def __init__(
@@ -34,11 +33,14 @@ class Encoder:
         index: Mapping[str, int],
         sketch_NS: Floats,
         probes_NP: Floats,
-        tokens: NDArray[np.int64],
     ) -> None:
         self.key, self._index = key, index
-        self.sketch_NS, self.probes_NP, self._tokens = sketch_NS, probes_NP, tokens.tolist()
-        self._edges: dict[str, tuple[int, int]] = {}
+        self.sketch_NS, self.probes_NP = sketch_NS, probes_NP
+        self._openings: dict[str, int] = {}
+
+    def sketches(self, texts: Sequence[str]) -> Floats:
+        """Return the sketches of texts, [M, S]."""
+        return self.sketch_NS[[self._index[text] for text in texts]]
 
     def events(self, stream: Stream) -> list[Event]:
         """Return the events of a stream."""
@@ -47,9 +49,8 @@ class Encoder:
         events = []
         for request in stream.requests:
             row = self._index[request.text]
-            if request.text not in self._edges:
-                self._edges[request.text] = self.key.edges(request.text)
-            opening, closing = self._edges[request.text]
+            if request.text not in self._openings:
+                self._openings[request.text] = self.key.opening(request.text)
             events.append(
                 Event(
                     principal=stream.principal,
@@ -57,13 +58,9 @@ class Encoder:
                     sketch=self.sketch_NS[row],
                     probes=self.probes_NP[row],
                     tenant=stream.tenant,
-                    opening=opening,
-                    closing=closing,
+                    opening=self._openings[request.text],
                     parameters=parameters,
                     links=links,
-                    tokens=self._tokens[row],
-                    turn=request.turn,
-                    questions=request.questions,
                     biased=request.biased,
                     top_logprobs=request.top_logprobs,
                     max_tokens=request.max_tokens,

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from spider_sense.extraction.bench.reading import Reading, read_prompts
 from spider_sense.fingerprint import fingerprint
 from spider_sense.models import LoadedModel, load_model
+from spider_sense.pooling import pooled
 from spider_sense.types import Site
 
 __all__ = ["Features", "cached_features"]
+
+Vectors = NDArray[np.float32]
 
 SHARD = 512
 """Texts of a shard: half a minute of one core."""
@@ -29,11 +31,11 @@ class Features:
 
     Args:
         index: row of each text.
-        read: their vectors, in that order.
+        hidden_ND: their vectors, in that order.
     """
 
-    def __init__(self, index: dict[str, int], read: Reading) -> None:
-        self.index, self.read = index, read
+    def __init__(self, index: dict[str, int], hidden_ND: Vectors) -> None:
+        self.index, self.hidden_ND = index, hidden_ND
 
     def rows(self, texts: Iterable[str]) -> NDArray[np.int64]:
         """Return the row of each text, [N]."""
@@ -73,36 +75,31 @@ def cached_features(
         if advance:
             advance(len(missing[first : first + SHARD]))
     index = {text: row for row, text in enumerate(wanted)}
-    vectors, tokens = zip(*(known[digest] for digest in wanted.values()), strict=True)
-    return Features(index, Reading(np.stack(vectors), np.array(tokens, dtype=np.int64)))
+    return Features(index, np.stack([known[digest] for digest in wanted.values()]))
 
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
-def _known(place: Path, wanted: set[bytes]) -> dict[bytes, tuple[NDArray[np.float32], int]]:
+def _known(place: Path, wanted: set[bytes]) -> dict[bytes, Vectors]:
     known = {}
     for path in sorted(place.glob("*.safetensors")):
         shard = load_file(path)
         for row, digest in enumerate(bytes(digest) for digest in shard["digest"]):
             if digest in wanted:
-                known[digest] = shard["hidden"][row], int(shard["tokens"][row])
+                known[digest] = shard["hidden"][row]
     return known
 
 
 def _compute(
     loaded: LoadedModel, site: Site, texts: Sequence[str], max_tokens: int, place: Path
-) -> dict[bytes, tuple[NDArray[np.float32], int]]:
-    read = read_prompts(loaded, site, texts, max_tokens=max_tokens, batch_tokens=1024)
+) -> dict[bytes, Vectors]:
+    hidden_ND = pooled(loaded, site, texts, max_tokens=max_tokens, batch_tokens=1024)
     digests = [_digest(text) for text in texts]
-    shard = {
-        "digest": np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16),
-        "hidden": read.hidden_ND,
-        "tokens": read.tokens,
-    }
+    shard = {"digest": np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16), "hidden": hidden_ND}
     path = place / f"{hashlib.sha256(b''.join(digests)).hexdigest()[:16]}.safetensors"
     beside = path.with_suffix(f".{os.getpid()}.tmp")
     save_file(shard, beside)
     beside.replace(path)
-    return {digest: (read.hidden_ND[row], int(read.tokens[row])) for row, digest in enumerate(digests)}
+    return dict(zip(digests, hidden_ND, strict=True))

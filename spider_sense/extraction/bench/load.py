@@ -1,6 +1,5 @@
 """What many principals cost: bytes, updates a second on one core, and the time of one update."""
 
-import resource
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 
 from spider_sense.extraction.detector import Detector
 from spider_sense.extraction.event import Event, EventBatch
-from spider_sense.extraction.layout import STATE
 from spider_sense.extraction.state import PrincipalState, fresh
 from spider_sense.extraction.tiers import TieredDetector
 
@@ -28,9 +26,7 @@ def load_figures(detector: TieredDetector, events: Sequence[Event], principals: 
         principals: whose states are held in memory.
         seed: of who sends.
     """
-    before = _resident()
     states_N = fresh(list(range(1, principals + 1)))
-    states_N["count"] = 0  # touches every page
     generator = np.random.default_rng(seed)
     batches = [
         (generator.choice(principals, min(_BATCH, principals), replace=False), _batch(events, generator, principals))
@@ -41,17 +37,14 @@ def load_figures(detector: TieredDetector, events: Sequence[Event], principals: 
     for rows, batch in batches:
         states_N[rows], _ = detector.step(states_N[rows], batch, names)
     batched = sum(len(rows) for rows, _ in batches) / (time.perf_counter() - begin)
-    resident = (_resident() - before) / principals
     seconds = _singles(detector, events, generator)
     return {
         "bytes_per_principal": PrincipalState.SIZE,
-        "resident_bytes_per_principal": round(resident),
         "principals": principals,
         "updates_per_second": round(batched),
         "single_updates_per_second": round(1 / float(np.mean(seconds))),
         "update_ms_median": round(1000 * float(np.median(seconds)), 3),
         "update_ms_p99": round(1000 * float(np.quantile(seconds, 0.99)), 3),
-        "state_bytes": STATE.itemsize,
     }
 
 
@@ -68,7 +61,3 @@ def _singles(detector: Detector, events: Sequence[Event], generator: np.random.G
         states[place], _ = detector.update(states[place], event)
         seconds.append(time.perf_counter() - begin)
     return seconds
-
-
-def _resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

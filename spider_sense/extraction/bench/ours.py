@@ -13,7 +13,8 @@ from spider_sense.extraction.bench.systems import Alarm, first_above
 from spider_sense.extraction.decision import LEVELS, Tier
 from spider_sense.extraction.groups import group_score, linked
 from spider_sense.extraction.population import Population
-from spider_sense.extraction.simulator.traffic import Stream
+from spider_sense.extraction.simulator.adversaries import partitioned
+from spider_sense.extraction.simulator.traffic import Request, Stream
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import Calibration
 from spider_sense.extraction.tiers import Replay, TieredDetector
@@ -26,12 +27,11 @@ _LIMIT = LEVELS.index("limit") + 1
 
 
 class Ours:
-    """Fitted and calibrated on streams of their own parts.
+    """Calibrated on streams of their own part.
 
     Args:
         encoder: makes events of streams.
-        fit: innocent streams.
-        attackers: streams of the fit part's campaigns.
+        population: fitted on other streams.
         calibration: innocent streams that thresholds are set on.
         organisations: innocent groups that the group tier's threshold is set on; empty leaves it infinite.
         width: of the model's hidden state.
@@ -42,20 +42,27 @@ class Ours:
     def __init__(
         self,
         encoder: Encoder,
-        fit: Sequence[Stream],
-        attackers: Sequence[Stream],
+        population: Population,
         calibration: Sequence[Stream],
         organisations: Sequence[Sequence[Stream]],
         width: int,
     ) -> None:
         self._encoder = encoder
-        population = Population.fit(encoder.all(fit), encoder.all(attackers), encoder.key)
         self.detector = TieredDetector(population, None, encoder.key, width)
         parts = [(replay.states["own"], replay.states["level"]) for replay in self._replays(calibration)]
         own, level = (np.concatenate(column) for column in zip(*parts, strict=True))
         accounts = self.states([stream for group in organisations for stream in group])
         groups = np.array([score for _, score in self.groups(accounts)], dtype=np.float64)
-        found = Calibration.fit(own, level, [stream.tenant for stream in calibration], groups)
+        lives = np.array([len(stream) for stream in calibration])
+        found = Calibration.fit(
+            own,
+            level,
+            [stream.tenant for stream in calibration],
+            lives,
+            [stream.family for stream in calibration],
+            groups=groups,
+            floors=population.floors,
+        )
         self.detector = TieredDetector(population, found, encoder.key, width)
 
     def alarms(self, streams: Sequence[Stream]) -> list[Alarm | None]:
@@ -81,9 +88,23 @@ class Ours:
                 )
         return found
 
-    def highest(self, streams: Sequence[Stream]) -> NDArray[np.float64]:
-        """Return the level tier's highest score of each stream."""
+    def windows(self, texts: Sequence[str], windows: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+        """Return the level tier's score of windows, [M], each given as rows of the texts: one principal's life each,
+        with nothing but its texts to go by."""
+        streams = [
+            Stream(
+                principal=f"window {place}",
+                tenant="",
+                family="",
+                requests=tuple(Request(text=texts[row], time=float(turn)) for turn, row in enumerate(rows)),
+            )
+            for place, rows in enumerate(windows)
+        ]
         return np.concatenate([replay.states["level"] for replay in self._replays(streams)])
+
+    def topics(self, texts: Sequence[str], parts: int) -> Sequence[Sequence[str]]:
+        """Return texts by topic, as an attacker would part them who sees the sketches."""
+        return partitioned(texts, self._encoder.sketches(texts), parts, seed=0)
 
     def groups(self, states: Mapping[str, PrincipalState]) -> list[tuple[frozenset[str], float]]:
         """Return the groups that are found by linking accounts, and the score of each.

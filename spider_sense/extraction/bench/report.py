@@ -36,6 +36,7 @@ def summarise(results: Results, config: BenchConfig) -> Report:
     ring = [one for one in ours if one.scene == f"ring of {config.ring_sizes[0]}"]
     load = results.figures.get("load", {})
     return {
+        "seeds": len({one.seed for one in ours}),
         "lifetime_fpr": rate,
         "lifetime_fpr_low": interval[0],
         "lifetime_fpr_high": interval[1],
@@ -88,6 +89,7 @@ def _systems(outcomes: Sequence[Outcome], config: BenchConfig) -> list[dict[str,
                 "found": _found_share(found),
                 "found_by_64": float(np.mean([one.queries <= 64 for one in found])),
                 "alarmed_before": float(np.mean([one.alarmed and one.queries == np.inf for one in found])),
+                "by_tier": {tier: len(rows) / len(found) for tier, rows in _by(found, "tier") if tier},
             }
         else:
             row |= _rate_json(found, config)

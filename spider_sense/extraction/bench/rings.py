@@ -18,7 +18,8 @@ States = Mapping[str, PrincipalState]
 
 
 def group_outcomes(scene: Scene, ours: Ours) -> list[Outcome]:
-    """Return what became of innocent organisations and of rings of each size, and of rings that share nothing.
+    """Return what became of innocent organisations and of rings of each size, of rings that share nothing, and of rings
+    whose accounts have a topic each.
 
     A ring counts as found if the groups above the threshold hold half of its accounts and are mostly its own. An
     organisation counts as alarmed if such a group holds two of its accounts.
@@ -30,9 +31,12 @@ def group_outcomes(scene: Scene, ours: Ours) -> list[Outcome]:
         rings = scene.campaign_groups(size)
         found += _judged(scene, ours, f"ring of {size}", rings, {**innocent, **_states(ours, rings)})
     size = scene.config.ring_sizes[0]
-    hidden = scene.campaign_groups(size, _NOTHING_SHARED)
-    states = {**innocent, **_states(ours, hidden)}
-    return found + _judged(scene, ours, f"ring of {size}, nothing shared", hidden, states)
+    for name, rings in (
+        ("nothing shared", scene.campaign_groups(size, _NOTHING_SHARED)),
+        ("a topic each", scene.campaign_groups(size, parts=lambda campaign: ours.topics(campaign.wrapped(), size))),
+    ):
+        found += _judged(scene, ours, f"ring of {size}, {name}", rings, {**innocent, **_states(ours, rings)})
+    return found
 
 
 def _states(ours: Ours, groups: Accounts) -> States:
@@ -40,7 +44,7 @@ def _states(ours: Ours, groups: Accounts) -> States:
 
 
 def _judged(scene: Scene, ours: Ours, name: str, groups: Accounts, states: States) -> list[Outcome]:
-    threshold = ours.detector.threshold("group", "", scene.config.alpha)
+    threshold = ours.detector.threshold("group", "")
     flagged = [members for members, score in ours.groups(states) if score > threshold]
     found = []
     for accounts in groups:

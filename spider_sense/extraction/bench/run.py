@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,13 @@ from spider_sense.extraction.bench.embeddings import text_embedding
 from spider_sense.extraction.bench.features import Features, cached_features
 from spider_sense.extraction.bench.load import load_figures
 from spider_sense.extraction.bench.logit_sweep import sweep_figures
-from spider_sense.extraction.bench.ours import Ours
 from spider_sense.extraction.bench.outcome import Outcome, read_outcomes, write_outcomes
 from spider_sense.extraction.bench.rings import group_outcomes
 from spider_sense.extraction.bench.scene import Scene
 from spider_sense.extraction.bench.seed_run import Material, SeedRun, benign_scenes
 from spider_sense.extraction.bench.systems import System
 from spider_sense.extraction.bench.texts import every_text, load_material
-from spider_sense.extraction.bench.windows import window_rates
+from spider_sense.extraction.bench.windows import Windows, mmd_rates, score_rates
 from spider_sense.extraction.simulator.traffic import texts_of
 from spider_sense.types import Site
 
@@ -50,7 +50,9 @@ def run_bench(config: BenchConfig, say: Say) -> Results:
         config: what to compare.
         say: is told what is going on.
     """
-    folder = config.output / hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
+    # Seeds are not in the name: more of them go on from those that are there.
+    decided = config.model_dump_json(exclude={"output", "seeds"})
+    folder = config.output / hashlib.sha256(decided.encode()).hexdigest()[:12]
     families, people = load_material(config)
     texts = every_text(config, families, people)
     say(f"{len(texts)} texts of {len(families)} families and {len(people)} real people")
@@ -59,50 +61,63 @@ def run_bench(config: BenchConfig, say: Say) -> Results:
     )
     outcomes: list[Outcome] = []
     figures: dict[str, Any] = {}
-    for seed in config.seeds:
-        scene = Scene(config, families, people, seed)
-        for embedding in config.embeddings if seed == config.seeds[0] else config.embeddings[:1]:
-            part = folder / f"seed{seed}-{embedding}"
+    main, *others = config.embeddings
+    parts = [(seed, main) for seed in config.seeds] + [(config.seeds[0], embedding) for embedding in others]
+    for seed, embedding in parts:
+        run: SeedRun | None = None
+        for stage in _wanted(config, seed, embedding):
+            part = folder / f"seed{seed}-{embedding}-{stage}"
             if not part.with_suffix(".json").exists():
-                say(f"seed {seed}, {embedding}")
-                run = SeedRun(scene, _material(texts, features, embedding, scene), embedding)
-                found = list(_measured(run, say))
-                write_outcomes(part.with_suffix(".jsonl"), [one for rows, _ in found for one in rows])
-                numbers = {key: value for _, more in found for key, value in more.items()}
+                say(f"seed {seed}, {embedding}, {stage}")
+                if run is None:
+                    scene = Scene(config, families, people, seed)
+                    run = SeedRun(scene, _material(texts, features, embedding, scene), embedding)
+                found, numbers = _STAGES[stage](run)
+                write_outcomes(part.with_suffix(".jsonl"), found)
                 part.with_suffix(".json").write_text(json.dumps(numbers), encoding="utf-8")
             outcomes += read_outcomes(part.with_suffix(".jsonl"))
-            numbers = json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
-            figures |= {key: value for key, value in numbers.items() if key not in figures}
+            figures |= json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
     return Results(outcomes, figures)
 
 
 def _material(texts: list[str], features: Features, embedding: Embedding, scene: Scene) -> Material:
-    read = features.read
-    vectors_ND = read.hidden_ND
+    vectors_ND = features.hidden_ND
     if embedding != "hidden":
         vectors_ND = text_embedding(embedding, texts, texts_of(scene.benign("fit")))
-    return Material(features.index, read.tokens, {embedding: vectors_ND})
+    return Material(features.index, {embedding: vectors_ND})
 
 
-def _measured(run: SeedRun, say: Say) -> Iterator[tuple[list[Outcome], dict[str, Any]]]:
-    """Yield outcomes and figures of one seed and embedding."""
-    config, first = run.config, run.scene.seed == run.config.seeds[0]
-    main = run.embedding == config.embeddings[0]
-    ours = run.ours()
-    systems: list[System] = [ours]
-    if config.baselines and run.embedding != "tfidf":
-        systems += list(run.baselines())
-    for system in systems:
-        say(f"  {system.name}")
-        yield _streams(run, system), {}
+def _wanted(config: BenchConfig, seed: int, embedding: Embedding) -> Iterator[str]:
+    """Yield what is measured of a seed and an embedding."""
+    main, first = embedding == config.embeddings[0], seed == config.seeds[0]
+    yield "ours"
+    if embedding in config.baselines:
+        yield "baselines"
     if main:
-        yield group_outcomes(run.scene, ours), {}
-        if config.horizon:
-            yield _horizon(run), {}
+        yield "groups"
+    if main and config.horizon:
+        yield "horizon"
+    if main and first and config.adaptive:
+        yield "adaptive"
     if main and first:
-        yield from _extras(run, ours)
-    if config.own_protocol and first and run.embedding != "tfidf":
-        yield [], {f"windows {run.embedding}": _windows(run)}
+        yield from ("sweep", "load")
+    if config.own_protocol and first and embedding != "tfidf":
+        yield "windows"
+
+
+Found = tuple[list[Outcome], dict[str, Any]]
+
+
+def _ours(run: SeedRun) -> Found:
+    return _streams(run, run.ours), {}
+
+
+def _baselines(run: SeedRun) -> Found:
+    return [one for system in run.baselines() for one in _streams(run, system)], {}
+
+
+def _groups(run: SeedRun) -> Found:
+    return group_outcomes(run.scene, run.ours), {}
 
 
 def _streams(run: SeedRun, system: System) -> list[Outcome]:
@@ -114,35 +129,56 @@ def _streams(run: SeedRun, system: System) -> list[Outcome]:
     return found
 
 
-def _horizon(run: SeedRun) -> list[Outcome]:
+def _horizon(run: SeedRun) -> Found:
     """Calibrate and test again on streams that are drawn on to the horizon."""
     scene = run.scene
-    run.calibration = scene.drawn_on(run.calibration)
-    long = run.ours()
-    return run.outcomes(long, f"drawn on to {run.config.horizon}", scene.drawn_on(scene.benign("test")))
+    long = run.calibrated(scene.drawn_on(run.calibration))
+    return run.outcomes(long, f"drawn on to {run.config.horizon}", scene.drawn_on(scene.benign("test"))), {}
 
 
-def _extras(run: SeedRun, ours: Ours) -> Iterator[tuple[list[Outcome], dict[str, Any]]]:
-    encoder, config = run.encoder, run.config
-    if config.adaptive:
-        found = adaptive_outcomes(run, ours, encoder.sketch_NS, encoder.probes_NP.max(1))
-        left = {name: attack["left"] for name, attack in found.items()}
-        yield [one for attack in found.values() for one in attack["outcomes"]], {"adaptive left": left}
+def _adaptive(run: SeedRun) -> Found:
+    found = adaptive_outcomes(run, run.ours, run.encoder.sketch_NS, run.encoder.probes_NP.max(1))
+    left = {name: attack["left"] for name, attack in found.items()}
+    return [one for attack in found.values() for one in attack["outcomes"]], {"adaptive left": left}
+
+
+def _sweep(run: SeedRun) -> Found:
     labelling = run.scene.split.families["test", "labelling"][0].texts
     width = run.material.vectors[run.embedding].shape[1]
-    yield [], {"sweep": sweep_figures(ours, list(labelling), _VOCABULARY, width, run.scene.seed)}
-    events = [event for stream in run.calibration[::5] for event in encoder.events(stream)[:8]]
-    yield [], {"load": load_figures(ours.detector, events, config.load_principals)}
+    return [], {"sweep": sweep_figures(run.ours, list(labelling), _VOCABULARY, width, run.scene.seed)}
 
 
-def _windows(run: SeedRun) -> dict[str, Any]:
+def _load(run: SeedRun) -> Found:
+    events = [event for stream in run.calibration[::5] for event in run.encoder.events(stream)[:8]]
+    return [], {"load": load_figures(run.ours.detector, events, run.config.load_principals)}
+
+
+def _windows(run: SeedRun) -> Found:
+    """Return what MMD finds in windows of both sizes, and this library's detector in the small ones."""
     benign = np.unique(run.material.rows(run.scene.benign("test") + run.calibration))
     campaigns = {
         family.name: np.array([run.material.index[text] for text in family.wrapped()])
         for family in run.scene.campaigns()
     }
     people = [np.array([run.material.index[text] for text in said]) for _, said in run.scene.split.people["test"]]
-    return {
-        str(window): window_rates(run.tracer.unit_ND, benign, campaigns, people, window, run.scene.seed)
-        for window in _WINDOWS
-    }
+    found: dict[str, Any] = {}
+    for window in _WINDOWS:
+        windows = Windows.draw(benign, campaigns, people, window, run.scene.seed)
+        found[str(window)] = mmd_rates(run.tracer.unit_ND, windows)
+        if window == min(_WINDOWS):
+            found[f"{window} {run.ours.name}"] = score_rates(
+                partial(run.ours.windows, list(run.material.index)), windows
+            )
+    return [], {f"windows {run.embedding}": found}
+
+
+_STAGES: Mapping[str, Callable[[SeedRun], Found]] = {
+    "ours": _ours,
+    "baselines": _baselines,
+    "groups": _groups,
+    "horizon": _horizon,
+    "adaptive": _adaptive,
+    "sweep": _sweep,
+    "load": _load,
+    "windows": _windows,
+}

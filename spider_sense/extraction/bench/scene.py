@@ -16,10 +16,10 @@ from spider_sense.extraction.simulator.traffic import Stream
 
 __all__ = ["Scene", "families_with_real_apps"]
 
-_FIT_MIXES = [Cell(share=share, cover=cover) for share in (1.0, 0.5, 0.25, 0.1) for cover in ("same", "random", "app")]
 _SHORTEST = 24
 _LASTING = 1 / 3
-"""Share of innocent principals that live as long as the bench looks; the others' lengths are uniform."""
+"""Share of innocent principals, outside calibration, that live as long as the bench looks; the others' lengths are
+uniform."""
 
 _SIZES = (2, 3, 4, 5, 8, 10, 10, 15, 25)
 """Accounts of an innocent organisation."""
@@ -59,7 +59,7 @@ class Scene:
         return split_families(self.families, self.people, self.seed)
 
     def benign(self, part: Part, families_of: Part | None = None, salt: str = "") -> list[Stream]:
-        """Return the innocent principals of a part, real people among those who chat.
+        """Return the innocent principals of a part, and real people with those who chat.
 
         Args:
             part: whose number of principals, and whose people.
@@ -70,11 +70,12 @@ class Scene:
         source = families_of or part
         streams: list[Stream] = []
         for kind in KINDS:
-            names = [f"{salt}{source}-{kind}-{place}" for place in range(count)]
             people = self.split.people[source] if kind == "chat" and not salt else ()
-            streams += [self._person(name, said) for name, said in people[: count // 2]]
-            simulated = names[min(len(people), count // 2) :]
-            streams += [self.tenant(name, kind, source).stream(self._length(name)) for name in simulated]
+            streams += [self._person(name, said) for name, said in people]
+            for name in (f"{salt}{source}-{kind}-{place}" for place in range(count)):
+                # Thresholds speak of lives as long as those of calibration.
+                length = self.config.length if part == "calibrate" else self._length(name)
+                streams.append(self.tenant(name, kind, source).stream(length))
         return streams
 
     def drawn_on(self, streams: Sequence[Stream]) -> list[Stream]:
@@ -82,14 +83,6 @@ class Scene:
         return [
             resampled(stream, self.config.horizon, np.random.default_rng([self.seed, *stream.principal.encode()]))
             for stream in streams
-        ]
-
-    def fit_attackers(self) -> list[Stream]:
-        """Return attackers of the fit campaigns, over shares and covers."""
-        return [
-            self._attacker(f"fit-{campaign.name}-{place}", campaign, _FIT_MIXES[place % len(_FIT_MIXES)], "fit")
-            for campaign in self.split.families["fit", "campaign"]
-            for place in range(self.config.fit_attackers)
         ]
 
     def campaigns(self) -> tuple[Family, ...]:
@@ -132,20 +125,32 @@ class Scene:
         return streams
 
     def organisations(self, part: Part) -> list[tuple[Stream, ...]]:
-        """Return innocent groups of 2 to 25 accounts, of one kind of tenant each or of all."""
+        """Return innocent groups of 2 to 25 accounts: for each kind of tenant so many of that kind alone, and as many
+        of all kinds."""
         groups = []
-        for place in range(getattr(self.config.organisations, part)):
-            name = f"{part}-org{place}"
-            generator = np.random.default_rng([self.seed, *name.encode()])
-            size = int(generator.choice(_SIZES))
-            same = KINDS[int(generator.integers(len(KINDS)))] if generator.random() < 0.6 else None
-            kinds = [same or KINDS[int(generator.integers(len(KINDS)))] for _ in range(size)]
-            tenants = [self.tenant(f"{name}-{index}", kind, part) for index, kind in enumerate(kinds)]
-            groups.append(organisation(name, tenants, self.config.group_requests, self.seed))
+        for kind in (*KINDS, None):
+            for place in range(getattr(self.config.organisations, part)):
+                name = f"{part}-{kind or 'mixed'}-org{place}"
+                generator = np.random.default_rng([self.seed, *name.encode()])
+                size = int(generator.choice(_SIZES))
+                kinds = [kind or KINDS[int(generator.integers(len(KINDS)))] for _ in range(size)]
+                tenants = [self.tenant(f"{name}-{index}", one, part) for index, one in enumerate(kinds)]
+                groups.append(organisation(name, tenants, self.config.group_requests, self.seed))
         return groups
 
-    def campaign_groups(self, accounts: int, evidence: Evidence | None = None) -> list[tuple[Stream, ...]]:
-        """Return the accounts of each test campaign: as many sets as there are attackers, one where a set is large."""
+    def campaign_groups(
+        self,
+        accounts: int,
+        evidence: Evidence | None = None,
+        parts: Callable[[Family], Sequence[Sequence[str]]] | None = None,
+    ) -> list[tuple[Stream, ...]]:
+        """Return the accounts of each test campaign: as many sets as there are attackers, one where a set is large.
+
+        Args:
+            accounts: of a set.
+            evidence: what they share.
+            parts: of a campaign's requests, one for each account in turn; by default all take from one list.
+        """
         mixing = Mixing(share=self.config.group_share)
         groups = []
         for campaign in self.campaigns():
@@ -161,6 +166,7 @@ class Scene:
                         self.config.group_requests,
                         self.seed,
                         evidence,
+                        parts and parts(campaign),
                     )
                 )
         return groups

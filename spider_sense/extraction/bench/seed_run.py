@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,13 @@ from spider_sense.extraction.bench.config import BenchConfig, Embedding
 from spider_sense.extraction.bench.encode import Encoder
 from spider_sense.extraction.bench.ours import Ours
 from spider_sense.extraction.bench.outcome import Outcome
+from spider_sense.extraction.bench.parts import KINDS
 from spider_sense.extraction.bench.scene import Scene
 from spider_sense.extraction.bench.systems import BaselineSystem, System, Tracer
 from spider_sense.extraction.keys import Key
+from spider_sense.extraction.layout import PROBES
+from spider_sense.extraction.population import Population
+from spider_sense.extraction.probes import crossed, once_each
 from spider_sense.extraction.simulator.traffic import Stream
 from spider_sense.extraction.sketch import Sketch
 
@@ -38,7 +43,6 @@ class Material:
     """What all seeds share: texts and what each embedding makes of them."""
 
     index: dict[str, int]
-    tokens: NDArray[np.int64]
     vectors: dict[Embedding, NDArray[np.float32]]
 
     def rows(self, streams: Sequence[Stream]) -> NDArray[np.int64]:
@@ -61,15 +65,45 @@ class SeedRun:
         self.fit, self.calibration = scene.benign("fit"), scene.benign("calibrate")
         self.tracer = self._tracer()
 
+    @cached_property
     def ours(self) -> Ours:
-        """Fit and calibrate this library's detector."""
-        scene, vectors_ND = self.scene, self.material.vectors[self.embedding]
-        sketch = self._sketch(vectors_ND)
+        """This library's detector, fitted and calibrated."""
+        return self.calibrated(self.calibration, self.scene.organisations("calibrate"))
+
+    def calibrated(self, calibration: Sequence[Stream], organisations: Sequence[Sequence[Stream]] = ()) -> Ours:
+        """Calibrate it, on other streams than usual if need be."""
+        encoder, population = self._fitted
+        return Ours(encoder, population, calibration, organisations, self.material.vectors[self.embedding].shape[1])
+
+    @property
+    def encoder(self) -> Encoder:
+        """Makes what the detector reads."""
+        return self._fitted[0]
+
+    @cached_property
+    def _fitted(self) -> tuple[Encoder, Population]:
+        scene, material, vectors_ND = self.scene, self.material, self.material.vectors[self.embedding]
+        rows = material.rows(self.fit)
+        owners = [stream.principal for stream in self.fit for _ in stream.requests]
+        families = {
+            family.name: vectors_ND[[material.index[text] for text in family.wrapped()]]
+            for family in scene.split.families["fit", "campaign"][: PROBES - 1]
+        }
+        sketch = Sketch.fit(vectors_ND[rows], owners, families)
         sketch_NS, probes_NP = sketch.project(vectors_ND)
         key = Key(hashlib.sha256(f"bench {scene.seed}".encode()).digest())
-        self.encoder = Encoder(key, self.material.index, sketch_NS, probes_NP, self.material.tokens)
-        organisations = scene.organisations("calibrate")
-        return Ours(self.encoder, self.fit, scene.fit_attackers(), self.calibration, organisations, vectors_ND.shape[1])
+        # What is usual is read off probes that were fitted on other work.
+        unseen_NP = probes_NP.copy()
+        unseen_NP[rows, 0] = crossed(vectors_ND[rows], once_each(owners), self._work(), families)
+        fitting = Encoder(key, material.index, sketch_NS, unseen_NP)
+        population = Population.fit(fitting.all(self.fit), key, sketch.names)
+        return Encoder(key, material.index, sketch_NS, probes_NP), population
+
+    def _work(self) -> list[str]:
+        """Return the family of every request of the fit part; a person is one alone."""
+        families = self.scene.split.families
+        of = {text: f"{kind} {one.name}" for kind in KINDS for one in families["fit", kind] for text in one.texts}
+        return [of.get(request.text, stream.principal) for stream in self.fit for request in stream.requests]
 
     def baselines(self) -> Iterator[System]:
         """Calibrate every baseline."""
@@ -124,14 +158,6 @@ class SeedRun:
             vectors_ND -= vectors_ND[self.material.rows(self.fit)].mean(0)
         length_N1 = np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
         return Tracer(self.material.index, vectors_ND / length_N1)
-
-    def _sketch(self, vectors_ND: NDArray[np.float32]) -> Sketch:
-        owners = [stream.principal for stream in self.fit for _ in stream.requests]
-        families = {
-            family.name: vectors_ND[[self.material.index[text] for text in family.wrapped()]]
-            for family in self.scene.split.families["fit", "campaign"]
-        }
-        return Sketch.fit(vectors_ND[self.material.rows(self.fit)], owners, dict(list(families.items())[:8]))
 
 
 def benign_scenes(scene: Scene) -> Iterator[tuple[str, list[Stream], int]]:

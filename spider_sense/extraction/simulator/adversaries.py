@@ -55,7 +55,8 @@ def partitioned(texts: Sequence[str], sketch_NS: Floats, parts: int, seed: int) 
         raise ConfigError(f"{parts} parts of {len(texts)} requests; choose 1 to {len(texts)}")
     from scipy.cluster.vq import kmeans2
 
-    _, part_N = kmeans2(_unit(sketch_NS), parts, minit="++", seed=seed)
+    unit_NS = _unit(sketch_NS)
+    _, part_N = kmeans2(unit_NS, min(parts, len(np.unique(unit_NS.round(6), axis=0))), minit="++", seed=seed)
     groups = [tuple(np.array(texts, dtype=object)[part_N == part]) for part in range(parts)]
     return tuple(group for group in groups if group)
 

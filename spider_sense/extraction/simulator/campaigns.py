@@ -72,7 +72,6 @@ def attacker(
     seed: int,
     *,
     texts: Iterator[str] | None = None,
-    questions: int = 1,
 ) -> Stream:
     """Return the stream of one account that works for a campaign.
 
@@ -84,7 +83,6 @@ def attacker(
         length: requests.
         seed: of the population.
         texts: the campaign's requests, by default its work list.
-        questions: in each of them.
     """
     generator = np.random.default_rng([seed, *name.encode()])
     tenants = covers(mixing.cover)
@@ -97,8 +95,6 @@ def attacker(
     kind = "campaign" if mixing.start == "first" and mixing.share == 1 else first.kind
     stream = stream_of_texts(name, kind, sent, generator, family=campaign.name, attack=attack)
     requests = _timed(stream.requests, mixing, generator)
-    if questions > 1:
-        requests = tuple(replace(one, questions=questions) if one.attack else one for one in requests)
     return replace(stream, tenant=first.kind, requests=requests, campaign=campaign.name)
 
 

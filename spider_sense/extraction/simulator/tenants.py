@@ -113,11 +113,11 @@ def stream_of_texts(
     attack: Sequence[bool] = (),
 ) -> Stream:
     """Give texts times, turns, parameters and the links of a single account."""
-    times, turns = clock(kind, len(texts), generator)
+    times = clock(kind, len(texts), generator)
     limit = {"labelling": 8, "harness": 64}.get(kind, 0)
     requests = tuple(
-        Request(text=text, time=time, turn=turn, max_tokens=limit, attack=bool(attack) and attack[index])
-        for index, (text, time, turn) in enumerate(zip(texts, times.tolist(), turns, strict=True))
+        Request(text=text, time=time, max_tokens=limit, attack=bool(attack) and attack[index])
+        for index, (text, time) in enumerate(zip(texts, times.tolist(), strict=True))
     )
     return Stream(
         principal=name,
@@ -144,11 +144,11 @@ def resampled(stream: Stream, length: int, generator: np.random.Generator) -> St
     texts = [request.text for request in stream.requests]
     drawn = texts + [texts[index] for index in generator.integers(len(texts), size=max(0, length - len(texts)))]
     kind: Any = stream.tenant
-    times, turns = clock(kind, length, generator)
+    times = clock(kind, length, generator)
     last = stream.requests[-1]
     requests = stream.requests[:length] + tuple(
-        Request(text=text, time=last.time + time - _EPOCH, turn=turn, max_tokens=last.max_tokens)
-        for text, time, turn in zip(drawn[len(texts) : length], times.tolist(), turns, strict=False)
+        Request(text=text, time=last.time + time - _EPOCH, max_tokens=last.max_tokens)
+        for text, time in zip(drawn[len(texts) : length], times.tolist(), strict=False)
     )
     return Stream(
         principal=stream.principal,
@@ -161,19 +161,15 @@ def resampled(stream: Stream, length: int, generator: np.random.Generator) -> St
     )
 
 
-def clock(kind: Kind, length: int, generator: np.random.Generator) -> tuple[NDArray[np.float64], list[int]]:
-    """Return the times [length] of requests and how many turns of its session went before each."""
+def clock(kind: Kind, length: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return the times of requests, [length]."""
     gap, session, pause = _SESSIONS[kind]
     pace = generator.lognormal(0, 0.8)
     gaps = generator.exponential(gap * pace, length)
     breaks = generator.random(length) < 1 / session
     gaps[breaks] += generator.exponential(pause, int(breaks.sum()))
-    turns, turn = [], 0
-    for broken in breaks.tolist():
-        follows = kind in ("chat", "tutoring", "app") and not broken and generator.random() < 0.6
-        turn = turn + 1 if follows else 0
-        turns.append(turn)
-    return _EPOCH + generator.uniform(0, 30 * _DAY) + np.cumsum(gaps), turns
+    times: NDArray[np.float64] = _EPOCH + generator.uniform(0, 30 * _DAY) + np.cumsum(gaps)
+    return times
 
 
 def _parameters(kind: Kind, generator: np.random.Generator) -> tuple[tuple[str, float], ...]:

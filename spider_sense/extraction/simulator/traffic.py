@@ -15,9 +15,6 @@ class Request:
     text: str
     time: float
     """Seconds since the epoch."""
-    turn: int = 0
-    """User turns before this one."""
-    questions: int = 1
     max_tokens: int = 0
     """0 if the request set none."""
     top_logprobs: int = 0

@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("fit", "--benign", benign, "--campaigns", campaigns, "--key", folder / "key", "--out", folder / "guard")
     )
     assert done.exit_code == 0, done.output
-    assert "80 honest principals; probes reasoning" in done.output
+    assert "80 honest principals; probes any campaign, reasoning" in done.output
     key = ("--key", folder / "key")
     budget = ("--own", 0.01, "--level", 0.01, "--group", 0.01)
     done = _run("calibrate", folder / "guard", "--benign", held, *key, *budget)
@@ -142,7 +142,7 @@ def test_text_is_read_by_the_model_that_was_fitted_on(
     campaign = _words(tmp_path / "campaign.jsonl", ["c"], 600, 20, family="exam")
     key = ("--key", tmp_path / "key", "--model")
     fitted = ("fit", "--benign", honest, "--campaigns", campaign, "--site", "resid.1", "--out", tmp_path / "guard")
-    assert "44 honest principals; probes exam" in _run(*fitted, *key, "wide").output
+    assert "44 honest principals; probes any campaign, exam" in _run(*fitted, *key, "wide").output
     log = _words(tmp_path / "log.jsonl", ["suspect"], 40, 20)
     found = _run("score", tmp_path / "guard", "--data", log, *key, "wide", "--json").stdout
     assert [json.loads(line)["tier"] for line in found.splitlines() if line.startswith("{")] == ["level"]

@@ -74,7 +74,7 @@ def test_damage_is_refused(artifact: Artifact, tmp_path: Path) -> None:
     (folder / MANIFEST).write_text(manifest.replace('"resid.18"', '"nowhere"'))
     with pytest.raises(GuardError, match="nowhere"):
         Artifact.from_pretrained(folder)
-    (folder / MANIFEST).write_text(manifest.replace('"schema_version": 1', '"schema_version": 99'))
+    (folder / MANIFEST).write_text(manifest.replace('"schema_version": 2', '"schema_version": 99'))
     with pytest.raises(GuardError, match="99"):
         Artifact.from_pretrained(folder)
     (folder / MANIFEST).write_text(manifest.replace('"width": 576', '"width": 64'))

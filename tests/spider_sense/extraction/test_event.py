@@ -25,7 +25,7 @@ SKETCHED = np.ones(SKETCH, dtype=np.float32)
         ({"sketch": SKETCHED[:9]}, r"shape \[9\]"),
         ({"sketch": SKETCHED * np.float32(np.nan)}, "not finite"),
         ({"probes": np.ones(9, dtype=np.float32)}, r"shape \[9\]"),
-        ({"tokens": -1}, "tokens of an event"),
+        ({"max_tokens": -1}, "max_tokens of an event"),
         ({"max_tokens": 2**31}, "max_tokens"),
         ({"biased": (5, -3)}, "biases the token -3"),
     ],
@@ -45,10 +45,10 @@ def test_a_batch_marks_what_was_not_seen() -> None:
 
 
 def test_rounds_take_one_event_of_each_stream_that_goes_on() -> None:
-    streams = [[Event(principal=name, time=float(turn)) for turn in range(n)] for name, n in (("a", 1), ("b", 3))]
-    assert [(rows.tolist(), batch.time.tolist()) for rows, batch in rounds(streams)] == [
-        ([0, 1], [0.0, 0.0]),
-        ([1], [1.0]),
-        ([1], [2.0]),
+    streams = [[Event(principal=name, time=float(turn)) for turn in range(n)] for name, n in (("a", 3), ("b", 1))]
+    assert [(count, batch.time.tolist()) for count, batch in rounds(streams)] == [
+        (2, [0.0, 0.0]),
+        (1, [1.0]),
+        (1, [2.0]),
     ]
     assert list(rounds([])) == []

@@ -46,6 +46,30 @@ def test_what_honest_principals_share_links_nobody(uncalibrated: TieredDetector,
     assert linked({}, uncalibrated.population) == []
 
 
+def test_what_a_public_template_tells_makes_no_link(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    """Strangers who run one benchmark that the fit did not know share template, system prompt, parameters and hour."""
+    strangers = [
+        [
+            replace(event, opening=77, parameters=78, time=1e9 + turn, links=(("prefix", 79),))
+            for turn, event in enumerate(e)
+        ]
+        for e in tiny_streams.honest(12, 45_000, 32)
+    ]
+    assert linked(_states(uncalibrated, strangers + tiny_streams.honest(60, 40_000, 32)), uncalibrated.population) == []
+
+
+def test_content_confirms_what_the_account_began(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    ring = _ring(tiny_streams, ("network",))
+    alike = [[replace(event, links=(*event.links, ("prefix", 79))) for event in events] for events in ring]
+    honest = tiny_streams.honest(300, 40_000, 32)
+    (group,) = linked(_states(uncalibrated, honest + alike), uncalibrated.population)
+    assert set(group.members) == {f"ring{i}" for i in range(10)}
+    assert "prefix" in group.evidence()
+    # Where everybody holds the system prompt it confirms nothing.
+    everybody = [[replace(event, links=(("prefix", 79),)) for event in events] for events in honest]
+    assert linked(_states(uncalibrated, everybody + alike), uncalibrated.population) == []
+
+
 def test_a_large_group_is_found_whole(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
     ring = [events[:8] for events in _ring(tiny_streams, ("payment", "client"), count=120)]
     groups = linked(_states(uncalibrated, ring), uncalibrated.population)
@@ -63,13 +87,17 @@ def test_diluted_campaigns_stand_out_together_and_not_alone(uncalibrated: Tiered
     assert group_score(stacked({"one": ring["ring0"]}), population) == -math.inf
 
 
-def test_requests_that_link_do_not_score(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
-    states = stacked(_states(uncalibrated, _ring(tiny_streams, ("payment",), attack_from=0)))
-    changed = states.copy()
-    changed["moments"]["sketch"][:, 0] += 1000  # the linking half
-    assert group_score(changed, uncalibrated.population) == group_score(states, uncalibrated.population)
-    changed["moments"]["sketch"][:, 1] += 1000
-    assert group_score(changed, uncalibrated.population) != group_score(states, uncalibrated.population)
+def test_a_group_is_scored_by_what_most_of_its_requests_open_with(
+    uncalibrated: TieredDetector, tiny_streams: Any
+) -> None:
+    states = stacked(_states(uncalibrated, _ring(tiny_streams, ("payment",), attack_from=0, share=0.5)))
+    score = group_score(states, uncalibrated.population)
+    apart = states.copy()
+    apart["openings"] += np.arange(len(states), dtype=np.uint64)[:, None]  # each account has words of its own
+    assert group_score(apart, uncalibrated.population) < score / 2
+    assert group_score(states[:5], uncalibrated.population) < score
+    early = _states(uncalibrated, [events[:10] for events in _ring(tiny_streams, ("payment",), attack_from=0)])
+    assert group_score(stacked(early), uncalibrated.population) == -math.inf
 
 
 def test_a_review_limits_the_members_and_says_why(detector: TieredDetector, tiny_streams: Any) -> None:

@@ -17,12 +17,12 @@ def test_hashes_depend_on_key_kind_and_text() -> None:
     assert KEY.digest != Key(b"another sixteen bytes").digest
 
 
-def test_filled_templates_share_their_edges() -> None:
-    one = KEY.edges('Solve problem 17 and show every step: "what is 2 + 3?" Answer as JSON with one key, please.')
-    other = KEY.edges('solve problem 4 and show every step: "name 9 rivers" Answer as JSON with one key, please.')
+def test_filled_templates_share_their_opening() -> None:
+    one = KEY.opening('Solve problem 17 and show every step: "what is 2 + 3?" Answer as JSON with one key, please.')
+    other = KEY.opening('solve problem 4 and show every step: "name 9 rivers" Answer as JSON with one key, please.')
     assert one == other
-    assert KEY.edges("How do I poach an egg?") != one
-    assert KEY.edges("  ...  ") == (0, 0)
+    assert KEY.opening("How do I poach an egg?") != one
+    assert KEY.opening("  ...  ") == 0
     assert KEY.parameters({"a": 1, "b": 2}) == KEY.parameters({"b": 2, "a": 1})
     assert KEY.parameters({}) == 0
 

@@ -40,7 +40,7 @@ def rows(prefix: str, people: int, requests: int, family: str = "") -> list[Row]
         for number in range(requests):
             hidden = tuple((centre + draw.normal(0, 1, WIDTH)).tolist())
             name = f"{prefix} {person}"
-            found.append(Row(principal=name, time=60.0 * number, hidden=hidden, family=family, tokens=30))
+            found.append(Row(principal=name, time=60.0 * number, hidden=hidden, family=family))
     return found
 
 
@@ -85,7 +85,7 @@ def test_a_watch_reads_folds_and_keeps(
     settings: ExtractionSettings, artifact: Artifact, tiny_loaded: LoadedModel, helpers: Any
 ) -> None:
     watch = open_watch(settings, tiny_loaded.tokenizer)
-    assert len(watch.probes) == len(heads_of(artifact)) == 64 + 1
+    assert len(watch.probes) == len(heads_of(artifact)) == 64 + 2
     seen = replace(helpers.seen("ann"), reading=lambda: np.zeros(65, np.float32))
     for _ in range(20):
         watch.feed.offer(seen)
@@ -156,7 +156,7 @@ def test_a_review_finds_a_group_and_servers_hear_of_it(
             sketch = np.full(64, 3.0, np.float32)
             event = Event(
                 principal=name, time=60.0 * number, sketch=sketch, probes=np.full(1, 6.0, np.float32),
-                links=links, tokens=30,
+                links=links,
             )  # fmt: skip
             state, _ = detector.update(state, event)
         store.update({name: keep(state.to_bytes())})

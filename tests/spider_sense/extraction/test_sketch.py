@@ -37,18 +37,6 @@ def test_requests_of_one_principal_come_out_white_and_the_leading_coordinate_tel
     assert between[0] > 4 * between[1:].max()
 
 
-def test_probes_tell_a_family_from_honest_requests() -> None:
-    hidden, owners = _hidden()
-    attack = hidden[:200].copy()
-    attack[:, 5] += 6
-    sketch = Sketch.fit(hidden, owners, {"reasoning": attack})
-    held, _ = _hidden(1)
-    moved = held.copy()
-    moved[:, 5] += 6
-    assert (sketch.project(moved)[1] > 0).mean() > 0.9
-    assert (sketch.project(held)[1] > 0).mean() < 0.1
-
-
 def test_a_fit_repeats_bit_by_bit() -> None:
     hidden, owners = _hidden()
     one, other = (Sketch.fit(hidden, owners, {"a": hidden[:50] + 1}) for _ in range(2))
@@ -61,7 +49,7 @@ def test_a_fit_repeats_bit_by_bit() -> None:
     [
         (200, 199, 0, "199 principals for 200 requests"),
         (50, 50, 0, "cannot be fitted on 50 requests"),
-        (200, 200, 9, "9 probes"),
+        (200, 200, 8, "8 families"),
     ],
 )
 def test_bad_input_is_refused(rows: int, owners: int, families: int, says: str) -> None:
@@ -84,8 +72,7 @@ def test_a_guards_heads_read_the_sketch(tiny_loaded: Any) -> None:
     means = pooled(tiny_loaded, site, texts)
     examples = [Example(id=t, text=t, label="", category="", source="", group="") for t in texts]
     live = score_examples(tiny_loaded, sketch.heads(site), examples).prompt_NH
-    np.testing.assert_allclose(live, np.concatenate(sketch.project(means.hidden_ND), axis=1), atol=1e-4)
-    assert (means.tokens > 0).all()
+    np.testing.assert_allclose(live, np.concatenate(sketch.project(means), axis=1), atol=1e-4)
 
 
 @pytest.mark.model
@@ -98,7 +85,7 @@ def test_heads_read_the_sketch_of_a_real_model() -> None:
     loaded, site = load_model("smollm2", "float32"), Site.parse("resid.18")
     rng = np.random.default_rng(0)
     texts = [f"Question {i}: what is {i} plus {rng.integers(100)}? Explain it to a child." for i in range(16)]
-    hidden = pooled(loaded, site, texts).hidden_ND
+    hidden = pooled(loaded, site, texts)
     noisy = np.concatenate([hidden + rng.normal(0, 0.1, hidden.shape).astype(np.float32) for _ in range(8)])
     sketch = Sketch.fit(noisy, [f"p{index % 8}" for index in range(len(noisy))], {"exam": hidden})
     examples = [Example(id=t, text=t, label="", category="", source="", group="") for t in texts]

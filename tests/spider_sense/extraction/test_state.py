@@ -34,7 +34,7 @@ def test_bytes_come_back_bit_by_bit_and_are_few(detector: TieredDetector, tiny_s
         (lambda data: b"", "no principal's state"),
         (lambda data: b"{}" + data[2:], "no principal's state"),
         (lambda data: data[:-1], "damaged"),
-        (lambda data: data[:5000] + b"\xff" + data[5001:], "damaged"),
+        (lambda data: data[:20] + bytes([data[20] ^ 1]) + data[21:], "damaged"),
         (lambda data: data[:4] + b"\x63\x00" + data[6:], "layout 99"),
     ],
 )
@@ -68,9 +68,11 @@ def test_a_merge_counts_both(detector: TieredDetector, tiny_streams: Any) -> Non
     one, other = _after(detector, events[:30]), _after(detector, events[30:])
     both, whole = one.merge(other).states, _after(detector, events).states
     assert one.merge(other).count == 80
-    for name in ("questions", "history", "first", "last", "distinct_openings", "cells_once"):
+    for name in ("first", "last", "count", "sketched"):
         np.testing.assert_array_equal(both[name], whole[name])
-    np.testing.assert_allclose(both["moments"]["sketch"].sum(axis=1), whole["moments"]["sketch"].sum(axis=1), atol=1e-4)
+    # The share of alike openings depends on what came before.
+    np.testing.assert_array_equal(both["history"][:, :-1], whole["history"][:, :-1])
+    np.testing.assert_allclose(both["probe"], whole["probe"], atol=1e-4)
     m = np.exp(one.states["bets"].astype(float)) + np.exp(other.states["bets"].astype(float))
     np.testing.assert_allclose(np.exp(both["bets"].astype(float)), m, rtol=1e-5)
     # The frozen baseline is the older one's, whichever is merged into which.

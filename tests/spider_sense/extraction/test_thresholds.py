@@ -13,7 +13,7 @@ from spider_sense.extraction.thresholds import CERTIFIED, Budget, Calibration
 def _calibration(n: int, seed: int = 0, share: float = 0.01) -> Calibration:
     rng = np.random.default_rng(seed)
     budget = Budget(own=share, level=share, group=share)
-    return Calibration.fit(rng.normal(size=n), rng.normal(size=n), [""] * n, budget=budget)
+    return Calibration.fit(rng.normal(size=n), rng.normal(size=n), [""] * n, np.full(n, 64), budget=budget)
 
 
 def test_exchangeable_principals_are_alarmed_at_most_at_the_share() -> None:
@@ -35,21 +35,23 @@ def test_an_alarm_is_a_p_value_of_at_most_the_share() -> None:
 
 def test_a_principal_of_calibration_with_the_same_maximum_counts() -> None:
     maxima = np.array([1.0, 2.0, 2.0, 3.0])
-    calibration = Calibration.fit(maxima, maxima, [""] * 4)
+    calibration = Calibration.fit(maxima, maxima, [""] * 4, np.full(4, 64))
     assert [calibration.p_value("own", "", score) for score in (0.5, 2.0, 2.5, 3.5)] == [1.0, 0.8, 0.4, 0.2]
 
 
 def test_too_few_principals_alarm_nobody() -> None:
     assert _calibration(98).threshold("own") == math.inf
     assert _calibration(99).threshold("own") < math.inf
-    assert _calibration(99).threshold("group") == math.inf
+    assert _calibration(99, share=0.002).threshold("own") == math.inf
 
 
 def test_a_stratum_is_judged_alone_once_it_is_certified() -> None:
     rng = np.random.default_rng(0)
     strata = ["app"] * CERTIFIED + ["bench"] * 40
     own = np.concatenate([rng.normal(0, 1, CERTIFIED), rng.normal(6, 1, 40)])
-    calibration = Calibration.fit(own, own, strata, budget=Budget(own=0.01, level=0.01, group=0.01))
+    calibration = Calibration.fit(
+        own, own, strata, np.full(len(own), 64), budget=Budget(own=0.01, level=0.01, group=0.01)
+    )
     alone = np.sort(own[:CERTIFIED])[-3]
     assert calibration.threshold("own", "app") == alone
     assert calibration.certified("own", "app")
@@ -62,11 +64,54 @@ def test_a_stratum_is_judged_alone_once_it_is_certified() -> None:
 
 @pytest.mark.parametrize(
     ("own", "strata", "says"),
-    [(np.zeros(3), [""] * 2, "3 and 3 maxima for 2"), (np.array([0, np.nan]), [""] * 2, "is NaN")],
+    [
+        (np.zeros(3), [""] * 2, "3 and 3 maxima for 2 strata and 3 lives"),
+        (np.array([0, np.nan, 1]), [""] * 3, "is NaN"),
+    ],
 )
 def test_bad_maxima_are_refused(own: np.ndarray, strata: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        Calibration.fit(own, own, strata)
+        Calibration.fit(own, own, strata, np.full(3, 64))
+
+
+def test_a_new_kind_of_work_may_lie_where_no_calibration_principal_does() -> None:
+    """Kinds of work differ by far more than the principals of one kind."""
+    alarms: list[float] = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        kinds = rng.normal(0, 1, 8).repeat(40)
+        level = kinds + rng.normal(0, 0.1, len(kinds))
+        names = [f"work {kind}" for kind in kinds]
+        known = Calibration.fit(level, level, [""] * len(level), np.full(len(level), 64), names)
+        new = rng.normal(0, 1) + rng.normal(0, 0.1, 50)
+        alarms.append((new > known.threshold("level")).mean())
+        assert known.threshold("own") <= known.threshold("level")
+        one = float(np.nextafter(known.threshold("level"), 9))
+        assert known.p_value("level", "", one) <= known.budget.level < known.p_value("level", "", one - 1e-6)
+    assert np.mean(alarms) < 0.02
+    alone = Calibration.fit(level, level, [""] * len(level), np.full(len(level), 64), ["work"] * len(level))
+    assert alone.threshold("level") == math.inf
+    assert alone.threshold("own") < math.inf
+
+
+def test_nobody_is_limited_below_the_level_of_those_who_were_fitted_on() -> None:
+    level = np.random.default_rng(0).normal(size=600)
+    strata = ["app"] * 300 + ["chat"] * 300
+    high = Calibration.fit(level, level, strata, np.full(600, 64), floors={"": 7.0, "app": 9.0, "chat": -9.0})
+    assert (high.threshold("level"), high.threshold("level", "app")) == (7.0, 9.0)
+    assert high.threshold("level", "chat") < 5
+    assert high.threshold("level", "app", share=0.05) < 3
+
+
+def test_a_claim_ends_where_the_lives_of_calibration_end() -> None:
+    lives = np.concatenate([np.full(CERTIFIED, 400), np.full(CERTIFIED, 100), np.arange(1, CERTIFIED)])
+    strata = ["app"] * CERTIFIED + ["chat"] * CERTIFIED + ["bench"] * (CERTIFIED - 1)
+    calibration = Calibration.fit(np.zeros(len(lives)), np.zeros(len(lives)), strata, lives)
+    assert dict(calibration.horizons) == {"app": 400, "chat": 100, "": 400}
+    assert calibration.certified("own", "app", 400)
+    assert not calibration.certified("own", "app", 401)
+    assert not calibration.certified("level", "chat", 101)
+    assert not calibration.certified("own", "bench", 1)
 
 
 def test_rules_have_no_share() -> None:

@@ -62,7 +62,7 @@ def test_each_level_is_decided_once_and_two_tiers_act(detector: TieredDetector, 
     assert own.certified
     assert "no longer look like the principal's own" in own.evidence[0]
     level = next(decision for decision in found if decision.tier == "level")
-    assert "probe for reasoning" in level.evidence[0] or "sketch" in level.evidence[0]
+    assert "campaign probe" in level.evidence[0]
 
 
 def test_without_calibration_nothing_is_limited(uncalibrated: TieredDetector, tiny_streams: Any) -> None:

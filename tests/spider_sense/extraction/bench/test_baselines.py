@@ -16,7 +16,7 @@ from spider_sense.extraction.bench.baselines import (
     Trace,
 )
 from spider_sense.extraction.bench.baselines.level import kernel, median_distance
-from spider_sense.extraction.bench.windows import Discrepancy, window_rates
+from spider_sense.extraction.bench.windows import Discrepancy, Windows, mmd_rates, score_rates
 
 WIDTH, TEXTS, ODD = 8, 300, 60
 
@@ -113,11 +113,13 @@ def test_windows_catch_campaigns_and_people_alike() -> None:
         np.concatenate([generator.standard_normal((1500, WIDTH)), generator.standard_normal((60, WIDTH)) + 3])
     )
     odd = np.arange(1500, 1560)
-    found = window_rates(table, np.arange(1500), {"odd": odd}, [odd[:30]], window=50, seed=0)
-    assert found["1"] == found["0.5"] == 1.0
-    assert found["people"] == 1.0
-    assert found["benign"] is not None
-    assert found["benign"] < 0.1
-    assert found["0.05"] is not None
-    assert found["0.05"] < 1.0
-    assert window_rates(table, np.arange(1500), {"odd": odd}, [], window=50, seed=0)["people"] is None
+    windows = Windows.draw(np.arange(1500), {"odd": odd}, [odd[:30]], window=50, seed=0)
+    score = score_rates(lambda some: np.array([np.mean(rows >= 1500) for rows in some]), windows)
+    for found in (mmd_rates(table, windows), score):
+        assert found["1"] == found["0.5"] == 1.0
+        assert found["people"] == 1.0
+        assert found["benign"] is not None
+        assert found["benign"] < 0.1
+    assert mmd_rates(table, windows)["0.05"] != 1.0
+    nobody = Windows.draw(np.arange(1500), {"odd": odd}, [], window=50, seed=0)
+    assert mmd_rates(table, nobody)["people"] is None

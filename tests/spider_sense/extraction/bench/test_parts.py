@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spider_sense.errors import DataError
-from spider_sense.extraction.bench.config import BenchConfig, Cell, Parts
+from spider_sense.extraction.bench.config import BenchConfig, Cell, Groups, Parts
 from spider_sense.extraction.bench.parts import PARTS, split_families
 from spider_sense.extraction.bench.scene import Scene
 from spider_sense.extraction.bench.texts import every_text, load_material
@@ -27,9 +27,8 @@ def config() -> BenchConfig:
         length=100,
         cells=(Cell(start="pivot"),),
         attackers=2,
-        fit_attackers=3,
         after=40,
-        organisations=Parts(fit=1, calibrate=2, test=2),
+        organisations=Groups(calibrate=2, test=2),
     )
 
 
@@ -57,13 +56,16 @@ def test_no_text_of_the_test_part_is_seen_before(scene: Scene) -> None:
     seen = set(texts_of([*scene.benign("fit"), *scene.benign("calibrate")]))
     assert not test & seen
     attack = {request.text for stream in scene.attackers(Cell()) for request in stream.requests if request.attack}
-    fitted = {request.text for stream in scene.fit_attackers() for request in stream.requests if request.attack}
+    fitted = {text for family in scene.split.families["fit", "campaign"] for text in family.wrapped()}
     assert not attack & fitted
 
 
 def test_numbers_and_lengths(scene: Scene, config: BenchConfig) -> None:
-    assert len(scene.benign("calibrate")) == 5 * 5
-    assert all(24 <= len(stream) <= 100 for stream in scene.benign("calibrate") if stream.family != "real people")
+    calibration = [stream for stream in scene.benign("calibrate") if stream.family != "real people"]
+    assert len(calibration) == 5 * config.principals.calibrate
+    assert {len(stream) for stream in calibration} == {config.length}
+    assert all(24 <= len(stream) <= config.length for stream in scene.benign("test") if stream.family != "real people")
+    assert len({len(stream) for stream in scene.benign("test")}) > 3
     assert len(scene.attackers(Cell(start="pivot"))) == 2 * len(scene.campaigns())
     assert all(stream.first_attack == 60 for stream in scene.attackers(Cell(start="pivot")))
     assert not any(
@@ -82,7 +84,7 @@ def test_a_seed_repeats(scene: Scene, config: BenchConfig) -> None:
 def test_every_text_is_known_before(scene: Scene, config: BenchConfig) -> None:
     people = tuple((name, said[: config.real_messages]) for name, said in PEOPLE)
     known = set(every_text(config, scene.families, people))
-    streams: list[Stream] = [*scene.benign("test"), *scene.fit_attackers(), *scene.other_work()]
+    streams: list[Stream] = [*scene.benign("test"), *scene.attackers(Cell()), *scene.other_work()]
     streams += [stream for cell in (Cell(), Cell(start="pivot", cover="app")) for stream in scene.attackers(cell)]
     streams += [stream for group in (*scene.organisations("test"), *scene.campaign_groups(3)) for stream in group]
     assert set(texts_of(streams)) <= known

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from spider_sense.extraction.bench import run as bench
-from spider_sense.extraction.bench.config import BenchConfig, Cell, Parts
+from spider_sense.extraction.bench.config import BenchConfig, Cell, Groups, Parts
 from spider_sense.extraction.bench.features import Features
-from spider_sense.extraction.bench.reading import Reading
 from spider_sense.extraction.bench.report import summarise
 from spider_sense.types import Site
 
@@ -31,9 +30,7 @@ def _vector(text: str) -> np.ndarray:
 
 def _features(model: str, site: Site, texts: Sequence[str], **options: Any) -> Features:
     vectors = np.stack([_vector(text) for text in texts])
-    return Features(
-        {text: row for row, text in enumerate(texts)}, Reading(vectors, np.full(len(texts), 9, dtype=np.int64))
-    )
+    return Features({text: row for row, text in enumerate(texts)}, vectors)
 
 
 @pytest.fixture
@@ -48,10 +45,9 @@ def config(tmp_path: Path) -> BenchConfig:
         length=44,
         cells=(Cell(), Cell(start="pivot"), Cell(start="pivot", share=0.5)),
         attackers=1,
-        fit_attackers=3,
         warm_up=24,
         after=20,
-        organisations=Parts(fit=1, calibrate=3, test=2),
+        organisations=Groups(calibrate=3, test=2),
         ring_sizes=(3,),
         group_requests=20,
         load_principals=50,
