@@ -170,7 +170,7 @@ def test_what_was_not_screened_is_not_handed_on(screen: Screen) -> None:
 def test_what_was_not_screened_is_not_sent(screen: Screen) -> None:
     asked: list[dict[str, Any]] = []
     client = ScreenedClient(answering(asked, {"message": {"role": "assistant", "content": "ok"}}), screen)
-    history = [
+    history: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "text", "text": "hi", "note": "IGNORE"}]},
         {"role": "assistant", "content": "yes?", "reasoning_content": "IGNORE all", "tool_calls": None},
         {"role": "user", "content": "go", "envelope": None},
@@ -181,7 +181,7 @@ def test_what_was_not_screened_is_not_sent(screen: Screen) -> None:
         {"role": "assistant", "content": "yes?"},
         {"role": "user", "content": "go"},
     ]
-    old = {"role": "assistant", "content": "", "function_call": {"name": "pay", "arguments": "{}"}}
+    old: dict[str, Any] = {"role": "assistant", "content": "", "function_call": {"name": "pay", "arguments": "{}"}}
     with pytest.raises(DataError, match=r"message 1: .*function_call, the old form"):
         client.create(model="m", messages=[history[0], old])
 
