@@ -30,12 +30,12 @@ class History:
         self.screenings: list[Screening] = []
         """All decisions so far, the newest last."""
 
-    def take(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[Message]:
+    def take(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[Message]:
         """Screen what is new of a conversation.
 
         Args:
             messages: all of it. If it begins neither with what was seen nor with what came of that, all of it is new.
-            tools: JSON schemas of the tools.
+            tools: JSON schemas of the tools that the model was offered; None if that is not known.
 
         Returns:
             The conversation with notices in place of what was sanitised.

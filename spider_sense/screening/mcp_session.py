@@ -22,10 +22,11 @@ __all__ = ["ScreenedSession"]
 class ScreenedSession:
     """Stands in for an ``mcp.ClientSession`` where tools are called, in one conversation of an agent.
 
-    A rejected call does not reach the server. A result is an observation: its text and its structured content are
-    screened together, and if they are not accepted as they are, a notice is all that the client gets. Images, sounds
-    and links cannot be screened and are left out. Nothing but tool calls passes: prompts and resources of a server are
-    text by a stranger too.
+    A rejected call does not reach the server, nor does one of a tool that the server does not list. A result is an
+    observation: its text and its structured content are screened together, and if they are not accepted as they are, a
+    notice is all that the client gets. Images, sounds, links and what is said beside a result (``_meta``, annotations)
+    are not screened and left out. Nothing but tool calls passes: prompts and resources of a server are text by a
+    stranger too.
 
     Args:
         session: an initialised session of ``mcp``.
@@ -53,6 +54,7 @@ class ScreenedSession:
             raise MissingExtraError("mcp", "mcp") from error
         self._session, self._history, self.messages = session, History(screen, principal, approve), messages
         self._lock = anyio.Lock()
+        self._offered: list[dict[str, Any]] = []
 
     @property
     def screenings(self) -> Sequence[Screening]:
@@ -79,13 +81,15 @@ class ScreenedSession:
             return await self._called(name, arguments)
 
     async def _called(self, name: str, arguments: Mapping[str, Any] | None) -> Any:
-        await self._take()
+        await self._take()  # other servers' tools were perhaps called before: what was offered then is not known
+        if name not in (tool["function"]["name"] for tool in self._offered):
+            self._offered = await self._listed()
         place, number = len(self.messages), sum(message["role"] == "tool" for message in self.messages)
         written = json.dumps(dict(arguments or {}))
         call = {"id": f"call{number:05d}", "type": "function", "function": {"name": name, "arguments": written}}
         self.messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
         try:
-            await self._take()
+            await self._take(self._offered)
         except RejectedError:
             del self.messages[place:]
             return _notice(is_error=True)
@@ -93,30 +97,48 @@ class ScreenedSession:
         result = await self._session.call_tool(name, json.loads(written))
         return await self._observed(result, call["id"])
 
-    async def _observed(self, result: Any, call: Any) -> Any:
-        from mcp.types import TextContent
+    async def _listed(self) -> list[dict[str, Any]]:
+        """Return the schemas of all tools that the server lists now, page by page."""
+        from mcp.types import PaginatedRequestParams
 
-        texts = [block for block in result.content if isinstance(block, TextContent)]
+        found = await self._session.list_tools()
+        tools = list(found.tools)
+        while found.next_cursor is not None:
+            found = await self._session.list_tools(params=PaginatedRequestParams(cursor=found.next_cursor))
+            tools += found.tools
+        return [
+            {
+                "type": "function",
+                "function": {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema},
+            }
+            for tool in tools
+        ]
+
+    async def _observed(self, result: Any, call: Any) -> Any:
+        from mcp.types import CallToolResult, TextContent
+
+        texts = [block.text for block in result.content if isinstance(block, TextContent)]
         found = result.structured_content
         structured = [] if found is None else [json.dumps(found, ensure_ascii=False)]
-        content = "\n".join([*(block.text for block in texts), *structured])
+        content = "\n".join([*texts, *structured])
         self.messages.append({"role": "tool", "tool_call_id": call, "content": content})
         rejected = False
         try:
-            screened = (await self._take())[-1].content
+            screened = (await self._take(self._offered))[-1].content
         except RejectedError:
             screened, rejected = NOTICE, True
         if screened == content:
-            return result.model_copy(update={"content": texts})
+            blocks = [TextContent(type="text", text=text) for text in texts]
+            return CallToolResult(content=[*blocks], structured_content=found, is_error=result.is_error)
         self.messages[-1]["content"] = screened
         return _notice(is_error=rejected)
 
-    async def _take(self) -> list[Message]:
+    async def _take(self, offered: Sequence[Mapping[str, Any]] | None = None) -> list[Message]:
         """Screen what is new, in a thread: it runs the model, and the loop serves others meanwhile."""
         import anyio.to_thread
 
         messages = [Message.parse(message, f"message {place}") for place, message in enumerate(self.messages)]
-        return await anyio.to_thread.run_sync(self._history.take, messages)
+        return await anyio.to_thread.run_sync(self._history.take, messages, offered)
 
 
 def _notice(*, is_error: bool) -> Any:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spider_sense.errors import DataError
 
@@ -65,6 +65,13 @@ class Message(_Record):
     envelope: dict[str, Any] | None = None
     """What the sender's side vouched for, if another agent sent it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_old_call(cls, record: object) -> object:
+        if isinstance(record, dict) and record.get("function_call") is not None:
+            raise ValueError("holds function_call, the old form of a call, which nobody screens; use tool_calls")
+        return record
+
     @field_validator("content", mode="before")
     @classmethod
     def _as_text(cls, content: object) -> object:
@@ -104,11 +111,10 @@ class Message(_Record):
             raise DataError(f"{where}: {fault}; write it in OpenAI's chat format") from error
 
     def dump(self) -> dict[str, Any]:
-        """Return the message for a chat template or an endpoint: without fields that are not set, or not standard."""
-        return self.model_dump(mode="json", exclude_unset=True, exclude={"envelope"}) | {
-            "role": self.role,
-            "content": self.content,
-        }
+        """Return the message for a chat template or an endpoint: what is known of it here, but for the envelope."""
+        names = {key: getattr(self, key) for key in ("tool_call_id", "name") if getattr(self, key) is not None}
+        calls = [call.model_dump(mode="json") for call in self.tool_calls]
+        return {"role": self.role, "content": self.content} | ({"tool_calls": calls} if calls else {}) | names
 
 
 def parse_object(text: str) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ class ScreenedClient:
     rejected call never reaches whoever would run it.
 
     Args:
-        client: whatever has ``chat.completions.create``, such as ``openai.OpenAI``.
+        client: an ``openai.OpenAI``, or what has its ``chat.completions.create`` and answers with its types.
         screen: decides.
         principal: whose agent it is.
         approve: asks a person about a call that needs one; without it such a call is rejected.
@@ -46,6 +46,10 @@ class ScreenedClient:
     ) -> Any:
         """Ask for a completion; the arguments are those of the client.
 
+        Of each message, what was screened is sent and handed on, and nothing else: role, text, calls, name and ids.
+        What a model thinks beside its answer (``reasoning_content``), refusals, audio and log probabilities are left
+        out.
+
         Returns:
             The client's completion, its text replaced by a notice where it was sanitised.
 
@@ -59,22 +63,19 @@ class ScreenedClient:
         if options.get("stream") or options.get("n", 1) != 1 or options.get("functions"):
             raise ConfigError("a screened answer comes as a whole and alone; leave out stream, n and functions")
         asked = [Message.parse(message, f"message {place}") for place, message in enumerate(messages)]
-        clean = self._history.take(asked, tools)
-        sent = [_sent(message, now) for message, now in zip(messages, clean, strict=True)]
-        offered = {"tools": list(tools)} if tools else {}
-        completion = self._client.chat.completions.create(messages=sent, **offered, **options)
+        offered = list(tools or ())
+        clean = self._history.take(asked, offered)
+        sent = [message.dump() for message in clean]
+        if offered:
+            options["tools"] = offered
+        completion = self._client.chat.completions.create(messages=sent, **options)
         choice, *more = completion.choices
-        if more or getattr(choice.message, "function_call", None) is not None:
-            raise DataError("the endpoint gave several answers, or a call in the old form; screen another endpoint")
+        if more:
+            raise DataError("the endpoint gave several answers, though one was asked for; screen another endpoint")
         answer = Message.parse(choice.message.model_dump(), "the answer")
-        screened = self._history.take([*asked, answer], tools)[-1]
-        if screened.content != answer.content:
-            choice.message.content = screened.content
+        screened = self._history.take([*asked, answer], offered)[-1]
+        shown = screened.dump() | {"content": screened.content or None}
+        completion.choices = [
+            type(choice).model_construct(index=choice.index, finish_reason=choice.finish_reason, message=shown)
+        ]
         return completion
-
-
-def _sent(original: Mapping[str, Any], screened: Message) -> Mapping[str, Any]:
-    """Return a message as the loop wrote it, unless its text was replaced."""
-    if Message.parse(original).content == screened.content:
-        return {key: value for key, value in original.items() if key != "envelope"}
-    return screened.dump()

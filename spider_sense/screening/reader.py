@@ -1,6 +1,6 @@
 """Stages of a conversation, read from the server's own rendering of it."""
 
-from bisect import bisect_left, bisect_right
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -11,12 +11,15 @@ from spider_sense.screening.message import Message
 from spider_sense.screening.slots import Slot, Slots
 from spider_sense.screening.span import Conversation, Span
 from spider_sense.screening.stage import Stage
+from spider_sense.screening.token_places import token_places
 from spider_sense.screening.tool_calls import call_format
 from spider_sense.typed import Piece, pieces, special_tokens
 
 __all__ = ["ChatSpans"]
 
 _STAGES: Mapping[str, Stage] = {"user": "query", "assistant": "plan", "tool": "observation"}
+_NAME = re.compile(r"[A-Za-z0-9_.:/-]{0,64}")
+"""What a name or an id may be: templates write them, and no probe reads them by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class _Found:
     start: int
     stop: int
     span: Span
+    hidden: str = ""
+    """A text that the template left out at this place."""
 
 
 class ChatSpans:
@@ -57,11 +62,12 @@ class ChatSpans:
         """Render a conversation and cut it into stages; see `spider_sense.screening.protocols.SpanReader`.
 
         Where the last message is not the assistant's, the template's opening of the answer ends the conversation. Text
-        of an assistant that a template leaves out, as Llama's does beside a call, has no span: the model never sees it.
+        of an assistant that a template leaves out, as Llama's does beside a call, has an empty span before the call:
+        the model does not see it, but whoever runs the loop does.
 
         Raises:
             ConfigError: if the template refuses the conversation, leaves out a call or a text of somebody else, or
-                rewrites a content.
+                rewrites a content; if a name or an id is none.
         """
         slots = Slots.of(messages)
         self._check_names(messages)
@@ -75,9 +81,9 @@ class ChatSpans:
             ) from error
         self._check_rendered(slots.slots, cut, messages)
         ids, place_of = self._tokenise(text, cut)
-        found = sorted(self._found(cut, slots.slots, messages), key=lambda item: item.start)
+        found = sorted(self._found(cut, slots.slots, messages), key=lambda item: (item.start, item.stop))
         spans = _apart([_placed(place_of, item) for item in found])
-        texts = tuple(text[item.start : item.stop] for item in found)
+        texts = tuple(item.hidden or text[item.start : item.stop] for item in found)
         return Conversation(ids=tuple(ids), spans=spans, texts=texts)
 
     def read_response(self, conversation: Conversation, response: Sequence[int]) -> Conversation:
@@ -89,18 +95,13 @@ class ChatSpans:
         """
         body = list(takewhile(lambda token: token != self.tokenizer.eos_token_id, response))
         text = self._decode(body)
-
-        def starts(place: int) -> int:
-            return len(self._decode(body[:place]))
-
+        places = token_places(body, text, self._decode)
         opener = self.tokenizer.convert_tokens_to_ids(self.format.opens)
-        controls = [starts(place) for place, token in enumerate(body) if token == opener]
-        offset, places = len(conversation.ids), range(len(body) + 1)
+        controls = [start for (start, _), token in zip(places, body, strict=True) if token == opener]
         spans, texts = list(conversation.spans), list(conversation.texts)
         for item in self._turn(text, 0, Span(stage="plan", start=0, stop=0, role="assistant"), controls):
-            first = bisect_right(places, item.start, key=starts) - 1
-            last = bisect_left(places, item.stop, key=starts)
-            spans.append(replace(item.span, start=offset + first, stop=offset + last))
+            span, offset = _placed(places, item), len(conversation.ids)
+            spans.append(replace(span, start=offset + span.start, stop=offset + span.stop))
             texts.append(text[item.start : item.stop])
         return Conversation(ids=(*conversation.ids, *response), spans=_apart(spans), texts=tuple(texts))
 
@@ -123,12 +124,18 @@ class ChatSpans:
         return text
 
     def _check_names(self, messages: Sequence[Message]) -> None:
-        """Refuse control tokens where they cannot be disabled."""
+        """Refuse what is no name where a template writes one: control tokens could not be disabled there."""
         for place, message in enumerate(messages):
             names = [message.tool_call_id or "", message.name or "", *(call.id for call in message.tool_calls)]
             bad = next((token for token in self._special for name in names if token in name), None)
             if bad is not None:
                 raise ConfigError(f"message {place} has the control token {bad!r} in a name or an id; rename it")
+            odd = next((name for name in names if not _NAME.fullmatch(name)), None)
+            if odd is not None:
+                raise ConfigError(
+                    f"message {place} has {odd[:64]!r} for a name or an id, which nobody screens; "
+                    "use at most 64 letters, digits and _ . : / -"
+                )
 
     def _check_rendered(self, slots: Sequence[Slot], cut: Sequence[Piece], messages: Sequence[Message]) -> None:
         seen = {index for _, index in cut}
@@ -172,6 +179,7 @@ class ChatSpans:
                 elif slot.message in roles:
                     yield from self._text_spans(piece, start, roles[slot.message])
             start = stop
+        yield from _left_out(cut, slots, messages, roles)
         for (place, number), ends in calls.items():
             call = messages[place].tool_calls[number]
             # Arguments that are no JSON object were written as they came; a span knows them as unreadable.
@@ -195,6 +203,23 @@ class ChatSpans:
             yield _Found(start + part.start, start + part.stop, kind)
 
 
+def _left_out(
+    cut: Sequence[Piece], slots: Sequence[Slot], messages: Sequence[Message], roles: Mapping[int, Span]
+) -> Iterator[_Found]:
+    """Return the texts that the template left out, each where the next content begins."""
+    starts: dict[int, int] = {}
+    end = 0
+    for piece, index in cut:
+        if index is not None:
+            starts.setdefault(index, end)
+        end += len(piece)
+    for index, slot in enumerate(slots):
+        text = messages[slot.message].content
+        if slot.part == "text" and index not in starts and text.strip():
+            place = next((starts[other] for other in range(index + 1, len(slots)) if other in starts), end)
+            yield _Found(place, place, roles[slot.message], hidden=text)
+
+
 def _roles(messages: Sequence[Message]) -> dict[int, Span]:
     """Return an empty span of the right stage for each message that has one."""
     names: dict[str, str] = {}
@@ -210,7 +235,10 @@ def _roles(messages: Sequence[Message]) -> dict[int, Span]:
 
 
 def _placed(places: Sequence[tuple[int, int]], item: _Found) -> Span:
-    """Return a span from the first token that has a character of it to the last one."""
+    """Return a span from the first token that has a character of it to the last one; an empty one of no characters."""
+    if item.start == item.stop:
+        place = sum(last <= item.start for _, last in places)
+        return replace(item.span, start=place, stop=place)
     inside = [index for index, (first, last) in enumerate(places) if first < item.stop and last > item.start]
     return replace(item.span, start=inside[0], stop=inside[-1] + 1)
 

@@ -33,7 +33,7 @@ class _Context:
     """What the spans of one conversation share."""
 
     messages: Sequence[Message]
-    tools: frozenset[str]
+    tools: frozenset[str] | None
     principal: str | None
     sent: Mapping[int, Sent]
 
@@ -47,8 +47,9 @@ class Screen:
         cascade: decides.
         leaks: whose secrets are looked for in what agents write.
         sealer: opens the envelopes of messages from other agents; without one, a message with an envelope is rejected.
-        relayed: whether all that this agent is asked comes from other agents, so that a user's message without an
-            envelope is rejected.
+        relayed: whether all that this agent is asked comes from other agents, so that without an envelope a user's
+            message is rejected, and so is a system message after the first of another role, and a tool's result that
+            answers no call.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Screen:
     def check(
         self,
         messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] | None = None,
         principal: str | None = None,
         since: int = 0,
     ) -> Screening:
@@ -74,7 +75,8 @@ class Screen:
 
         Args:
             messages: all of it, in order.
-            tools: JSON schemas of the tools that the model was offered.
+            tools: JSON schemas of the tools that the model was offered; a call of any other is rejected. None if that
+                is not known.
             principal: whose agent it is.
             since: messages before this place were screened before, so nothing is decided on them again.
 
@@ -84,10 +86,13 @@ class Screen:
         Raises:
             ConfigError: if the conversation cannot be rendered.
         """
+        if self._relayed:
+            messages = _owing(messages)
         sent = self._envelopes(messages, principal)
-        conversation = _restaged(self._reader.read(messages, tools), sent)
+        conversation = _restaged(self._reader.read(messages, tools or ()), sent)
         sensed = self._sense.sense(conversation)
-        context = _Context(messages, frozenset(map(_name, tools)), principal, sent)
+        offered = None if tools is None else frozenset(map(_name, tools))
+        context = _Context(messages, offered, principal, sent)
         found = zip(conversation.spans, conversation.texts, sensed, strict=True)
         verdicts = [
             self._decide(span, text, senses, context)
@@ -109,11 +114,11 @@ class Screen:
         return {
             place: self._opened(message, principal)
             for place, message in enumerate(messages)
-            if message.envelope is not None or (self._relayed and message.role == "user")
+            if message.envelope is not None
         }
 
     def _opened(self, message: Message, principal: str | None) -> Sent:
-        if message.envelope is None:
+        if self._relayed and not message.envelope:
             return SignatureError("it carries no envelope, and all that this agent reads must")
         if message.role not in _READ:
             return SignatureError(f"a message of the role {message.role} is not read but written, and carries none")
@@ -147,9 +152,26 @@ class Screen:
             leaks = self._leaks.find(artifact.principal, _written(artifact))
             if leaks:
                 return reject("leak", f"{artifact.principal} tells {'; '.join(map(str, leaks))}")
-        if artifact.stage == "action" and context.tools and span.tool is not None and span.tool not in context.tools:
-            return reject("rule", "no such tool was offered")
-        return None
+        offered = context.tools is None or span.tool is None or span.tool in context.tools
+        return None if artifact.stage != "action" or offered else reject("rule", "no such tool was offered")
+
+
+def _owing(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages with an empty envelope, which never holds, where another agent's is missing.
+
+    The operator's own words come first, and what a tool of this agent says answers a call of it.
+    """
+    called: set[str] = set()
+    begun = False
+    result = []
+    for message in messages:
+        operators = message.role in ("system", "developer")
+        begun = begun or not operators
+        called |= {call.id for call in message.tool_calls}
+        answers = message.role == "tool" and message.tool_call_id in called
+        own = message.role == "assistant" or (operators and not begun) or answers
+        result.append(message if own or message.envelope else message.model_copy(update={"envelope": {}}))
+    return result
 
 
 def _restaged(conversation: Conversation, sent: Mapping[int, Sent]) -> Conversation:

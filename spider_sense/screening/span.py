@@ -45,7 +45,7 @@ class Conversation:
     spans: tuple[Span, ...]
     """In ascending order and disjoint. What the operator wrote (a system message) belongs to none."""
     texts: tuple[str, ...]
-    """What each span's tokens read as, one for each span."""
+    """What each span's tokens read as, one for each span; of an empty span, what the template left out there."""
 
     def __post_init__(self) -> None:
         if len(self.spans) != len(self.texts):

@@ -108,6 +108,8 @@ def _skip(text: str, place: int) -> int:
 
 def _call(text: str, start: int, stop: int) -> Segment:
     record = parse_object(text[start:stop]) or {}
-    name, arguments = record.get("name"), record.get("arguments", record.get("parameters"))
+    # With both, readers differ in which of them counts.
+    given = [record[key] for key in ("arguments", "parameters") if key in record]
+    name, arguments = record.get("name"), given[0] if len(given) == 1 else None
     tool = name if isinstance(name, str) else None
     return Segment(start, stop, True, tool, arguments if isinstance(arguments, dict) else None)

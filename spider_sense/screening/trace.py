@@ -18,7 +18,8 @@ class Trace:
 
     id: str
     messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    """What the model was offered; None if the record does not say."""
     principal: str | None = None
     """Whose agent it is."""
 
@@ -48,14 +49,14 @@ def _trace(line: bytes, name: str, where: str) -> Trace:
     messages = record.get("messages") if isinstance(record, dict) else None
     if not isinstance(messages, list) or not messages:
         raise DataError(f'{where}: has no messages; write {{"messages": [{{"role": "user", "content": "..."}}]}}')
-    tools, principal = record.get("tools") or [], record.get("principal")
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    tools, principal = record.get("tools"), record.get("principal")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise DataError(f"{where}: tools is not a list of JSON schemas")
     if principal is not None and not isinstance(principal, str):
         raise DataError(f"{where}: principal is {principal!r:.60}, not a name")
     return Trace(
         id=str(record.get("id", name)),
         messages=tuple(Message.parse(item, f"{where}, message {place}") for place, item in enumerate(messages)),
-        tools=tuple(tools),
+        tools=None if tools is None else tuple(tools),
         principal=principal,
     )

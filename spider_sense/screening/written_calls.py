@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spider_sense.errors import ConfigError
-from spider_sense.screening.message import Message
+from spider_sense.screening.message import Message, ToolCall
 from spider_sense.screening.reader import ChatSpans
 from spider_sense.screening.span import Conversation
 
@@ -42,13 +42,16 @@ class ReplayReader:
     def _written(self, message: Message) -> Message:
         if not message.tool_calls:
             return message
-        calls = [
-            f'{{"name": {json.dumps(call.name)}, "arguments": {call.function.arguments}}}'
-            for call in message.tool_calls
-        ]
+        calls = [f'{{"name": {json.dumps(call.name)}, "arguments": {_arguments(call)}}}' for call in message.tool_calls]
         form = self._spans.format
         text = f"{message.content}{form.opens}[{', '.join(calls)}]{form.closes}"
         return message.model_copy(update={"content": text, "tool_calls": ()})
+
+
+def _arguments(call: ToolCall) -> str:
+    # What is no object could end the one around it and begin another; as a string it stays unreadable.
+    written = call.function.arguments
+    return json.dumps(written) if call.arguments is None else written
 
 
 def _renders_calls(spans: ChatSpans) -> bool:

@@ -41,6 +41,19 @@ def served(screen: Screen, log: Path, use: Callable[[ScreenedSession], Awaitable
     return sessions[0]
 
 
+class Lists:
+    """A session that lists its tools, one on each page."""
+
+    names = ("look", "pay")
+
+    async def list_tools(self, *, params: Any = None) -> Any:
+        from mcp.types import ListToolsResult, Tool
+
+        place = int(params.cursor) if params is not None else 0
+        more = str(place + 1) if place + 1 < len(self.names) else None
+        return ListToolsResult(tools=[Tool(name=self.names[place], input_schema={})], next_cursor=more)
+
+
 def texts(result: Any) -> Sequence[str]:
     return [block.text for block in result.content]
 
@@ -101,7 +114,7 @@ def test_what_cannot_be_read_as_text_is_left_out(screen: Screen) -> None:
     import anyio
     from mcp.types import CallToolResult, ImageContent, TextContent
 
-    class Session:
+    class Session(Lists):
         async def call_tool(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
             image = ImageContent(type="image", data="aGk=", mime_type="image/png")
             return CallToolResult(content=[TextContent(type="text", text="a cat"), image])
@@ -114,7 +127,7 @@ def test_structured_content_is_screened_too(screen: Screen) -> None:
     import anyio
     from mcp.types import CallToolResult, TextContent
 
-    class Session:
+    class Session(Lists):
         async def call_tool(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
             return CallToolResult(content=[TextContent(type="text", text="fine")], structured_content={"x": "IGNORE"})
 
@@ -128,7 +141,7 @@ def test_calls_at_once_are_made_one_after_the_other(screen: Screen) -> None:
     import anyio
     from mcp.types import CallToolResult, TextContent
 
-    class Session:
+    class Session(Lists):
         async def call_tool(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
             await anyio.sleep(0.02)
             return CallToolResult(content=[TextContent(type="text", text=f"paid {arguments['amount']}")])
@@ -164,7 +177,7 @@ def test_what_is_sent_is_what_was_screened(screen: Screen) -> None:
 
         sanitised = staticmethod(Screen.sanitised)
 
-    class Session:
+    class Session(Lists):
         async def call_tool(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
             sent.append(arguments)
             return CallToolResult(content=[])
@@ -172,3 +185,40 @@ def test_what_is_sent_is_what_was_screened(screen: Screen) -> None:
     watching: Any = Watching()
     anyio.run(ScreenedSession(Session(), watching, [dict(message) for message in ASKED]).call_tool, "pay", given)
     assert sent == [{"amount": 5}]
+
+
+def test_a_tool_that_the_server_does_not_list_is_not_called(screen: Screen) -> None:
+    import anyio
+    from mcp.types import CallToolResult
+
+    sent: list[str] = []
+
+    class Session(Lists):
+        async def call_tool(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
+            sent.append(name)
+            return CallToolResult(content=[])
+
+    # What another server's tool was called for before is not this server's to know.
+    before = {"id": "1", "type": "function", "function": {"name": "elsewhere", "arguments": "{}"}}
+    asked: list[dict[str, Any]] = [*ASKED, {"role": "assistant", "content": "", "tool_calls": [before]}]
+    session = ScreenedSession(Session(), screen, [dict(message) for message in asked])
+    assert anyio.run(session.call_tool, "format_disk", {}).is_error
+    assert not anyio.run(session.call_tool, "pay", {}).is_error
+    assert sent == ["pay"]
+
+
+def test_what_is_said_beside_a_result_is_left_out(screen: Screen) -> None:
+    import anyio
+    from mcp.types import CallToolResult, TextContent
+
+    class Session(Lists):
+        async def call_tool(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
+            blocks = [TextContent(type="text", text="fine", _meta={"note": "IGNORE"})]
+            return CallToolResult(
+                content=[*blocks], structured_content={"x": 1}, is_error=True, _meta={"note": "IGNORE"}
+            )
+
+    session = ScreenedSession(Session(), screen, [dict(message) for message in ASKED])
+    result = anyio.run(session.call_tool, "look", {})
+    assert (texts(result), result.structured_content, result.is_error) == (["fine"], {"x": 1}, True)
+    assert "IGNORE" not in result.model_dump_json()

@@ -123,18 +123,70 @@ def test_what_could_not_be_taken_back_is_refused(screen: Screen, options: dict[s
         ScreenedClient(None, screen).create(messages=[{"role": "user", "content": "hi"}], **options)
 
 
-@pytest.mark.parametrize(
-    "choices",
-    [
-        [{"message": {"role": "assistant", "content": text}} for text in ("Tuesday.", "unscreened")],
-        [{"message": {"role": "assistant", "content": None, "function_call": {"name": "pay", "arguments": "{}"}}}],
-    ],
-)
-def test_an_endpoint_that_answers_where_nobody_looks_is_refused(screen: Screen, choices: list[dict[str, Any]]) -> None:
+def answering(asked: list[dict[str, Any]], *choices: dict[str, Any]) -> Any:
+    """Return a client that keeps what it was asked and gives the same answer always."""
     body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
     filled = [{"index": place, "finish_reason": "stop", **choice} for place, choice in enumerate(choices)]
-    answer = openai.types.chat.ChatCompletion.model_validate(body | {"choices": filled})
-    completions = SimpleNamespace(create=lambda **_: answer)
-    client = ScreenedClient(SimpleNamespace(chat=SimpleNamespace(completions=completions)), screen)
-    with pytest.raises(DataError, match="several answers, or a call in the old form"):
+
+    def create(**request: Any) -> Any:
+        asked.append(request)
+        return openai.types.chat.ChatCompletion.model_validate(body | {"choices": filled})
+
+    return SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
+
+
+@pytest.mark.parametrize(
+    ("choices", "fault"),
+    [
+        (
+            [{"message": {"role": "assistant", "content": text}} for text in ("Tuesday.", "unscreened")],
+            "several answers",
+        ),
+        (
+            [{"message": {"role": "assistant", "content": None, "function_call": {"name": "pay", "arguments": "{}"}}}],
+            "the answer: .*the old form of a call",
+        ),
+    ],
+)
+def test_an_endpoint_that_answers_where_nobody_looks_is_refused(
+    screen: Screen, choices: list[dict[str, Any]], fault: str
+) -> None:
+    client = ScreenedClient(answering([], *choices), screen)
+    with pytest.raises(DataError, match=fault):
+        client.create(model="m", messages=[{"role": "user", "content": "hi"}])
+
+
+def test_what_was_not_screened_is_not_handed_on(screen: Screen) -> None:
+    message = {"role": "assistant", "content": "ok", "reasoning_content": "IGNORE all", "refusal": "IGNORE"}
+    spelled = {"content": [{"token": "IGNORE", "logprob": 0.0, "top_logprobs": []}], "refusal": None}
+    client = answering([], {"message": message, "logprobs": spelled, "note": "IGNORE"})
+    found = ScreenedClient(client, screen).create(model="m", messages=[{"role": "user", "content": "hi"}])
+    assert found.choices[0].message.content == "ok"
+    assert found.choices[0].message.role == "assistant"
+    assert found.choices[0].finish_reason == "stop"
+    assert "IGNORE" not in str(found)
+
+
+def test_what_was_not_screened_is_not_sent(screen: Screen) -> None:
+    asked: list[dict[str, Any]] = []
+    client = ScreenedClient(answering(asked, {"message": {"role": "assistant", "content": "ok"}}), screen)
+    history: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"type": "text", "text": "hi", "note": "IGNORE"}]},
+        {"role": "assistant", "content": "yes?", "reasoning_content": "IGNORE all", "tool_calls": None},
+        {"role": "user", "content": "go", "envelope": None},
+    ]
+    client.create(model="m", messages=history)
+    assert asked[0]["messages"] == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes?"},
+        {"role": "user", "content": "go"},
+    ]
+    old: dict[str, Any] = {"role": "assistant", "content": "", "function_call": {"name": "pay", "arguments": "{}"}}
+    with pytest.raises(DataError, match=r"message 1: .*function_call, the old form"):
+        client.create(model="m", messages=[history[0], old])
+
+
+def test_without_tools_no_call_passes(screen: Screen) -> None:
+    client = ScreenedClient(answering([], {"message": calls("pay", amount=5)}), screen)
+    with pytest.raises(RejectedError, match="no such tool"):
         client.create(model="m", messages=[{"role": "user", "content": "hi"}])

@@ -19,7 +19,7 @@ def write(path: Path, *lines: Any) -> Path:
 
 
 def test_traces(tmp_path: Path) -> None:
-    whole = {
+    whole: dict[str, Any] = {
         "id": 7,
         "principal": "ann",
         "model": "x",
@@ -31,11 +31,14 @@ def test_traces(tmp_path: Path) -> None:
         ],
     }
     first, second = read_traces(write(tmp_path / "t.jsonl", whole, "", [{"role": "user", "content": "hi"}]))
-    assert (first.id, first.principal, len(first.tools)) == ("7", "ann", 1)
+    assert (first.id, first.principal, first.tools) == ("7", "ann", tuple(whole["tools"]))
     assert first.messages[0].content == "one\ntwo"
     assert first.messages[1].tool_calls[0].arguments == {"q": "x"}
     assert first.messages[1].dump() == {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert (second.id, second.principal, second.messages[0].content) == ("t-3", None, "hi")
+    assert second.tools is None
+    (none,) = read_traces(write(tmp_path / "n.jsonl", whole | {"tools": []}))
+    assert none.tools == ()
 
 
 @pytest.mark.parametrize(

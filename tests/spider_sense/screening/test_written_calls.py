@@ -55,7 +55,7 @@ def test_calls_that_a_template_leaves_out(chat_formats: Any) -> None:
     assert silent.read(conversation()).ids == whole.read(conversation()).ids
 
 
-@pytest.mark.parametrize("arguments", ['{"q": 1, "q": 2}', "[1", ""])
+@pytest.mark.parametrize("arguments", ['{"q": 1, "q": 2}', "[1", "", '{"q": 1}, "note": 2'])
 def test_calls_that_cannot_be_read_stay_so(chat_formats: Any, arguments: str) -> None:
     found = reader(chat_formats).read(conversation(arguments))
     first = next(span for span in found.spans if span.stage == "action")
