@@ -21,7 +21,7 @@ class ScreenSettings(Settings):
     tools: ToolPolicy | None = None
     key_env: str | None = None
     """Environment variable with the operator's key, for envelopes and leaks."""
-    envelope_seconds: float = Field(LIFETIME, gt=0)
+    envelope_seconds: float = Field(default=LIFETIME, gt=0)
     """For which an envelope is believed; ``.inf`` to replay recorded conversations."""
     secrets: Path | None = None
     """File of secrets to look for; see :mod:`spider_sense.screening.secret_file`."""
