@@ -1,6 +1,8 @@
 """Traces through the model: what is sensed, what it costs, and what each way of deciding makes of it."""
 
+import secrets
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,14 +10,23 @@ import torch
 from _arms import Sighting, arms, summarise
 from _traces import BenchTrace
 
+from spider_sense.config import parse
 from spider_sense.screening.artifact import Artifact
 from spider_sense.screening.cascade import Cascade
+from spider_sense.screening.envelope import Sealer
+from spider_sense.screening.keys import OperatorKey
+from spider_sense.screening.leaks import LeakWatch
 from spider_sense.screening.protocols import Judge
 from spider_sense.screening.reader import ChatSpans
+from spider_sense.screening.screen import Screen
 from spider_sense.screening.sense import ModelSense
 from spider_sense.screening.signature_bank import SignatureBank
+from spider_sense.screening.tool_policy import ToolPolicy
+from spider_sense.screening.tool_rules import ToolRules
 
-__all__ = ["added_share", "compare", "sighted"]
+__all__ = ["Timing", "compare", "shipped", "sighted", "timed"]
+
+SECRETS = 20
 
 
 def sighted(reader: ChatSpans, sense: ModelSense, trace: BenchTrace) -> list[Sighting]:
@@ -28,29 +39,51 @@ def sighted(reader: ChatSpans, sense: ModelSense, trace: BenchTrace) -> list[Sig
     return seen
 
 
-@torch.inference_mode()
-def added_share(
-    reader: ChatSpans, sense: ModelSense, bank: SignatureBank, trace: BenchTrace, repeats: int = 7
-) -> float:
-    """Return the time that screening adds to rendering a trace and the model's pass over it, as a share of these.
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What one trace costs, in seconds, each the fastest of several: what else the machine does only ever adds."""
 
-    Bare and screened passes alternate, and the fastest of each counts: what else the machine does only ever adds.
-    """
-    plain, cascade = [message.dump() for message in trace.messages], Cascade(matcher=bank)
+    bare: float
+    """Rendering, and the pass that the engine makes over the prompt in any case, nothing of it cached."""
+    check: float
+    """`Screen.check`, which makes such a pass of its own: all of it is added in front of an endpoint elsewhere."""
+
+    @property
+    def added(self) -> float:
+        """What is added, as a share of ``bare``, if the engine's own pass is the one that is read."""
+        return self.check / self.bare - 1
+
+
+@torch.inference_mode()
+def timed(reader: ChatSpans, sense: ModelSense, screen: Screen, trace: BenchTrace, repeats: int = 7) -> Timing:
+    """Time a screen as it is shipped; bare and screened passes alternate."""
+    plain = [message.dump() for message in trace.messages]
     bare, screened = [], []
     for _ in range(repeats):
         start = time.perf_counter()
         sense.run(reader.tokenizer.apply_chat_template(plain, add_generation_prompt=True)["input_ids"])
         bare.append(time.perf_counter() - start)
-        with sense.attached():
-            start = time.perf_counter()
-            conversation = reader.read(trace.messages)
-            sense.run(conversation.ids)
-            found = sense.read(conversation)
-            for span, text, item in zip(conversation.spans, conversation.texts, found, strict=True):
-                cascade.decide(Artifact(span=span, text=text), item)
-            screened.append(time.perf_counter() - start)
-    return min(screened) / min(bare) - 1
+        start = time.perf_counter()
+        screen.check(trace.messages, principal="ann")
+        screened.append(time.perf_counter() - start)
+    return Timing(min(bare), min(screened))
+
+
+def shipped(reader: ChatSpans, sense: ModelSense, bank: SignatureBank) -> Screen:
+    """Return a screen with every part that needs no model of its own: probes, signatures, rules, leaks, envelopes.
+
+    The rules allow what they do not name, so that no call of a trace waits for a judge.
+    """
+    key = OperatorKey(secrets.token_bytes(32))
+    leaks = LeakWatch(key)
+    for place in range(SECRETS):
+        leaks.canary("bob", f"canary {place}")
+    rules = [
+        {"tool": "send_money", "when": {"amount": {"above": 1000}}, "then": "ask"},
+        {"tool": "*", "zones": ["breach"], "then": "deny"},
+    ]
+    policy = parse({"rules": rules, "default": "allow"}, ToolPolicy, "bench")
+    return Screen(reader, sense, Cascade(matcher=bank, rules=ToolRules(policy)), leaks, Sealer(key))
 
 
 def compare(

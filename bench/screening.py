@@ -20,7 +20,7 @@ from _arms import WordsJudge
 from _bank import signature_bank
 from _judge import model_judge
 from _picture import draw
-from _replay import added_share, compare, sighted
+from _replay import Timing, compare, shipped, sighted, timed
 from _stages import CONSOLE, FULL, QUICK, Size, captured, half_of_requests, measured, texts_of, unseen
 from _traces import traces
 from rich.table import Table
@@ -84,7 +84,8 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
     seen = [item for trace in replayed for item in sighted(reader, sense, trace)]
     suspects = {item.trace.id for item in seen if item.sensed.zone != "clear"}
     clear = [trace for trace in replayed if trace.attacked is None and trace.id not in suspects]
-    latency = [added_share(reader, sense, bank, trace) for trace in clear[: size.timed]]
+    screen = shipped(reader, sense, bank)
+    timings = [timed(reader, sense, screen, trace) for trace in clear[: size.timed]]
     CONSOLE.log(f"judging {len(seen)} spans of {len(replayed)} traces")
     words = {name: TfidfBaseline.fit(*texts_of(stages[name], ~left_out[name])) for name in STAGES}
     with served() as judge:
@@ -92,10 +93,10 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
     CONSOLE.log("done")
     show_arms(compared)
     draw(compared, results, folder / "screening.png")
-    return summary(results, compared, latency)
+    return summary(results, compared, timings)
 
 
-def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], latency: list[float]) -> dict[str, Any]:
+def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], timings: list[Timing]) -> dict[str, Any]:
     """Return the last line."""
     paired, cascade = next(iter(results[DRIFT]["within"].values())), compared[f"cascade ({REFERENCE})"]
     hardest = min(results[DRIFT]["files"], key=lambda name: results[DRIFT]["files"][name]["guard"]["auroc"])
@@ -103,6 +104,7 @@ def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], latenc
         "drift_auroc": paired["guard"]["auroc"],
         "drift_auroc_interval": paired["interval"],
         "drift_tpr_at_1fpr": paired["guard"]["tpr_at_1pct_fpr"]["value"],
+        "drift_clean": paired["guard"]["n"] - paired["guard"]["positives"],
         "length_auroc": paired["length"]["auroc"],
         "tfidf_auroc": paired["tfidf"]["auroc"],
         "hardest_file": hardest,
@@ -110,25 +112,37 @@ def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], latenc
         "attack_success": cascade["attack_success"]["value"],
         "false_positives": cascade["false_positives"]["value"],
         "escalated_share": cascade["escalated_share"]["value"],
-        "added_latency_median_ratio": float(np.median(latency)) if latency else None,
-        "added_latency_p99_ratio": float(np.percentile(latency, 99)) if latency else None,
+        "timed_traces": len(timings),
+        "added_latency_median_ratio": _median([item.added for item in timings]),
+        "added_latency_p99_ratio": float(np.percentile([item.added for item in timings], 99)) if timings else None,
+        "added_latency_worst_ratio": max((item.added for item in timings), default=None),
+        "pass_seconds_median": _median([item.bare for item in timings]),
+        "check_seconds_median": _median([item.check for item in timings]),
         "judge": f"{REFERENCE}: TF-IDF, no language model",
         "arms": compared,
     }
 
 
+def _median(values: list[float]) -> float | None:
+    return float(np.median(values)) if values else None
+
+
 def show_probes(results: dict[str, Any]) -> None:
-    """Print what each probe is worth, its controls beside it."""
+    """Print what each probe is worth, its controls beside it.
+
+    Fewer than a hundred harmless rows cannot show 1% of false positives: there it is what is caught at none.
+    """
     table = Table("probe", "measured on", "AUROC", "TPR at 1% FPR", "length", "TF-IDF", "random", "shuffled")
     for name, result in results.items():
         rows = {**result["files"], **result.get("within", {})}
         for source, item in rows.items():
-            rate = item["guard"]["tpr_at_1pct_fpr"]
+            rate, clean = item["guard"]["tpr_at_1pct_fpr"], item["guard"]["n"] - item["guard"]["positives"]
+            at = f" at 0 of {clean}" if clean < 100 else ""
             table.add_row(
                 name,
                 f"{source} ({item['guard']['positives']}/{item['guard']['n']})",
                 f"{item['guard']['auroc']:.3f} [{item['interval']['low']:.3f}, {item['interval']['high']:.3f}]",
-                f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]",
+                f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]{at}",
                 *(f"{item[key]['auroc']:.3f}" for key in ("length", "tfidf", "random_direction", "shuffled_labels")),
             )
     CONSOLE.print(table)
@@ -139,7 +153,10 @@ def show_arms(compared: dict[str, dict[str, Any]]) -> None:
     table = Table("arm", "attack success", "false positives", "escalated", "median s", "p99 s")
     for name, arm in compared.items():
         shares = [arm[key] for key in ("attack_success", "false_positives", "escalated_share")]
-        texts = [f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['n']}" for share in shares]
+        texts = [
+            f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}] of {share['n']}, {share['distinct']} texts"
+            for share in shares
+        ]
         table.add_row(name, *texts, f"{arm['seconds']['median']:.4f}", f"{arm['seconds']['p99']:.4f}")
     CONSOLE.print(table)
 

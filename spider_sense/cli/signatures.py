@@ -170,9 +170,8 @@ def import_(
     held, results = import_signatures(_read(bank), folder, key)
     held.save_pretrained(bank)
     for item in results:
-        merged = f" (merged with {item.into})" if item.into not in (None, item.id) else ""
-        typer.echo(f"refused {item.reason}" if item.into is None else f"took {item.id}{merged}")
-    if any(item.into is None for item in results):
+        typer.echo(f"took {item.id}" if item.refused is None else f"refused {item.refused}")
+    if any(item.refused is not None for item in results):
         raise typer.Exit(1)
 
 

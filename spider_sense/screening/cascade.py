@@ -182,7 +182,7 @@ class Cascade:
         answer = none if self._judge is None else self._judge.ask(before.artifact)
         stage = self._stages[before.artifact.stage]
         if answer.outcome is not None:
-            return before.verdict(answer.outcome, "judge", f"{why}; the judge says: {answer.reason}", answer)
+            return before.verdict(answer.outcome, "judge", f"{why}; the judge says {answer.outcome}", answer)
         failed = "there is no judge" if self._judge is None else f"the judge failed: {answer.reason}"
         evidence = f"{why}; {failed}; on_failure says {stage.on_failure}"
         outcome: Outcome = stage.on_breach if stage.on_failure == "stop" else "accept"

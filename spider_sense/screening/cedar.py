@@ -31,7 +31,7 @@ def compile_policy(policy: ToolPolicy) -> str:
     lines = ['@id("everything")\npermit(principal, action, resource);']
     lines += [_rule(number, rule) for number, rule in enumerate(policy.rules, start=1) if rule.then != "allow"]
     if policy.default != "allow":
-        tools = dict.fromkeys(rule.tool for rule in policy.rules if rule.tool != "*")
+        tools = dict.fromkeys(rule.tool for rule in policy.rules if rule.then == "allow" and rule.tool != "*")
         named = " || ".join(f"context.tool like {pattern(tool)}" for tool in tools)
         lines.append(_forbid("default", policy.default, f" unless {{ {named} }}" if named else ""))
     if policy.cedar is not None:

@@ -2,15 +2,34 @@
 
 import base64
 import codecs
+import html
+import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from urllib.parse import unquote
 
-__all__ = ["disguises", "folded"]
+__all__ = ["disguises", "folded", "unescaped"]
+
+_LOOKS = str.maketrans("авекмнорстухіјѕһԁԛԝαβεηικνορτυχ", "abekmhopctyxijshdqwabehikvoptux")
+"""Cyrillic and Greek letters that are drawn like Latin ones, in either case."""
+_ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|u\{0*([0-9a-f]{1,6})\})", re.IGNORECASE)
+_ENCODINGS: tuple[tuple[str, Callable[[bytes], bytes], int, int], ...] = (
+    ("in base64", base64.b64encode, 6, 3),
+    ("in base32", base64.b32encode, 5, 5),
+)
+"""Name, encoder, bits of a letter, bytes after which it starts anew."""
 
 
 def folded(text: str) -> str:
-    """Return the letters and digits of a text alone, without case, so that spacing and punctuation hide nothing."""
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
+    """Return the letters and digits of a text alone, without case, accents and foreign look-alikes, so that spacing,
+    punctuation and dress hide nothing."""
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return "".join(filter(str.isalnum, plain)).translate(_LOOKS)
+
+
+def unescaped(text: str) -> str:
+    """Return a text with the escapes of JSON, Python, HTML and addresses as the letters that they stand for."""
+    return html.unescape(unquote(_ESCAPE.sub(_letter, text)))
 
 
 def disguises(text: str) -> Iterator[tuple[str, str]]:
@@ -20,7 +39,13 @@ def disguises(text: str) -> Iterator[tuple[str, str]]:
     yield "reversed", folded(text[::-1])
     yield "in rot13", folded(codecs.encode(text, "rot13"))
     yield "in hexadecimal", data.hex()
-    for before in range(3):
-        # In base64 a byte looks different at each of three places, and the ends depend on what stands around.
-        encoded = base64.b64encode(b"\0" * before + data).decode()
-        yield "in base64", folded(encoded[4 if before else 0 : -4])
+    for name, encode, bits, period in _ENCODINGS:
+        # A byte looks different at each place of the period; letters at the ends hold bits of what stands around.
+        for before in range(period):
+            encoded = encode(b"\0" * before + data).decode()
+            yield name, folded(encoded[-(-before * 8 // bits) : (before + len(data)) * 8 // bits])
+
+
+def _letter(escape: re.Match[str]) -> str:
+    code = int(next(filter(None, escape.groups())), 16)
+    return chr(code) if code <= 0x10FFFF else ""

@@ -2,7 +2,7 @@
 
 An envelope names the sender, the receiver and what screening said of the message where it left, and is bound to the
 message's text by a keyed digest. Agents do not hold the key, so no message can write its own envelope. The same text
-sent to the same receiver once more is not told apart from the first.
+sent to the same receiver once more is not told apart from the first until the envelope is too old.
 """
 
 import hmac
@@ -19,7 +19,10 @@ from spider_sense.screening.stage import Stage
 from spider_sense.screening.verdict import Outcome, StageVerdict
 from spider_sense.types import Zone
 
-__all__ = ["Envelope", "Sealer"]
+__all__ = ["LIFETIME", "Envelope", "Sealer"]
+
+LIFETIME = 3600.0
+"""Seconds."""
 
 
 class Envelope(Record):
@@ -46,10 +49,11 @@ class Sealer:
 
     Args:
         key: the operator's.
+        lifetime: seconds for which an envelope is believed; infinity for recorded conversations.
     """
 
-    def __init__(self, key: OperatorKey) -> None:
-        self._key = key.derived("envelope")
+    def __init__(self, key: OperatorKey, lifetime: float = LIFETIME) -> None:
+        self._key, self._lifetime = key.derived("envelope"), lifetime
 
     def seal(self, text: str, sender: str, receiver: str, verdict: StageVerdict) -> dict[str, Any]:
         """Return an envelope as a message carries it, under the key ``envelope``.
@@ -79,8 +83,8 @@ class Sealer:
             receiver: principal whose agent reads it.
 
         Raises:
-            SignatureError: if it has not the form of one, is for another receiver, or was not made with the key for
-                this text.
+            SignatureError: if it has not the form of one, is for another receiver, is too old, or was not made with the
+                key for this text.
         """
         try:
             envelope = Envelope.model_validate(record)
@@ -92,6 +96,9 @@ class Sealer:
             raise SignatureError("its envelope was not made for this text with the operator's key")
         if envelope.receiver != receiver:
             raise SignatureError(f"its envelope is for {envelope.receiver}, not for {receiver or 'nobody'}")
+        age = (datetime.now(UTC) - datetime.fromisoformat(envelope.issued)).total_seconds()
+        if age > self._lifetime:
+            raise SignatureError(f"its envelope is {age:.0f} seconds old, more than {self._lifetime:.0f}; send it anew")
         return envelope
 
     def _mac(self, envelope: Envelope, text: str) -> str:

@@ -1,7 +1,7 @@
 """Signatures from one operator to another: signed on the way out, checked and tried on the way in."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spider_sense.errors import BankError
@@ -16,10 +16,8 @@ class Taken:
     """What became of a signature that came from elsewhere."""
 
     id: str
-    into: str | None
-    """The signature it became or was merged with; None if it was refused."""
-    reason: str = ""
-    """Why it was refused."""
+    refused: str | None = None
+    """Why it was refused; None if it was taken."""
 
 
 def export_signatures(bank: SignatureBank, folder: Path, private_key: Path, ids: Collection[str] = ()) -> int:
@@ -50,6 +48,8 @@ def export_signatures(bank: SignatureBank, folder: Path, private_key: Path, ids:
 def import_signatures(bank: SignatureBank, folder: Path, public_key: Path) -> tuple[SignatureBank, list[Taken]]:
     """Take in signatures that another operator exported; each is tried on this bank's own traffic.
 
+    None of them changes a signature that the bank has: a near-duplicate stands beside it.
+
     Args:
         bank: what they go into.
         folder: what was exported.
@@ -70,8 +70,8 @@ def import_signatures(bank: SignatureBank, folder: Path, public_key: Path) -> tu
     results = []
     for signature in sorted(found.signatures, key=lambda item: item.benign):
         try:
-            bank, into = bank.added(signature)
-            results.append(Taken(signature.about.id, into))
+            bank, _ = bank.added(replace(signature, about=signature.about.model_copy(update={"imported": True})))
+            results.append(Taken(signature.about.id))
         except BankError as error:
-            results.append(Taken(signature.about.id, None, str(error)))
+            results.append(Taken(signature.about.id, str(error)))
     return bank, results

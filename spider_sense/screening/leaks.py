@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from spider_sense.errors import ConfigError
-from spider_sense.screening.disguise import disguises, folded
+from spider_sense.screening.disguise import disguises, folded, unescaped
 from spider_sense.screening.keys import OperatorKey
 
 __all__ = ["Leak", "LeakWatch"]
@@ -97,7 +97,7 @@ class LeakWatch:
             text: what it wrote.
         """
         found: dict[int, int] = defaultdict(int)
-        for gram in self._grams(folded(text)):
+        for gram in self._grams(folded(text)) | self._grams(folded(unescaped(text))):
             for place in self._at.get(gram, ()):
                 found[place] += 1
         leaks: dict[tuple[str, str], Leak] = {}

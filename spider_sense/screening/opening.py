@@ -57,7 +57,7 @@ def open_screen(
             ModelSense(loaded, guard, held.site if held else None),
             Cascade(settings.stages, held, judge, rules),
             leaks=_leaks(settings, key),
-            sealer=Sealer(key) if key else None,
+            sealer=Sealer(key, settings.envelope_seconds) if key else None,
             relayed=settings.relayed,
         )
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from spider_sense.config import Settings
 from spider_sense.screening.cascade import StagesSettings
+from spider_sense.screening.envelope import LIFETIME
 from spider_sense.screening.judge_model import JudgeSettings
 from spider_sense.screening.tool_policy import ToolPolicy
 
@@ -20,6 +21,8 @@ class ScreenSettings(Settings):
     tools: ToolPolicy | None = None
     key_env: str | None = None
     """Environment variable with the operator's key, for envelopes and leaks."""
+    envelope_seconds: float = Field(default=LIFETIME, gt=0)
+    """For which an envelope is believed; ``.inf`` to replay recorded conversations."""
     secrets: Path | None = None
     """File of secrets to look for; see :mod:`spider_sense.screening.secret_file`."""
     relayed: bool = False

@@ -52,6 +52,8 @@ class About(Record):
     """Date."""
     trial: Trial | None = None
     """None before it was tried."""
+    imported: bool = False
+    """Whether another operator made it; such a one stands by itself and is never merged."""
 
     @field_validator("radius")
     @classmethod

@@ -40,7 +40,7 @@ KIND = ArtifactKind(
 )
 VECTORS, TRAFFIC = "signatures.safetensors", "traffic.safetensors"
 NEAR = 0.02
-"""Cosine distance up to which two signatures of one kind are merged."""
+"""Cosine distance up to which two signatures of one kind, neither of them imported, are merged."""
 CENTRES_DIFFER = 0.02
 """Largest distance of two centres, over their length, that rounding on another machine may explain."""
 
@@ -93,16 +93,18 @@ class SignatureBank:
         """Take a signature in, after a trial; one that is there already changes nothing.
 
         Returns:
-            The new bank, and the id that it went into: its own, or that of a near-duplicate it was merged with.
+            The new bank, and the id that it went into: its own, or that of a near-duplicate it was merged with. An
+            imported signature is never merged: its maker says how many examples weigh for it, and enough of them
+            would walk the operator's own away from what it stands for.
 
         Raises:
             BankError: if there is no traffic to try it on, or too little, its name is taken, or it fires too often.
         """
-        twin = self._twin(signature)
-        if twin is None and any(item.about.id == signature.about.id for item in self.signatures):
+        twin, named = self._twin(signature), self._named(signature.about.id)
+        if named is not None and named.about.kind == signature.about.kind and named.vector_D.equal(signature.vector_D):
+            return self, named.about.id
+        if twin is None and named is not None:
             raise BankError(f"{signature.about.id} is taken by another signature; choose another --id, or remove it")
-        if twin is not None and twin.about.id == signature.about.id and twin.vector_D.equal(signature.vector_D):
-            return self, twin.about.id
         whole = signature if twin is None else merged(twin, signature)
         others = replace(self, signatures=tuple(item for item in self.signatures if item is not twin))
         trial = self.tried_on().try_out(whole, fires, self.budget, others._fired(whole.benign))
@@ -219,8 +221,14 @@ class SignatureBank:
         """Return the benign spans of the traffic that a side fires on, bool [M]."""
         return self._sides[benign].search(self.tried_on().benign_MD)[0] >= 0
 
+    def _named(self, name: str) -> Signature | None:
+        return next((item for item in self.signatures if item.about.id == name), None)
+
     def _twin(self, signature: Signature) -> Signature | None:
-        same = SignatureSet([item for item in self.signatures if item.about.kind == signature.about.kind])
+        if signature.about.imported:
+            return None
+        own = [item for item in self.signatures if not item.about.imported]
+        same = SignatureSet([item for item in own if item.about.kind == signature.about.kind])
         cosine_1, index_1 = same.search(signature.vector_D[None])
         return same.signatures[int(index_1)] if cosine_1 >= 1 - NEAR else None
 

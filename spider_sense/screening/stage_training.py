@@ -79,7 +79,7 @@ def crossed(stage: StageData, source: str, options: StageOptions) -> dict[str, A
 
     Family and sites are chosen on the other files alone. For each pair of a fold of contexts and a fold of attacks, the
     probe sees neither: it is fitted on the rest of the file and the other files, and scores that pair's injected rows
-    and the clean rows of its contexts. The pairs' scores are pooled, so a clean row is scored once a fold of attacks.
+    and a share of the clean rows of its contexts. The pairs' scores are pooled; every row of the file is scored once.
 
     Returns:
         As :func:`measure_files` of a file.
@@ -89,12 +89,13 @@ def crossed(stage: StageData, source: str, options: StageOptions) -> dict[str, A
     parts = _parts(stage, other, FRACTIONS, options.seed)
     chosen = _choose(stage, parts["train"], parts["validation"])
     context = np.array([_fold(group, options) for group in stage.groups])
-    attack = np.array([_fold(item.attack, options) for item in stage.examples])
+    # A clean row has no attack; its id says in which fold it is measured.
+    attack = np.array([_fold(item.attack or item.example.id, options) for item in stage.examples])
     scored = []
     for row, column in product(range(options.folds), repeat=2):
-        test = inside & (context == row) & (~stage.labels | (attack == column))
+        test = inside & (context == row) & (attack == column)
         train = ~inside | ((context != row) & (~stage.labels | (attack != column)))
-        if set(stage.labels[test].tolist()) == {False, True}:
+        if test.any():
             scored.append(_scored(stage, chosen, np.flatnonzero(train), np.flatnonzero(test), options))
     return _pooled(stage, chosen, scored, options)
 

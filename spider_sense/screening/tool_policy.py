@@ -1,18 +1,19 @@
 """What an operator says of tools, read from YAML::
 
-    default: check            # a tool that no rule names; a rule for * names none
+    default: check            # a tool that no rule allows; allowing * allows none
     rules:
       - {tool: search, then: allow}
+      - {tool: send_money, then: allow}
       - {tool: send_money, when: {amount: {above: 1000}}, then: ask}
       - {tool: send_mail, unless: {to: {like: "*@example.org"}}, then: deny}
       - {tool: "shell*", then: check}
       - {tool: "*", zones: [suspect], principal: "guest-*", then: deny}
     cedar: more.cedar         # rules in Cedar's own language, relative to the working directory
 
-``allow`` names a tool that the default is not for. ``check``: the judge is asked whatever the probes say. ``ask``: it
-takes a person's word. ``deny``: never. Every rule that matches counts, and they add up. A rule with ``when`` holds
-where all of its conditions hold, one with ``unless`` where not all of them do. A condition on an argument of another
-type than it expects is no miss: the call is denied.
+``allow`` names a tool that the default is not for; no other rule lifts the default. ``check``: the judge is asked
+whatever the probes say. ``ask``: it takes a person's word. ``deny``: never. Every rule that matches counts, and they
+add up. A rule with ``when`` holds where all of its conditions hold, one with ``unless`` where not all of them do. A
+condition on an argument of another type than it expects is no miss: the call is denied.
 """
 
 from pathlib import Path

@@ -42,7 +42,7 @@ class Answer:
     outcome: Outcome | None
     """None if it failed: it was late, could not be reached, or did not answer as asked."""
     reason: str
-    """The judge's words, at most a few hundred characters, or what failed."""
+    """The judge's words, at most a few hundred characters, which may quote the screened text; or what failed."""
     seconds: float
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -58,7 +58,7 @@ class StageVerdict:
     outcome: Outcome
     decided_by: Decider
     evidence: str
-    """In words: the probe, signature, rule, judge's reason, or the secret and its owner. Never the screened text."""
+    """In words: the probe, signature, rule, judge, or the secret and its owner. Never the screened text."""
     verdicts: tuple[Verdict, ...] = ()
     match: Match | None = None
     answer: Answer | None = None

@@ -26,6 +26,9 @@ KEYS = {
     "escalated_share",
     "added_latency_median_ratio",
     "added_latency_p99_ratio",
+    "added_latency_worst_ratio",
+    "check_seconds_median",
+    "drift_clean",
 }
 
 
@@ -112,4 +115,10 @@ def test_the_comparison_runs_from_prompt_sets_to_its_last_line(
     # A judge that fails opens no gate.
     assert (judged["attack_success"]["value"], judged["false_positives"]["value"]) == (0.0, 1.0)
     assert line["arms"]["signature alone"]["escalated_share"]["value"] == 0.0
+    assert line["timed_traces"] > 0
+    assert line["check_seconds_median"] > line["pass_seconds_median"] * 0.5
+    # One row of each context is clean, and counts once.
+    assert line["drift_clean"] == 12
+    benign = line["arms"]["signature alone"]["false_positives"]
+    assert 0 < benign["distinct"] < benign["n"]
     assert json.loads(json.dumps(line)) == line

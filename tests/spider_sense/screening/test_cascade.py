@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from spider_sense.config import parse
+from spider_sense.screening.artifact import Artifact
 from spider_sense.screening.cascade import Cascade, StagesSettings
 from spider_sense.screening.sensed import Sensed
 from spider_sense.screening.stage import STAGES
 from spider_sense.screening.tool_policy import ToolPolicy
 from spider_sense.screening.tool_rules import ToolRules
-from spider_sense.screening.verdict import Match
+from spider_sense.screening.verdict import Answer, Match
 from spider_sense.types import Coverage, Verdict
 
 ATTACK = Match("exfil", "injection", 0.9, 0.2)
@@ -48,8 +49,20 @@ def test_evidence_names_what_decided(tools: Any) -> None:
     convicted = cascade.decide(tools.artifact(text="SECRET"), tools.sensed("suspect", pooled=POOLED))
     assert convicted.evidence == "drift suspect, and signature exfil (injection) fires: distance 0.10, radius 0.20"
     judged = cascade.decide(tools.artifact(text="SECRET"), tools.sensed("clear", pooled=POOLED))
-    assert judged.evidence.endswith("the judge says: because")
+    assert judged.evidence == f"all probes are clear, but {convicted.evidence[19:]}; the judge says reject"
     assert "SECRET" not in convicted.evidence + judged.evidence
+
+
+@pytest.mark.parametrize("outcome", ["accept", "reject"])
+def test_a_judge_that_quotes_is_quoted_in_its_answer_alone(tools: Any, outcome: Any) -> None:
+    class Quoting:
+        def ask(self, artifact: Artifact) -> Answer:
+            return Answer(outcome=outcome, reason=f"it says {artifact.text}", seconds=0.0)
+
+    found = Cascade(judge=Quoting()).decide(tools.artifact(text="SECRET"), tools.sensed("suspect"))
+    assert found.evidence == f"drift suspect; the judge says {outcome}"
+    assert found.answer is not None
+    assert found.answer.reason == "it says SECRET"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -106,7 +119,7 @@ def test_a_call_that_cannot_be_read_is_rejected(tools: Any) -> None:
 
 def ruled(tools: Any, zone: Any, judge: Any, **rule: Any) -> Any:
     pytest.importorskip("cedarpy")
-    policy = parse({"rules": [{"tool": "search", **rule}]}, ToolPolicy, "test")
+    policy = parse({"rules": [{"tool": "search", "then": "allow"}, {"tool": "search", **rule}]}, ToolPolicy, "test")
     cascade = Cascade(judge=judge, rules=ToolRules(policy))
     return cascade.decide(tools.artifact("action"), tools.sensed(zone))
 
@@ -119,7 +132,7 @@ def test_rules_and_the_judge(tools: Any) -> None:
     assert (checked.outcome, checked.decided_by, len(judge.asked)) == ("accept", "judge", 1)
     asked = ruled(tools, "clear", judge, then="ask")
     assert (asked.outcome, asked.decided_by, asked.needs_human) == ("reject", "rule", True)
-    assert asked.evidence == "rule 1 (search) wants a person's word; else: all probes are clear"
+    assert asked.evidence == "rule 2 (search) wants a person's word; else: all probes are clear"
     rejected = ruled(tools, "suspect", tools.FixedJudge("reject"), then="ask")
     assert (rejected.decided_by, rejected.needs_human) == ("judge", False)
     # A judge lifts no rule.

@@ -1,5 +1,7 @@
 """Envelopes: nobody without the key can write or move one."""
 
+import math
+from datetime import datetime, tzinfo
 from typing import Any
 
 import pytest
@@ -44,6 +46,19 @@ def test_nor_the_text_the_key_or_the_receiver(sealed: dict[str, Any]) -> None:
         Sealer(KEY).open(sealed, "the message", "carol")
     with pytest.raises(SignatureError, match="is for bob, not for nobody"):
         Sealer(KEY).open(sealed, "the message", None)
+
+
+def test_an_old_envelope_is_believed_no_more(sealed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Later":
+            return cls.fromtimestamp(datetime.now(tz).timestamp() + 4000, tz)
+
+    monkeypatch.setattr("spider_sense.screening.envelope.datetime", Later)
+    with pytest.raises(SignatureError, match=r"is 40\d\d seconds old, more than 3600; send it anew"):
+        Sealer(KEY).open(sealed, "the message", "bob")
+    assert Sealer(KEY, lifetime=5000).open(sealed, "the message", "bob").sender == "ann"
+    assert Sealer(KEY, lifetime=math.inf).open(sealed, "the message", "bob").sender == "ann"
 
 
 @pytest.mark.parametrize("record", [{}, [], None, "x", {"sender": "ann", "more": 1}, {"outcome": "open sesame"}])

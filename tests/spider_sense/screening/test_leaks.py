@@ -3,6 +3,7 @@
 import base64
 import codecs
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,20 @@ def watch() -> LeakWatch:
         ("as it is", " . ".join(SECRET)),
         ("as it is", SECRET.replace("a", "\uff41")),  # a full-width letter
         ("as it is", "opens with 7-Alpha-Tango-93"),
+        ("as it is", SECRET.replace("a", "\u00e1").replace("e", "e\u0301")),  # accents
+        ("as it is", SECRET.translate(str.maketrans("aeopcT", "\u0430\u0435\u043e\u0440\u0441\u0422"))),  # Cyrillic
+        ("as it is", SECRET.translate(str.maketrans("oTA", "\u03bf\u03a4\u0391"))),  # Greek
+        ("as it is", "".join(f"\\u{ord(letter):04x}" for letter in SECRET)),
+        ("as it is", "".join(f"\\x{ord(letter):02X}" for letter in SECRET)),
+        ("as it is", re.sub("[aeiou7]", lambda found: f"%{ord(found[0]):02x}", SECRET)),
+        ("as it is", "".join(f"&#{ord(letter)};" for letter in SECRET)),
         ("reversed", SECRET[::-1]),
         ("in rot13", codecs.encode(SECRET, "rot13")),
         ("in hexadecimal", SECRET.encode().hex(" ")),
         ("in base64", base64.b64encode(SECRET.encode()).decode()),
         ("in base64", base64.b64encode(b"x" + SECRET.encode() + b"yz").decode()),
         ("in base64", base64.b64encode(b"xy" + SECRET.encode()).decode()),
+        *(("in base32", base64.b32encode(b"xyzw"[:n] + SECRET.encode() + b"?").decode()) for n in range(5)),
     ],
 )
 def test_a_secret_is_found(watch: LeakWatch, form: str, text: str) -> None:
@@ -44,6 +53,10 @@ def test_a_secret_is_found(watch: LeakWatch, form: str, text: str) -> None:
     assert (leak.owner, leak.label, leak.form) == ("ann", "vault", form)
     assert leak.share >= 1 / 3
     assert watch.find(None, text)
+
+
+def test_an_escape_of_no_letter_hides_nothing(watch: LeakWatch) -> None:
+    assert watch.find("bob", SECRET.replace(" ", r"\u{ffffff}").replace("-", r"\ud800"))
 
 
 def test_its_owner_and_readers_may_tell_it(watch: LeakWatch) -> None:

@@ -322,7 +322,7 @@ def test_signatures_are_exchanged_without_traffic(bank: SignatureBank, tmp_path:
         "signatures.safetensors",
     ]
     taken, results = import_signatures(bank, tmp_path / "out", keys[1])
-    assert [(item.id, item.into) for item in results] == [("a", "a")]
+    assert [(item.id, item.refused) for item in results] == [("a", None)]
     assert taken.match(around(10, 1, seed=8)[0])
     with pytest.raises(BankError, match="no signature to export"):
         export_signatures(bank, tmp_path / "none", keys[0])
@@ -335,10 +335,38 @@ def test_what_is_imported_is_tried_here(bank: SignatureBank, tmp_path: Path, key
     theirs = replace(bank, signatures=(poisoned, good, excuse))
     export_signatures(theirs, tmp_path / "out", keys[0])
     taken, results = import_signatures(bank, tmp_path / "out", keys[1])
-    assert [item.into for item in results] == [None, "good", None]
-    assert "above the budget" in results[0].reason
-    assert "would excuse" in results[2].reason
+    assert [item.refused is None for item in results] == [False, True, False]
+    assert "above the budget" in str(results[0].refused)
+    assert "would excuse" in str(results[2].refused)
     assert [item.about.id for item in taken.signatures] == ["good"]
+
+
+def test_imports_move_no_signature_of_the_banks_own(
+    bank: SignatureBank, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    """Each is a near-duplicate of the one before, and says that a million examples made it."""
+    held, _ = bank.added(drafted(bank))
+    own, away = held.signatures[0], bank.unit(around(15, 1))[0]
+    walked = own.vector_D
+    for step in range(9):
+        walked = torch.nn.functional.normalize(walked + 0.15 * away, dim=0)
+        step_1D = walked[None]
+        made = from_examples(f"s{step}", own.about.kind, step_1D, "stranger", 0.1)
+        claimed = replace(made, about=made.about.model_copy(update={"examples": 10**6}))
+        export_signatures(replace(bank, signatures=(claimed,)), tmp_path / f"out{step}", keys[0])
+        held, results = import_signatures(held, tmp_path / f"out{step}", keys[1])
+        assert results[0].refused is None
+    assert walked @ own.vector_D < 0.9
+    assert held.signatures[0].about == own.about
+    assert held.signatures[0].vector_D.equal(own.vector_D)
+    # Nor does what the operator adds later disappear in one of them.
+    beside = from_examples("mine", own.about.kind, walked[None], "tests", 0.1)
+    assert held.added(beside)[1] == "mine"
+    # The same once more is no other signature, and a name stays with what has it.
+    assert import_signatures(held, tmp_path / "out8", keys[1])[0].signatures == held.signatures
+    named = replace(beside, about=beside.about.model_copy(update={"id": "a"}))
+    export_signatures(replace(bank, signatures=(named,)), tmp_path / "named", keys[0])
+    assert "a is taken" in str(import_signatures(held, tmp_path / "named", keys[1])[1][0].refused)
 
 
 def test_what_is_not_signed_or_not_for_this_model_is_not_imported(

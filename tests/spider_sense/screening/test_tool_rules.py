@@ -35,14 +35,17 @@ def test_the_shipped_file_says_what_its_comments_say() -> None:
     shipped = ToolRules(tools)
     assert shipped.decide("ann", "search", {"q": "x"}, "clear") == Ruling()
     assert shipped.decide("ann", "other", {}, "clear") == Ruling(check="default")
-    assert shipped.decide("ann", "read_file", {"path": "/etc/passwd"}, "clear").deny == "rule 2 (read_file)"
-    assert shipped.decide("ann", "read_file", {"path": "notes"}, "clear") == Ruling()
-    assert shipped.decide("ann", "send_money", {"amount": 1000.01}, "clear").ask == "rule 3 (send_money)"
-    assert shipped.decide("ann", "send_money", {"amount": 1000}, "clear") == Ruling()
-    assert shipped.decide("ann", "send_email", {"to": "eve@elsewhere.org"}, "clear").ask == "rule 4 (send_email)"
-    assert shipped.decide("ann", "send_email", {}, "clear").ask == "rule 4 (send_email)"
-    assert shipped.decide("ann", "send_email", {"to": "bob@example.org"}, "clear") == Ruling()
-    assert shipped.decide("guest-7", "search", {}, "suspect").deny == "rule 5 (*)"
+    for path in ("/etc/passwd", "//etc/passwd", "notes.md/../../etc/passwd", "Notes.md"):
+        assert shipped.decide("ann", "read_file", {"path": path}, "clear").deny == "rule 3 (read_file)"
+    assert shipped.decide("ann", "read_file", {"path": "notes.md"}, "clear") == Ruling()
+    over = shipped.decide("ann", "send_money", {"amount": 1000.01}, "clear")
+    assert over == Ruling(check="default", ask="rule 4 (send_money)")
+    assert shipped.decide("ann", "send_money", {"amount": 1000}, "clear") == Ruling(check="default")
+    for to in ("eve@elsewhere.org", "evil@x.com, team@example.org", "team@example.org\n"):
+        assert shipped.decide("ann", "send_email", {"to": to}, "clear") == Ruling(ask="rule 6 (send_email)")
+    assert shipped.decide("ann", "send_email", {}, "clear").ask == "rule 6 (send_email)"
+    assert shipped.decide("ann", "send_email", {"to": "team@example.org"}, "clear") == Ruling()
+    assert shipped.decide("guest-7", "search", {}, "suspect").deny == "rule 7 (*)"
     assert shipped.decide(None, "search", {}, "suspect") == Ruling()
 
 
@@ -105,8 +108,21 @@ def test_nested_arguments_and_unless() -> None:
 
 def test_rules_add_up_and_name_themselves() -> None:
     both = rules({"tool": "p*", "then": "ask"}, {"tool": "pay", "then": "check"}, default="deny")
-    assert both.decide(None, "pay", {}, "clear") == Ruling(ask="rule 1 (p*)", check="rule 2 (pay)")
+    assert both.decide(None, "pay", {}, "clear") == Ruling("default", ask="rule 1 (p*)", check="rule 2 (pay)")
     assert both.decide(None, "other", {}, "clear") == Ruling(deny="default")
+
+
+def test_a_restriction_lifts_no_default() -> None:
+    found = rules(
+        {"tool": "*sh*", "principal": "guest-*", "then": "deny"},
+        {"tool": "get_*", "then": "allow"},
+        {"tool": "get_cash", "then": "ask"},
+        default="deny",
+    )
+    assert found.decide("guest-7", "shell", {}, "clear").deny == "default, rule 1 (*sh*)"
+    assert found.decide("ann", "shell", {}, "clear").deny == "default"
+    assert found.decide("ann", "get_time", {}, "clear") == Ruling()
+    assert found.decide("ann", "get_cash", {}, "clear") == Ruling(ask="rule 3 (get_cash)")
 
 
 def test_a_rule_for_everything_names_nothing() -> None:
