@@ -89,7 +89,7 @@ def test_what_is_read_in_the_engine_is_what_is_read_offline(
         scorer = Scorer(bank)
         request = scorer.open("offline", len(ids), unscored(template.head, ids), template.tail)
         scorer.score_sequence(whole_logits(bank, loaded, ids), request)
-        expected += 2 * float(np.clip(scorer.stream.readout([request.slot])[0][SKETCH], -4, 4))
+        expected += 2 * float(np.clip(scorer.stream.readout([request.slot]).numpy()[0, SKETCH], -4, 4))
     store = open_store(str(tmp_path / "store"))
     states = {name: PrincipalState.from_bytes(state) for name, state in store.principals()}
     store.close()
