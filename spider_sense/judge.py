@@ -244,8 +244,7 @@ class Judge:
         if readout_BH:
             for case, position, readout_H in zip(reading.cases, reading.positions, readout_BH[0], strict=True):
                 case.history.append((position, float(readout_H[0])))
-        thresholds = np.concatenate([case.thresholds for case in reading.cases])
-        thresholds_B2H = thresholds.reshape(len(reading.cases), 2, -1)
+        thresholds_B2H = np.array([case.thresholds for case in reading.cases])
         # Written with "not below" so that NaN is a breach.
         zone_BH = (~(peak_BH < thresholds_B2H[:, 0])).astype(np.int8)
         zone_BH[~(peak_BH < thresholds_B2H[:, 1])] = _BREACH

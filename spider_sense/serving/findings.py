@@ -142,13 +142,14 @@ def findings_of(
         stricter: those whose decision has become stricter: their principals may have to be slowed or hushed.
         extraction: what became of what the feed was offered.
     """
+    heads = len(cases[0].peak) if cases else 0
     requests = [case.request for case in cases]
     coverage = [(request.scored, request.cached, request.missing) for request in requests]
     return Findings(
         ids=tuple(request.id for request in requests),
-        peak_BH=_rows([case.peak for case in cases], np.float32),
-        threshold_BH=_rows([case.thresholds[1] for case in cases], np.float32),
-        zone_BH=_rows([case.zone for case in cases], np.int8),
+        peak_BH=np.array([case.peak for case in cases], dtype=np.float32).reshape(-1, heads),
+        threshold_BH=np.array([case.thresholds[1] for case in cases], dtype=np.float32).reshape(-1, heads),
+        zone_BH=np.array([case.zone for case in cases], dtype=np.int8).reshape(-1, heads),
         coverage_B3=np.array(coverage, dtype=np.int64).reshape(-1, 3),
         actions=tuple(case.decision.action for case in cases),
         reasons=tuple(case.decision.reason for case in cases),
@@ -159,11 +160,6 @@ def findings_of(
         secret=tuple(case.decision.secret for case in cases),
         extraction=extraction,
     )
-
-
-def _rows(arrays: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
-    # Ten times as fast as np.array of a list of arrays.
-    return np.concatenate(arrays, dtype=dtype).reshape(len(arrays), -1) if arrays else np.empty((0, 0), dtype)
 
 
 def _principals(cases: Sequence[Case], action: Action) -> tuple[str, ...]:
