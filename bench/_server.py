@@ -29,16 +29,25 @@ class Server:
     group: int
     """The process group of all its processes."""
 
-    def worker_seconds(self) -> float:
-        """Return what its workers have computed so far, in seconds of a processor; Linux tells."""
-        ticks = 0
+    def seconds(self) -> tuple[float, float]:
+        """Return what its workers and its other processes have computed so far, in seconds of a processor.
+
+        Linux tells.
+        """
+        worker = rest = 0
         for file in Path("/proc").glob("[0-9]*/stat"):
             with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                name, _, rest = file.read_text(encoding="utf-8").rpartition(") ")
-                fields = rest.split()
-                if "(VLLM::Worker" in name and int(fields[2]) == self.group:
-                    ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+                name, _, told = file.read_text(encoding="utf-8").rpartition(") ")
+                fields = told.split()
+                if int(fields[2]) != self.group:
+                    continue
+                ticks = int(fields[11]) + int(fields[12])
+                if "(VLLM::Worker" in name:
+                    worker += ticks
+                else:
+                    rest += ticks
+        second = os.sysconf("SC_CLK_TCK")
+        return worker / second, rest / second
 
 
 @contextmanager

@@ -38,7 +38,13 @@ PROMPTS = (
     "Explain how a bicycle stays upright, in words that a child understands.",
     "Write a letter to a neighbour about a party on Saturday.",
 )
-FIGURES = {"throughput": "tokens_per_s", "ttft": "first_ms", "itl": "between_ms", "worker_cpu": "worker_s"}
+FIGURES = {
+    "throughput": "tokens_per_s",
+    "ttft": "first_ms",
+    "itl": "between_ms",
+    "worker_cpu": "worker_s",
+    "front_cpu": "front_s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class Round:
     """Median time between tokens."""
     worker_s: float
     """Processor time of the worker, which what else the machine does hardly changes."""
+    front_s: float
+    """Processor time of the front end and the scheduler."""
 
 
 def main(
@@ -150,12 +158,13 @@ async def _load(loaded: Server, concurrent: int, new_tokens: int) -> Round:
 
     prompts = [f"{place}. {PROMPTS[place % len(PROMPTS)]}" for place in range(concurrent)]
     async with AsyncOpenAI(base_url=loaded.address, api_key="none", max_retries=0) as client:
-        worker_s, begin = loaded.worker_seconds(), time.perf_counter()
+        computed, begin = loaded.seconds(), time.perf_counter()
         streams = await asyncio.gather(*(_stream(client, prompt, new_tokens) for prompt in prompts))
         seconds = time.perf_counter() - begin
     first = statistics.median(times[1] - times[0] for times in streams)
     between = statistics.median(later - sooner for times in streams for sooner, later in pairwise(times[1:]))
-    return Round(concurrent * new_tokens / seconds, 1000 * first, 1000 * between, loaded.worker_seconds() - worker_s)
+    worker_s, front_s = (now - before for now, before in zip(loaded.seconds(), computed, strict=True))
+    return Round(concurrent * new_tokens / seconds, 1000 * first, 1000 * between, worker_s, front_s)
 
 
 async def _stream(client: Any, prompt: str, new_tokens: int) -> list[float]:
