@@ -67,7 +67,7 @@ def main(
     guard: Annotated[str, typer.Option(help="Folder of a guard, or random: 64 heads at 8 sites.")] = "random",
     concurrent: Annotated[int, typer.Option(help="Requests of a round, all at once.")] = 16,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 32,
-    rounds: Annotated[int, typer.Option(help="Rounds of each server.")] = 24,
+    rounds: Annotated[int, typer.Option(help="Rounds of each server.")] = 70,
     eager: Annotated[bool, typer.Option(help="Serve without torch.compile.")] = False,
     dtype: Annotated[str, typer.Option(help="Of the model.")] = "float32",
 ) -> None:
