@@ -11,6 +11,7 @@ from spider_sense.guard import Guard
 from spider_sense.policy import Policy
 from spider_sense.scoring import SiteMap
 from spider_sense.serving import patch_seams
+from spider_sense.serving.engine_config import check_guard
 from spider_sense.serving.engine_guard import EngineGuard
 from spider_sense.serving.prefix import reads_prompts_alone, tail_of
 from spider_sense.serving.settings import ServingSettings
@@ -100,7 +101,7 @@ def exchange(running: EngineGuard, told: Mapping[str, Any], serving: ServingConf
                 "the guard has probes that read prompts alone, and that of before has none, so that hits of the prefix "
                 "cache may hold answers; start anew with this guard"
             )
-        guard.check_model(running.judge.guard.manifest.fingerprint, serving, settings.allow_uncertified)
+        check_guard(guard, running.judge.guard.manifest.fingerprint, serving, settings.allow_uncertified)
         running.exchange(guard, settings.load_policy())
     except SpiderSenseError as error:
         return str(error)

@@ -5,13 +5,16 @@ from typing import Any
 
 from spider_sense.errors import ConfigError
 from spider_sense.extraction.online import read_artifact
-from spider_sense.fingerprint import ServingConfig
+from spider_sense.fingerprint import Fingerprint, ServingConfig
 from spider_sense.guard import Guard
 from spider_sense.serving import patch_seams
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
 from spider_sense.serving.settings import ServingSettings
 
-__all__ = ["check_engine", "check_model", "serving_of", "tokenizer_of"]
+__all__ = ["check_engine", "check_guard", "check_model", "serving_of", "tokenizer_of"]
+
+ANY_ADAPTER = "LoRA"
+"""Stands for every adapter that an engine may come to load."""
 
 
 def check_engine(config: Any) -> None:
@@ -27,7 +30,6 @@ def check_engine(config: Any) -> None:
             config.speculative_config is not None and config.scheduler_config.async_scheduling
         ),
         "kv_transfer_config": config.kv_transfer_config is not None,
-        "enable_lora": config.lora_config is not None,
         "enable_prompt_embeds": config.model_config.enable_prompt_embeds,
         "enable_dbo": parallel.enable_dbo,
         "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
@@ -46,21 +48,40 @@ def check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
 
     Raises:
         MismatchError: with both values.
+        ConfigError: if LoRA adapters would change the rows that the policy's patch changes.
     """
-    model = config.model_config
-    found = checkpoint_fingerprint(Path(model.model), tokenizer_of(config))
-    guard.check_model(found, serving_of(model), settings.allow_uncertified)
+    found = checkpoint_fingerprint(Path(config.model_config.model), tokenizer_of(config))
+    serving = serving_of(config)
+    check_guard(guard, found, serving, settings.allow_uncertified)
     if settings.extraction is not None:
         read_artifact(settings.load_extraction()).check_model(found)
     patched = patch_seams.find_patch(settings)
     if patched is not None:
         patched[0].check_model(found)
+        if serving.adapters:
+            raise ConfigError(
+                "the policy's patch moves rows of projections that LoRA adapters may move too; serve without "
+                "--enable-lora, or take the action patch out of the policy"
+            )
 
 
-def serving_of(model: Any) -> ServingConfig:
-    """Return how vLLM's model configuration says that the model runs."""
+def check_guard(guard: Guard, found: Fingerprint, serving: ServingConfig, allow_uncertified: bool) -> None:
+    """Check that a guard was made for a checkpoint, and for the way in which it is served.
+
+    Raises:
+        MismatchError: with both values.
+    """
+    # Adapters are not in the checkpoint: it has to be the guard's, whatever is allowed beside it.
+    guard.check_model(found, serving.model_copy(update={"adapters": ()}), allow_uncertified)
+    guard.check_model(found, serving, allow_uncertified)
+
+
+def serving_of(config: Any) -> ServingConfig:
+    """Return how vLLM's configuration says that the model runs; which adapters will be loaded it does not know."""
+    model = config.model_config
     dtype = str(model.dtype).removeprefix("torch.")
-    return ServingConfig(dtype=dtype, quantization=model.quantization, adapters=())
+    adapters = () if config.lora_config is None else (ANY_ADAPTER,)
+    return ServingConfig(dtype=dtype, quantization=model.quantization, adapters=adapters)
 
 
 def tokenizer_of(config: Any) -> Any:

@@ -43,7 +43,7 @@ class ServingSettings(Settings):
     scores: bool = False
     """Whether answers carry scores and thresholds, which show an attacker how near a prompt came."""
     allow_uncertified: bool = False
-    """Whether a dtype or quantisation is accepted that the thresholds were not calibrated for."""
+    """Whether a dtype, a quantisation or LoRA adapters are accepted that the thresholds were not calibrated for."""
     principal_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
     """Header that names who sends a request. It is believed, so it has to be set by a proxy that clients cannot go
     around; without it the API key tells, where the server has any."""

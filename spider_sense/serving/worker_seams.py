@@ -140,7 +140,7 @@ def _shut_down(original: Callable[..., Any], worker: Any) -> None:
 
 def _exchanged(worker: Any, told: dict[str, Any]) -> str | None:
     guard: EngineGuard | None = getattr(worker.model_runner, _GUARD, None)
-    return None if guard is None else exchange(guard, told, serving_of(worker.vllm_config.model_config))
+    return None if guard is None else exchange(guard, told, serving_of(worker.vllm_config))
 
 
 def _restored(worker: Any) -> None:

@@ -186,6 +186,7 @@ def run_engine(options: dict[str, Any], run_job: Callable[..., dict[str, Any]]) 
         second_runner: bool = False,
         dummy_batches: bool = False,
         preempts: bool = False,
+        adapter: Path | None = None,
         **engine: Any,
     ) -> Result:
         guarded = {} if settings is None else {"additional_config": {"spider_sense": settings}}
@@ -194,6 +195,7 @@ def run_engine(options: dict[str, Any], run_job: Callable[..., dict[str, Any]]) 
             "engine": {**options, **engine, **guarded},
             "sampling": [{"temperature": 0.0, "max_tokens": 12, **one} for one in asked],
             "dummy_batches": dummy_batches,
+            "adapter": adapter and str(adapter),
             "rounds": rounds,
         }
         interpreted = INTERPRETER if second_runner else {}

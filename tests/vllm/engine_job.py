@@ -15,7 +15,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     """Return which runner the engine has, what came of each prompt of every round, and how often one was preempted.
 
     In the place of a prompt a number stands for the whole conversation of that request in the round before. With
-    ``refused``, options of engines that are not to start, return what each of them said instead.
+    ``adapter``, the folder of a LoRA adapter, every second prompt of a round is for that adapter. With ``refused``,
+    options of engines that are not to start, return what each of them said instead.
     """
     from vllm import LLM, SamplingParams
 
@@ -34,12 +35,22 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             rounds[-1][one]["prompt"] + rounds[-1][one]["tokens"] if isinstance(one, int) else one for one in wanted
         ]
         answers = engine.generate(
-            [{"prompt_token_ids": ids} for ids in prompts], SamplingParams(**sampling), use_tqdm=False
+            [{"prompt_token_ids": ids} for ids in prompts],
+            SamplingParams(**sampling),
+            use_tqdm=False,
+            lora_request=_every_second(job["adapter"], len(prompts)),
         )
         rounds.append([_told(one, completion) for one in answers for completion in one.outputs])
     core = engine.llm_engine.engine_core
     looks_ahead = hasattr(core, "engine_core") and core.engine_core.batch_queue is not None
     return {"runner": runners[0], "looks_ahead": looks_ahead, "rounds": rounds, "preempted": len(preempted)}
+
+
+def _every_second(adapter: str | None, prompts: int) -> list[Any] | None:
+    """Return what asks for an adapter, of each prompt; None where there is no adapter."""
+    from vllm.lora.request import LoRARequest
+
+    return adapter and [LoRARequest("shifted", 1, adapter) if place % 2 else None for place in range(prompts)]
 
 
 def _look_ahead() -> None:

@@ -1,5 +1,6 @@
 """The guard inside a real vLLM engine finds what transformers finds, whatever the engine does to the rows."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from spider_sense.bench import random_guard
 from spider_sense.guard import Guard
@@ -156,14 +158,16 @@ def test_a_guard_for_another_model_does_not_start(
     other = manifest.fingerprint.model_copy(update={"weight_digest": "0" * 64})
     wrong = Guard(manifest.model_copy(update={"fingerprint": other}), Guard.from_pretrained(guard).probes)
     wrong.save_pretrained(tmp_path / "wrong")
-    model, dtype, name, nowhere = refusals(
+    model, dtype, adapters, name, nowhere = refusals(
         ({"guard": str(tmp_path / "wrong")}, {}),
         ({"guard": str(guard)}, {"dtype": "bfloat16"}),
+        ({"guard": str(guard)}, {"enable_lora": True}),
         ({"gaurd": str(guard)}, {}),
         ({"guard": str(tmp_path / "to_come")}, {}),
     )
     assert re.search(r"weight_digest is .* expected '0000", model)
     assert re.search(r"uncertified serving configuration .*bfloat16", dtype)
+    assert re.search(r"uncertified serving configuration .*LoRA", adapters)
     assert "gaurd" in name
     assert "to_come/guard.json does not exist" in nowhere
 
@@ -307,6 +311,52 @@ def test_the_next_turn_of_a_chat_is_covered_in_full_where_heads_read_prompts_alo
     # The second turn computes the answer to the first again, and the third begins with it.
     cached = [{one["said"]["coverage"]["cached"] for one in answers} for answers in found]
     assert cached == [{0}, {32}, {64}]
+
+
+@pytest.fixture
+def adapted(loaded: LoadedModel, tmp_path: Path) -> tuple[LoadedModel, Path]:
+    """The model with a random LoRA adapter in its weights, and the folder of that adapter."""
+    model: Any = copy.deepcopy(loaded.model)
+    rank, generator, parts = 4, torch.Generator().manual_seed(0), {}
+    for name in ("q_proj", "v_proj"):
+        for place, layer in enumerate(model.model.layers):
+            weight = getattr(layer.self_attn, name).weight.data
+            down_RD = torch.randn(rank, weight.shape[1], generator=generator) * weight.shape[1] ** -0.5
+            up_OR = torch.randn(weight.shape[0], rank, generator=generator) * weight.std()
+            weight += up_OR @ down_RD
+            key = f"base_model.model.model.layers.{place}.self_attn.{name}"
+            parts |= {f"{key}.lora_A.weight": down_RD, f"{key}.lora_B.weight": up_OR}
+    told = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told), encoding="utf-8")
+    save_file(parts, tmp_path / "adapter_model.safetensors")
+    return dataclasses.replace(loaded, model=model), tmp_path
+
+
+def test_requests_for_an_adapter_are_scored_as_the_adapted_model_computes_them(
+    adapted: tuple[LoadedModel, Path],
+    guard: Path,
+    prompts: list[list[int]],
+    run_engine: Callable[..., Any],
+    offline: Offline,
+    offline_of: Callable[[LoadedModel], Offline],
+) -> None:
+    model, folder = adapted
+    # Both are asked the same, so that either could take up what the cache holds of the other.
+    pairs = [prompt for prompt in prompts[6:] for _ in ("base", "adapted")]
+    cold, warm = run_engine(
+        [pairs, pairs],
+        {"guard": str(guard), "scores": True, "allow_uncertified": True},
+        adapter=folder,
+        enable_lora=True,
+        max_lora_rank=8,
+    )
+    of_adapted = offline_of(model)
+    for place, one in enumerate((*cold, *warm)):
+        assert_equals_offline(one, guard, of_adapted if place % 2 else offline)
+    for base, other in zip(cold[::2], cold[1::2], strict=True):
+        scores = [[found["score"] for found in one["said"]["detectors"].values()] for one in (base, other)]
+        assert (torch.tensor(scores[0]) - torch.tensor(scores[1])).abs().max() > 0.1, "the adapter changes nothing"
+    assert all(one["said"]["coverage"]["cached"] for one in warm)
 
 
 def test_two_ranks_find_what_one_model_finds_and_the_first_of_them_stops(

@@ -202,7 +202,7 @@ def test_each_of_two_ranks_patches_its_own_neurons(
         assert (plain - tiny.logprobs(one))[1:].abs().max() > 1e-2
 
 
-def test_a_patch_for_another_model_does_not_start(
+def test_a_patch_that_does_not_fit_does_not_start(
     smol: Patched, guard: Path, refusals: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     manifest = smol.live.patch.manifest
@@ -211,5 +211,9 @@ def test_a_patch_for_another_model_does_not_start(
     wrong.save_pretrained(tmp_path / "wrong")
     policy = {"rules": [], "on_missing": "patch", "patch": {"folder": str(tmp_path / "wrong")}}
     (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
-    (said,) = refusals(({"guard": str(guard), "policy": str(tmp_path / "policy.yaml")}, {}))
+    beside = {"guard": str(guard), "policy": str(smol.policy), "allow_uncertified": True}
+    said, adapters = refusals(
+        ({"guard": str(guard), "policy": str(tmp_path / "policy.yaml")}, {}), (beside, {"enable_lora": True})
+    )
     assert re.search(r"weight_digest is .* expected '0000[^;]*; a patch fits the model", said)
+    assert "serve without --enable-lora, or take the action patch out of the policy" in adapters
