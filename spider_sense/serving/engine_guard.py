@@ -278,8 +278,7 @@ class EngineGuard:
         case = self.judge.open(name, kept, principal_of(new.sampling_params), text, asked)
         chain = None
         if self.judge.scorer.blocks is not None:
-            adapter = getattr(new.lora_request, "lora_name", "")
-            chain = TokenChain(f"{self.judge.digest}/{case.request.skip}/{adapter}", self.judge.scorer.blocks.size)
+            chain = TokenChain(f"{self.judge.digest}/{case.request.skip}", self.judge.scorer.blocks.size)
         blocks = list(new.block_ids[0]) if new.block_ids else []
         self._served[name] = Served(case, prompt, blocks, chain, cached=new.num_computed_tokens)
 

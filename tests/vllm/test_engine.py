@@ -23,6 +23,7 @@ from spider_sense.types import Site
 
 pytestmark = pytest.mark.vllm
 Offline = Callable[[Path, list[int], int], tuple[torch.Tensor, torch.Tensor]]
+SHADOW = Path(__file__).parents[2] / "configs" / "policy-shadow.yaml"
 REFUSAL = "I can't help with that."
 
 
@@ -345,10 +346,12 @@ def test_requests_for_an_adapter_are_scored_as_the_adapted_model_computes_them(
     pairs = [prompt for prompt in prompts[6:] for _ in ("base", "adapted")]
     cold, warm = run_engine(
         [pairs, pairs],
-        {"guard": str(guard), "scores": True, "allow_uncertified": True},
+        {"guard": str(guard), "policy": str(SHADOW), "scores": True, "allow_uncertified": True},
         adapter=folder,
         enable_lora=True,
         max_lora_rank=8,
+        # With one slot the operators of vLLM on a CPU adapt everybody in a batch: they take slot -1 for the last.
+        max_loras=2,
     )
     of_adapted = offline_of(model)
     for place, one in enumerate((*cold, *warm)):
