@@ -50,7 +50,9 @@ def _every_second(adapter: str | None, prompts: int) -> list[Any] | None:
     """Return what asks for an adapter, of each prompt; None where there is no adapter."""
     from vllm.lora.request import LoRARequest
 
-    return adapter and [LoRARequest("shifted", 1, adapter) if place % 2 else None for place in range(prompts)]
+    if adapter is None:
+        return None
+    return [LoRARequest("shifted", 1, adapter) if place % 2 else None for place in range(prompts)]
 
 
 def _look_ahead() -> None:

@@ -318,7 +318,8 @@ def test_the_next_turn_of_a_chat_is_covered_in_full_where_heads_read_prompts_alo
 def adapted(loaded: LoadedModel, tmp_path: Path) -> tuple[LoadedModel, Path]:
     """The model with a random LoRA adapter in its weights, and the folder of that adapter."""
     model: Any = copy.deepcopy(loaded.model)
-    rank, generator, parts = 4, torch.Generator().manual_seed(0), {}
+    rank, generator = 4, torch.Generator().manual_seed(0)
+    parts: dict[str, torch.Tensor] = {}
     for name in ("q_proj", "v_proj"):
         for place, layer in enumerate(model.model.layers):
             weight = getattr(layer.self_attn, name).weight.data
