@@ -138,9 +138,7 @@ def summarise(seen: Sequence[Sighting], decisions: Sequence[Decision]) -> dict[s
 
 
 def _rate(flagged: Sequence[tuple[Sighting, bool]]) -> dict[str, float | None]:
-    rate, interval = rate_interval(
-        [flag for _, flag in flagged], [item.trace.owner for item, _ in flagged], RESAMPLES
-    )
+    rate, interval = rate_interval([flag for _, flag in flagged], [item.trace.owner for item, _ in flagged], RESAMPLES)
     distinct = len({(item.artifact.stage, item.artifact.text) for item, _ in flagged})
     value = rate if flagged else None
     return {"value": value, "low": interval.low, "high": interval.high, "n": len(flagged), "distinct": distinct}

@@ -6,6 +6,7 @@ from typing import Any
 
 from spider_sense.errors import ConfigError, MissingExtraError
 from spider_sense.screening.cedar import ACTIONS, compile_policy, context_value
+from spider_sense.screening.cedar_rules import UNNAMED, read_rules
 from spider_sense.screening.tool_policy import ToolPolicy
 from spider_sense.types import Zone
 
@@ -35,7 +36,7 @@ class ToolRules:
             whose signature fired, or the empty string).
 
     Raises:
-        ConfigError: if the rules are not valid.
+        ConfigError: if the rules are not valid, or one of them can never hold.
         MissingExtraError: if cedarpy is not installed.
     """
 
@@ -45,11 +46,12 @@ class ToolRules:
         except ImportError as error:
             raise MissingExtraError("cedarpy", "screen") from error
         self._cedar = cedarpy
-        self.text = compile_policy(policy)
+        more = read_rules(policy.cedar, policy.known) if policy.cedar else ""
+        self.text = f"{compile_policy(policy)}\n{more}"
         try:
             self._policies = cedarpy.PolicySet.from_str(self.text)
         except ValueError as error:
-            raise ConfigError(f"{policy.cedar or 'the tool policy'}: not valid Cedar: {error}") from error
+            raise ConfigError(f"the tool policy: not valid Cedar: {error}") from error
 
     def decide(
         self, principal: str | None, tool: str, arguments: Mapping[str, Any], zone: Zone, signature: str = ""
@@ -78,7 +80,7 @@ class ToolRules:
         results = self._cedar.is_authorized_batch(requests, self._policies, [])
         # Cedar skips a rule that it cannot evaluate.
         if any(result.diagnostics.errors for result in results):
-            return Ruling(deny="an argument is not of the type that a rule expects")
+            return Ruling(deny="an argument that a rule reads is missing, or not of the type that it expects")
         found = {level: self._forbidden(result) for level, result in zip(ACTIONS, results, strict=True)}
         return Ruling(deny=found["deny"], check=found["check"], ask=found["ask"])
 
@@ -95,5 +97,5 @@ class ToolRules:
         if result.decision is self._cedar.Decision.Allow:
             return None
         names = result.diagnostics.id_annotations_by_reason
-        reasons = [names.get(reason) or reason for reason in result.diagnostics.reasons]
+        reasons = {names.get(reason) or UNNAMED for reason in result.diagnostics.reasons}
         return ", ".join(sorted(reasons)) or "the rules cannot be evaluated"
