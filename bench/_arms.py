@@ -114,9 +114,9 @@ def summarise(seen: Sequence[Sighting], decisions: Sequence[Decision]) -> dict[s
 
     Returns:
         ``attack_success``, ``false_positives``, ``escalated_share``, each with ``value``, ``low``, ``high``, ``n`` and
-        ``distinct``, how many different texts they are (95%: the wider of Clopper-Pearson over ``n`` and a bootstrap over
-        owners, whose spans resemble one another); ``stopped_traces``, the share of benign traces with a stopped span; ``stages`` with the
-        attack success of each; ``seconds``, the median and 99th percentile of a decision.
+        ``distinct``, how many different texts they are (95%: the wider of Clopper-Pearson over ``n`` and a bootstrap
+        over owners, whose spans resemble one another); ``stopped_traces``, the share of benign traces with a stopped
+        span; ``stages`` with the attack success of each; ``seconds``, the median and 99th percentile of a decision.
     """
     pairs = list(zip(seen, decisions, strict=True))
     attacks = [(item, decision) for item, decision in pairs if item.attack]

@@ -111,7 +111,7 @@ def with_traffic(bank: SignatureBank, traffic: Traffic) -> SignatureBank:
             fresh, _ = fresh.added(signature)
         except BankError as error:
             raise BankError(
-                f"the bank keeps its old traffic, because {signature.about.id}, which is in it, fails on the new: {error}; "
-                f"or take it out with: spider-sense signatures remove BANK {signature.about.id}"
+                f"the bank keeps its old traffic, because {signature.about.id}, which is in it, fails on the new: "
+                f"{error}; or take it out with: spider-sense signatures remove BANK {signature.about.id}"
             ) from error
     return fresh

@@ -33,8 +33,8 @@ action {actions} appliesTo {{
 of which nothing is known; a test that cannot be evaluated on a call denies it."""
 _CONTEXT = ("arguments", "principal", "signature", "tool", "zone")
 _ALLOWED = (
-    f"A rule may name the actions {', '.join(ACTIONS.values())}, the types Principal and Tool, which have no attributes, "
-    f"and of context {', '.join(_CONTEXT)}"
+    f"A rule may name the actions {', '.join(ACTIONS.values())}, the types Principal and Tool, which have no "
+    f"attributes, and of context {', '.join(_CONTEXT)}"
 )
 _CONNECTIVES = frozenset({"&&", "||", "!", "if-then-else"})
 _WORDS = {"zone": ZONES, "signature": ("", *(kind for kind in KINDS if kind != "benign"))}

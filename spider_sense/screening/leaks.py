@@ -97,7 +97,7 @@ class LeakWatch:
             text: what it wrote.
         """
         found: dict[int, int] = defaultdict(int)
-        for gram in self._grams(folded(text)) | self._grams(folded(unescaped(text))):
+        for gram in frozenset[bytes]().union(*map(self._grams, {folded(text), folded(unescaped(text))})):
             for place in self._at.get(gram, ()):
                 found[place] += 1
         leaks: dict[tuple[str, str], Leak] = {}

@@ -66,8 +66,8 @@ def measure_files(stage: StageData, options: StageOptions) -> dict[str, dict[str
     Returns:
         By file and JSON-ready: :func:`spider_sense.evidence.evidence` with every control, ``interval``, the 95%
         interval of the AUROC over groups, ``family`` and ``sites``. The interval of the probe's rate at 1% false
-        positives is the wider of Clopper-Pearson's and a bootstrap's over groups. A file of one class has no AUROC and is
-        left out.
+        positives is the wider of Clopper-Pearson's and a bootstrap's over groups. A file of one class has no AUROC and
+        is left out.
     """
     result = {}
     for source in dict.fromkeys(stage.sources.tolist()):

@@ -1,5 +1,6 @@
 """The decision on a tool call by the operator's rules. Nothing is executed: the runtime that executes is told."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,9 @@ class ToolRules:
         except ValueError as error:  # UnicodeEncodeError is one
             fault = "not valid text" if isinstance(error, UnicodeError) else str(error)
             return Ruling(deny=f"the arguments cannot be put to the rules: {fault}")
-        requests = [self._request(context, action) for action in ACTIONS.values()]
+        # Written out once for the three questions.
+        written = json.dumps(context)
+        requests = [self._request(context, written, action) for action in ACTIONS.values()]
         results = self._cedar.is_authorized_batch(requests, self._policies, [])
         # Cedar skips a rule that it cannot evaluate.
         if any(result.diagnostics.errors for result in results):
@@ -85,12 +88,12 @@ class ToolRules:
         return Ruling(deny=found["deny"], check=found["check"], ask=found["ask"])
 
     @staticmethod
-    def _request(context: Mapping[str, Any], action: str) -> dict[str, Any]:
+    def _request(context: Mapping[str, Any], written: str, action: str) -> dict[str, Any]:
         return {
             "principal": {"type": "Principal", "id": context["principal"]},
             "action": {"type": "Action", "id": action},
             "resource": {"type": "Tool", "id": context["tool"]},
-            "context": context,
+            "context": written,
         }
 
     def _forbidden(self, result: Any) -> str | None:
