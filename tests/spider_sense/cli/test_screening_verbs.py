@@ -190,7 +190,10 @@ def test_screen_with_secrets_and_rules(run: Run, tmp_path: Path, monkeypatch: py
     write(tmp_path / "secrets.jsonl", [{"owner": "bob", "label": "words", "text": "w20 w21 w22 w23 w24"}])
     config = tmp_path / "screen.yaml"
     config.write_text(f"key_env: OPERATOR\nsecrets: {tmp_path / 'secrets.jsonl'}\n")
-    messages = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w20 w21 w22 w23 w24"}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": "w20 w21 w22 w23 w24"},
+    ]
     trace = write(tmp_path / "trace.jsonl", [{"id": "t", "principal": "ann", "messages": messages}])
     printed = run("screen", "--trace", trace, "--config", config)
     assert "ann tells 100% of bob's secret 'words', as it is" in printed
