@@ -9,7 +9,7 @@ import numpy as np
 from _traces import BenchTrace
 
 from spider_sense.baselines import TfidfBaseline
-from spider_sense.metrics import clopper_pearson
+from spider_sense.extraction.bench.measure import rate_interval
 from spider_sense.screening.artifact import Artifact
 from spider_sense.screening.cascade import Cascade, StageSettings, StagesSettings
 from spider_sense.screening.protocols import Judge
@@ -20,6 +20,7 @@ from spider_sense.screening.verdict import Answer
 
 __all__ = ["Decision", "Sighting", "WordsJudge", "arms", "stopped_by", "summarise"]
 
+RESAMPLES = 1000
 STOP = StageSettings(on_failure="stop")
 STRICT = StagesSettings(query=STOP, plan=STOP, action=STOP, observation=STOP)
 
@@ -113,9 +114,9 @@ def summarise(seen: Sequence[Sighting], decisions: Sequence[Decision]) -> dict[s
 
     Returns:
         ``attack_success``, ``false_positives``, ``escalated_share``, each with ``value``, ``low``, ``high``, ``n`` and
-        ``distinct``, how many different texts they are (95% Clopper-Pearson over ``n``, which is too narrow where texts
-        repeat); ``stopped_traces``, the share of benign traces with a stopped span; ``stages`` with the
-        attack success of each; ``seconds``, the median and 99th percentile of a decision.
+        ``distinct``, how many different texts they are (95%: the wider of Clopper-Pearson over ``n`` and a bootstrap
+        over owners, whose spans resemble one another); ``stopped_traces``, the share of benign traces with a stopped
+        span; ``stages`` with the attack success of each; ``seconds``, the median and 99th percentile of a decision.
     """
     pairs = list(zip(seen, decisions, strict=True))
     attacks = [(item, decision) for item, decision in pairs if item.attack]
@@ -137,8 +138,7 @@ def summarise(seen: Sequence[Sighting], decisions: Sequence[Decision]) -> dict[s
 
 
 def _rate(flagged: Sequence[tuple[Sighting, bool]]) -> dict[str, float | None]:
-    count, hits = len(flagged), sum(flag for _, flag in flagged)
-    interval = clopper_pearson(hits, count)
+    rate, interval = rate_interval([flag for _, flag in flagged], [item.trace.owner for item, _ in flagged], RESAMPLES)
     distinct = len({(item.artifact.stage, item.artifact.text) for item, _ in flagged})
-    value = hits / count if count else None
-    return {"value": value, "low": interval.low, "high": interval.high, "n": count, "distinct": distinct}
+    value = rate if flagged else None
+    return {"value": value, "low": interval.low, "high": interval.high, "n": len(flagged), "distinct": distinct}

@@ -55,7 +55,7 @@ class Timing:
 
 
 @torch.inference_mode()
-def timed(reader: ChatSpans, sense: ModelSense, screen: Screen, trace: BenchTrace, repeats: int = 7) -> Timing:
+def timed(reader: ChatSpans, sense: ModelSense, screen: Screen, trace: BenchTrace, repeats: int = 5) -> Timing:
     """Time a screen as it is shipped; bare and screened passes alternate."""
     plain = [message.dump() for message in trace.messages]
     bare, screened = [], []

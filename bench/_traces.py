@@ -24,7 +24,8 @@ class BenchTrace:
     messages: tuple[Message, ...]
     attacked: Stage | None
     """Where the attack is; None of a benign one."""
-    source: str
+    owner: str
+    """The agent, or the customers' desk: what an owner's traces call and read is the same."""
 
 
 def traces(folder: Path, agents: Sequence[str], requests: Sequence[str], attacks: int) -> list[BenchTrace]:
@@ -45,7 +46,7 @@ def traces(folder: Path, agents: Sequence[str], requests: Sequence[str], attacks
         tasks = [row for row in rows if row["category"] == "asb_user_task"]
         tools = [row for row in rows if row["category"] == "asb_normal_tool_output"]
         bad = [row for row in rows if row["label"] == "injection"][:attacks]
-        result += [_benign(f"asb-{row['id']}", row["text"], tools[0], tools[1], "asb") for row in tasks]
+        result += [_benign(f"asb-{row['id']}", row["text"], tools[0], tools[1], agent) for row in tasks]
         for place, attack in enumerate(bad):
             first = place // 4 % 2
             result.append(_attack(tasks[place % len(tasks)]["text"], tools[first], tools[1 - first], attack, place))
@@ -61,9 +62,9 @@ def traces(folder: Path, agents: Sequence[str], requests: Sequence[str], attacks
     return result
 
 
-def _benign(name: str, task: str, one: Row, other: Row, source: str) -> BenchTrace:
+def _benign(name: str, task: str, one: Row, other: Row, owner: str) -> BenchTrace:
     call = written_call(one["tool"], {"request": task[:80]})
-    return _trace(name, source, None, task, written_plan(one["tool"], other["tool"], task[:80]), call, one["text"])
+    return _trace(name, owner, None, task, written_plan(one["tool"], other["tool"], task[:80]), call, one["text"])
 
 
 def _attack(task: str, one: Row, other: Row, attack: Row, place: int) -> BenchTrace:
@@ -80,16 +81,16 @@ def _attack(task: str, one: Row, other: Row, attack: Row, place: int) -> BenchTr
             call = written_call(one["tool"], {"request": ordered(attack)})
         case "observation":
             output = f"{output} {wrapped}"
-    return _trace(f"asb-{attack['id']}", "asb", stage, task, plan, call, output)
+    return _trace(f"asb-{attack['id']}", attack["agent"], stage, task, plan, call, output)
 
 
-def _trace(name: str, source: str, attacked: Stage | None, task: str, plan: str, call: str, output: str) -> BenchTrace:
+def _trace(name: str, owner: str, attacked: Stage | None, task: str, plan: str, call: str, output: str) -> BenchTrace:
     messages = (
         Message(role="user", content=task),
         Message(role="assistant", content=f"{plan} {call}"),
         Message(role="tool", content=output),
     )
-    return BenchTrace(id=name, messages=messages, attacked=attacked, source=source)
+    return BenchTrace(id=name, messages=messages, attacked=attacked, owner=owner)
 
 
 def _rows(path: Path) -> list[Row]:

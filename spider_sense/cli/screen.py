@@ -15,6 +15,7 @@ from spider_sense.cli.train import progress_bars
 from spider_sense.config import load_yaml
 
 if TYPE_CHECKING:
+    from spider_sense.screening.trace import Trace
     from spider_sense.screening.verdict import Screening, StageVerdict
 
 __all__ = ["screen"]
@@ -57,17 +58,32 @@ def screen(
             (item.id, screen_.check(item.messages, item.tools, item.principal))
             for item in progress.track(traces, description="Screening")
         ]
-    console.print(_table(screenings))
     counts = tally(screening for _, screening in screenings)
+    if counts["raised"]:
+        console.print(_table(screenings))
     if out is not None:
         lines = [json.dumps(_record(name, verdict)) for name, item in screenings for verdict in item.verdicts]
         out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     console.print(
         f"{counts['raised']} of {counts['conversations']} conversations raised; "
-        f"{counts['escalated']} of {counts['spans']} spans were for the judge"
+        f"the judge was asked about {counts['escalated']} of {counts['spans']} spans"
     )
+    for number, rule in settings.tools.idle(_tools(traces)) if settings.tools else ():
+        console.print(
+            f"rule {number} is for {rule.tool!r}, which no conversation offers or calls; if it is mistyped it guards "
+            "nothing: list your tools as tools.known, and a rule for none of them is an error",
+            markup=False,
+        )
     if as_json:
         typer.echo(json.dumps(counts))
+
+
+def _tools(traces: "Sequence[Trace]") -> set[str]:
+    """Return the tools that conversations offer or call."""
+    from spider_sense.screening.screen import tool_name
+
+    offered = {tool_name(tool) for trace in traces for tool in trace.tools or ()}
+    return offered | {call.name for trace in traces for message in trace.messages for call in message.tool_calls}
 
 
 def _table(screenings: "Sequence[tuple[str, Screening]]") -> Table:

@@ -48,6 +48,7 @@ def add(
     ] = None,
     budget: Annotated[float, typer.Option(help="Of a new bank: largest share of benign spans to fire on.")] = 0.01,
     radius: Annotated[float | None, typer.Option(help="Cosine distance; by default as the traffic allows.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of a signature with the same id.")] = False,
 ) -> None:
     """Make a signature of a handful of examples, after a trial on benign traffic; the first one makes the bank."""
     from spider_sense.data import read_jsonl
@@ -63,11 +64,17 @@ def add(
     with progress_bars() as progress:
         advance = functools.partial(progress.advance, progress.add_task("Reading texts", total=None))
         held = _opened(bank, loaded, site, budget, traffic is not None, advance)
+        there = [item.about.id for item in held.signatures if item.about.id == name]
+        if there and not replace:
+            raise ConfigError(f"{bank} has a signature {name!r}; choose another --id, or take its place with --replace")
         pool = model_pool(loaded, held.site, where, advance)
         if traffic is not None:
+            old = held.traffic
             held = with_traffic(held, traffic_of(held, [row for file in traffic for row in read_jsonl(file)], pool))
             # It took minutes to read, and the signature may yet be refused.
             held.save_pretrained(bank)
+            typer.echo(f"traffic: {held.traffic}" + (f", in place of {old}" if old else ""))
+        held = held.without(there)
         held, into = held.added(draft(held, name, chosen, pool([row.text for row in rows]), provenance, radius))
     held.save_pretrained(bank)
     about = next(item.about for item in held.signatures if item.about.id == into)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spider_sense.corpus import load_corpus
 from spider_sense.data import EXTRACTION, INJECTION, MISUSE, NEGATIVE, Example
-from spider_sense.errors import DataError
+from spider_sense.errors import BankError, DataError
 from spider_sense.fingerprint import Fingerprint, check_match, fingerprint
 from spider_sense.models import LoadedModel
 from spider_sense.screening.examples import pool_texts
@@ -99,7 +99,7 @@ def traffic_of(bank: SignatureBank, examples: Sequence[Example], pool: Pool) -> 
 
 
 def with_traffic(bank: SignatureBank, traffic: Traffic) -> SignatureBank:
-    """Return the bank with other traffic, on which all its signatures are tried again.
+    """Return the bank with other traffic in place of its own, on which all its signatures are tried again.
 
     Raises:
         BankError: naming the first that does not pass.
@@ -107,5 +107,11 @@ def with_traffic(bank: SignatureBank, traffic: Traffic) -> SignatureBank:
     fresh = SignatureBank(bank.fingerprint, bank.site, bank.centre_D, bank.budget, traffic=traffic)
     # Attacks first: a look-alike must not excuse one of them.
     for signature in sorted(bank.signatures, key=lambda item: item.benign):
-        fresh, _ = fresh.added(signature)
+        try:
+            fresh, _ = fresh.added(signature)
+        except BankError as error:
+            raise BankError(
+                f"the bank keeps its old traffic, because {signature.about.id}, which is in it, fails on the new: "
+                f"{error}; or take it out with: spider-sense signatures remove BANK {signature.about.id}"
+            ) from error
     return fresh

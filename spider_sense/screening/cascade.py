@@ -178,15 +178,14 @@ class Cascade:
         return None if sensed.zone == "clear" or excused else _suspicion(sensed)
 
     def _asked(self, before: _Before, why: str) -> StageVerdict:
-        none = Answer(outcome=None, reason="there is none", seconds=0.0)
-        answer = none if self._judge is None else self._judge.ask(before.artifact)
+        answer = None if self._judge is None else self._judge.ask(before.artifact)
         stage = self._stages[before.artifact.stage]
-        if answer.outcome is not None:
+        if answer is not None and answer.outcome is not None:
             return before.verdict(answer.outcome, "judge", f"{why}; the judge says {answer.outcome}", answer)
-        failed = "there is no judge" if self._judge is None else f"the judge failed: {answer.reason}"
+        failed = "there is no judge" if answer is None else f"the judge failed: {answer.reason}"
         evidence = f"{why}; {failed}; on_failure says {stage.on_failure}"
         outcome: Outcome = stage.on_breach if stage.on_failure == "stop" else "accept"
-        return before.verdict(outcome, "judge", evidence, answer, flagged=stage.on_failure == "flag")
+        return before.verdict(outcome, "on_failure", evidence, answer, flagged=stage.on_failure == "flag")
 
     @staticmethod
     def _attended(before: _Before, verdict: StageVerdict) -> StageVerdict:

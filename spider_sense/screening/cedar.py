@@ -14,7 +14,7 @@ from typing import Any
 from spider_sense.errors import ConfigError
 from spider_sense.screening.tool_policy import Condition, Level, ToolPolicy, ToolRule
 
-__all__ = ["ACTIONS", "compile_policy", "context_value"]
+__all__ = ["ACTIONS", "compile_policy", "context_value", "literal"]
 
 ACTIONS: Mapping[Level, str] = {"deny": "execute", "check": "unchecked", "ask": "unattended"}
 """The action that a rule of each level forbids."""
@@ -27,18 +27,13 @@ _RESERVED = frozenset({"__entity", "__extn", "__expr"})
 
 
 def compile_policy(policy: ToolPolicy) -> str:
-    """Return a policy in Cedar's language."""
+    """Return the rules of a policy that stand in YAML in Cedar's language."""
     lines = ['@id("everything")\npermit(principal, action, resource);']
     lines += [_rule(number, rule) for number, rule in enumerate(policy.rules, start=1) if rule.then != "allow"]
     if policy.default != "allow":
         tools = dict.fromkeys(rule.tool for rule in policy.rules if rule.then == "allow" and rule.tool != "*")
         named = " || ".join(f"context.tool like {pattern(tool)}" for tool in tools)
         lines.append(_forbid("default", policy.default, f" unless {{ {named} }}" if named else ""))
-    if policy.cedar is not None:
-        try:
-            lines.append(policy.cedar.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read {policy.cedar}: {error}; name a file of Cedar rules") from error
     return "\n\n".join(lines) + "\n"
 
 

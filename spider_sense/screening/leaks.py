@@ -7,10 +7,12 @@ of their n-grams: without the operator's key nobody can tell from the digests wh
 import hashlib
 import secrets
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from spider_sense.errors import ConfigError
 from spider_sense.screening.disguise import disguises, folded, unescaped
+from spider_sense.screening.gaps import K, covered
 from spider_sense.screening.keys import OperatorKey
 
 __all__ = ["Leak", "LeakWatch"]
@@ -19,6 +21,12 @@ N = 10
 """Letters and digits of an n-gram."""
 SHARE = 1 / 3
 """Share of a secret's n-grams that must appear. Any ten letters may be anybody's; a third of a secret's are not."""
+LONG = 16
+"""Letters and digits of a secret that is also looked for in pieces: the runs of a shorter one are anybody's."""
+PIECES = 3 / 4
+"""Share of its letters that must stand in order, with little between them."""
+REPEATS = 8
+"""Places of a secret at which the same run counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class Leak:
     form: str
     """As it is, or how it was disguised."""
     share: float
-    """Of its n-grams that were found."""
+    """Of its n-grams, or of its letters in pieces, that were found."""
 
     def __str__(self) -> str:
         return f"{self.share:.0%} of {self.owner}'s secret {self.label!r}, {self.form}"
@@ -45,6 +53,7 @@ class _Form:
     readers: frozenset[str]
     name: str
     grams: frozenset[bytes]
+    letters: int
 
 
 class LeakWatch:
@@ -58,6 +67,8 @@ class LeakWatch:
         self._key = key.derived("leaks")
         self._forms: list[_Form] = []
         self._at: dict[bytes, list[int]] = defaultdict(list)
+        self._runs: dict[bytes, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        """By run: the forms that have it, and where."""
 
     def protect(self, owner: str, label: str, text: str, readers: frozenset[str] = frozenset()) -> None:
         """Mark a text as a principal's secret.
@@ -77,11 +88,21 @@ class LeakWatch:
                 f"one of fewer than {N} cannot be told from chance, so make it longer"
             )
         for name, form in disguises(text):
-            grams = self._grams(form)
+            grams = frozenset(self._grams(form, N))
             for gram in grams:
                 self._at[gram].append(len(self._forms))
             if grams:
-                self._forms.append(_Form(label, owner, readers | {owner}, name, grams))
+                self._forms.append(_Form(label, owner, readers | {owner}, name, grams, len(form)))
+        self._protect_pieces(owner, label, readers, folded(text))
+
+    def _protect_pieces(self, owner: str, label: str, readers: frozenset[str], letters: str) -> None:
+        if len(letters) < LONG:
+            return
+        for place, run in enumerate(self._grams(letters, K)):
+            places = self._runs[run][len(self._forms)]
+            if len(places) < REPEATS:
+                places.append(place)
+        self._forms.append(_Form(label, owner, readers | {owner}, "in pieces", frozenset(), len(letters)))
 
     def canary(self, owner: str, label: str = "canary") -> str:
         """Return a new random text to be planted in a principal's context, and watch for it."""
@@ -96,19 +117,38 @@ class LeakWatch:
             principal: whose agent wrote it; None may tell nobody's secrets.
             text: what it wrote.
         """
-        found: dict[int, int] = defaultdict(int)
-        for gram in self._grams(folded(text)) | self._grams(folded(unescaped(text))):
-            for place in self._at.get(gram, ()):
-                found[place] += 1
+        texts = {folded(text), folded(unescaped(text))}
         leaks: dict[tuple[str, str], Leak] = {}
-        for place, count in found.items():
-            form = self._forms[place]
-            share = count / len(form.grams)
-            name = form.owner, form.label
-            if principal not in form.readers and share >= SHARE and (name not in leaks or share > leaks[name].share):
-                leaks[name] = Leak(form.label, form.owner, form.name, share)
+        whole = sorted(self._whole(texts), key=lambda item: -item[1])
+        for form, share in [*whole, *(pieces for one in texts for pieces in self._in_pieces(one))]:
+            if principal not in form.readers:
+                leaks.setdefault((form.owner, form.label), Leak(form.label, form.owner, form.name, share))
         return sorted(leaks.values(), key=lambda leak: -leak.share)
 
-    def _grams(self, text: str) -> frozenset[bytes]:
-        data = [text[start : start + N].encode() for start in range(len(text) - N + 1)]
-        return frozenset(hashlib.blake2b(gram, key=self._key, digest_size=8).digest() for gram in data)
+    def _whole(self, texts: set[str]) -> Iterator[tuple[_Form, float]]:
+        """Return the forms of which enough n-grams stand in texts, wherever."""
+        found: dict[int, int] = defaultdict(int)
+        for gram in {gram for text in texts for gram in self._grams(text, N)}:
+            for place in self._at.get(gram, ()):
+                found[place] += 1
+        for place, count in found.items():
+            share = count / len(self._forms[place].grams)
+            if share >= SHARE:
+                yield self._forms[place], share
+
+    def _in_pieces(self, text: str) -> Iterator[tuple[_Form, float]]:
+        """Return the secrets of which enough letters stand in a text in order, not far apart."""
+        found: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
+        for place, run in enumerate(self._grams(text, K)):
+            for form, places in self._runs.get(run, {}).items():
+                found[form].append((place, places))
+        for form, runs in found.items():
+            least = PIECES * self._forms[form].letters
+            # Most have too few runs in common with a text to be worth a search.
+            letters = covered(runs) if K * len({place for _, places in runs for place in places}) >= least else 0
+            if letters >= least:
+                yield self._forms[form], letters / self._forms[form].letters
+
+    def _grams(self, text: str, n: int) -> list[bytes]:
+        data = [text[start : start + n].encode() for start in range(len(text) - n + 1)]
+        return [hashlib.blake2b(gram, key=self._key, digest_size=8).digest() for gram in data]

@@ -18,7 +18,7 @@ from spider_sense.screening.span import Conversation, Span
 from spider_sense.screening.verdict import Decider, Screening, StageVerdict
 from spider_sense.types import Coverage, Verdict, Zone
 
-__all__ = ["NOTICE", "Screen"]
+__all__ = ["NOTICE", "Screen", "tool_name"]
 
 NOTICE = "[A safety check removed this content. Go on without it.]"
 """What takes the place of a span that is sanitised."""
@@ -91,7 +91,7 @@ class Screen:
         sent = self._envelopes(messages, principal)
         conversation = _restaged(self._reader.read(messages, tools or ()), sent)
         sensed = self._sense.sense(conversation)
-        offered = None if tools is None else frozenset(map(_name, tools))
+        offered = None if tools is None else frozenset(map(tool_name, tools))
         context = _Context(messages, offered, principal, sent)
         found = zip(conversation.spans, conversation.texts, sensed, strict=True)
         verdicts = [
@@ -211,7 +211,7 @@ def _written(artifact: Artifact) -> str:
     return artifact.text if arguments is None else f"{artifact.text} {json.dumps(arguments, ensure_ascii=False)}"
 
 
-def _name(tool: Mapping[str, Any]) -> str:
+def tool_name(tool: Mapping[str, Any]) -> str:
     """Return a tool's name by its schema; the empty name, which no call has, if it has none."""
     match tool:
         case {"function": {"name": str(name)}} | {"name": str(name)}:

@@ -112,12 +112,12 @@ class SignatureBank:
         return replace(others, signatures=(*others.signatures, taken)), taken.about.id
 
     def widest(self, vector_D: Tensor, benign: bool) -> float:
-        """Return the largest radius of a new signature of a side, in hundredths, within the budget; 0 for none.
+        """Return the largest radius of a new signature of a side, in hundredths, that would pass the trial; 0 for none.
 
         Raises:
             BankError: if the bank holds no traffic.
         """
-        return self.tried_on().widest(vector_D, self.budget, self._fired(benign))
+        return self.tried_on().widest(vector_D, self.budget, self._fired(benign), benign)
 
     def without(self, ids: Collection[str]) -> "SignatureBank":
         """Return the bank without some signatures.

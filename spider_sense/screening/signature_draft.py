@@ -48,7 +48,7 @@ def _radius(bank: SignatureBank, name: str, kind: Kind, units_KD: Tensor) -> flo
     if 2 * found <= len(units_KD):
         raise BankError(
             f"{name}: within the budget of {bank.budget:g} it would find {found} of {len(units_KD)} examples that it "
-            "was not made from; they are too unlike one another, or too like ordinary traffic: make several "
-            "signatures, or choose other examples"
+            f"was not made from; they are too unlike one another, or too like ordinary traffic"
+            f"{' or an attack' * (kind == 'benign')}: make several signatures, or choose other examples"
         )
     return max(radius, 0.01)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from spider_sense.errors import GuardError, nearest
-from spider_sense.guard import Guard
+from spider_sense.guard import KIND, Guard
 from spider_sense.screening.drift import DRIFT
 from spider_sense.screening.stage import STAGES, Stage
 
@@ -39,8 +39,10 @@ class StageGuard:
         """Read the probes of a folder.
 
         Raises:
-            GuardError: if it is damaged, or holds anything else.
+            GuardError: if there is none, it is damaged, or holds anything else.
         """
+        if not (Path(folder) / KIND.manifest).is_file():
+            raise GuardError(f"{folder} holds no probes of stages; make some with: make bench-screening")
         return cls(Guard.from_pretrained(folder))
 
     def heads(self, stage: Stage) -> list[int]:

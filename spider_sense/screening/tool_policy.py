@@ -1,5 +1,6 @@
 """What an operator says of tools, read from YAML::
 
+    known: [search, send_money, send_mail, shell]  # all tools there are; a rule for none of them is an error
     default: check            # a tool that no rule allows; allowing * allows none
     rules:
       - {tool: search, then: allow}
@@ -16,12 +17,15 @@ add up. A rule with ``when`` holds where all of its conditions hold, one with ``
 condition on an argument of another type than it expects is no miss: the call is denied.
 """
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
 from spider_sense.config import Settings
+from spider_sense.errors import nearest
 from spider_sense.types import Zone
 
 __all__ = ["Condition", "Level", "ToolPolicy", "ToolRule"]
@@ -63,6 +67,10 @@ class ToolRule(Settings):
     unless: dict[str, Condition] = Field(default_factory=dict)
     then: Level
 
+    def names(self, tool: str) -> bool:
+        """Return whether the rule is for a tool."""
+        return re.fullmatch(".*".join(map(re.escape, self.tool.split("*"))), tool, re.DOTALL) is not None
+
     @model_validator(mode="after")
     def _allow_has_no_conditions(self) -> Self:
         if self.then == "allow" and self.model_fields_set - {"tool", "then"}:
@@ -75,6 +83,21 @@ class ToolRule(Settings):
 class ToolPolicy(Settings):
     """All of it."""
 
+    known: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names of all tools there are."""
     rules: tuple[ToolRule, ...] = ()
     default: Level = "check"
     cedar: Path | None = None
+
+    @model_validator(mode="after")
+    def _rules_are_for_known_tools(self) -> Self:
+        for number, rule in self.idle(self.known) if self.known else ():
+            raise ValueError(
+                f"rule {number} is for {rule.tool!r}, which is no known tool, so it never holds; "
+                f"{nearest(rule.tool, self.known or ())}"
+            )
+        return self
+
+    def idle(self, tools: Collection[str]) -> list[tuple[int, ToolRule]]:
+        """Return the rules, with their numbers, that are for none of some tools; a mistyped one is among them."""
+        return [(number, rule) for number, rule in enumerate(self.rules, start=1) if not any(map(rule.names, tools))]

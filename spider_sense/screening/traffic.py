@@ -34,6 +34,9 @@ class Traffic:
     attacks_KD: Tensor
     """[K, D] float32."""
 
+    def __str__(self) -> str:
+        return f"{len(self.benign_MD)} benign and {len(self.attacks_KD)} attacks"
+
     def try_out(self, signature: Signature, fires: Fires, budget: float, before_M: Tensor) -> Trial:
         """Let a signature fire on the traffic.
 
@@ -69,20 +72,24 @@ class Traffic:
         excused = int(fires(self.attacks_KD, signature).sum())
         if excused:
             raise BankError(
-                f"{name} would excuse {excused} of {len(self.attacks_KD)} known attacks; make it narrower with --radius"
+                f"{name} would excuse {excused} of {len(self.attacks_KD)} known attacks; "
+                f"{self._advice(signature, budget, before_M)}"
             )
         return Trial(benign=len(self.benign_MD), fired=fired, attacks=len(self.attacks_KD), excused=0)
 
-    def widest(self, vector_D: Tensor, budget: float, before_M: Tensor) -> float:
-        """Return the largest radius, in hundredths, within what others have left of the budget; 0 for none."""
+    def widest(self, vector_D: Tensor, budget: float, before_M: Tensor, benign: bool) -> float:
+        """Return the largest radius, in hundredths, within what others have left of the budget, and of a benign
+        look-alike short of every attack; 0 for none."""
         distance_U = torch.sort(1 - self.benign_MD[~before_M] @ vector_D).values
         room = most_within(budget, len(self.benign_MD)) - int(before_M.sum())
         first_outside = distance_U[room].item() if 0 <= room < len(distance_U) else 0.0
+        if benign and len(self.attacks_KD):
+            first_outside = min(first_outside, 1 - (self.attacks_KD @ vector_D).max().item())
         # A search rounds vectors to bfloat16, which moves a cosine by less than half a hundredth.
         return max(0.0, math.floor((first_outside - 0.005) * 100) / 100)
 
     def _advice(self, signature: Signature, budget: float, before_M: Tensor) -> str:
-        widest = self.widest(signature.vector_D, budget, before_M)
+        widest = self.widest(signature.vector_D, budget, before_M, signature.benign)
         if widest == 0:
-            return "it is like ordinary traffic, so choose other examples"
+            return f"it is like ordinary traffic{' or an attack' * signature.benign}, so choose other examples"
         return f"--radius {widest:.2f} would be narrow enough; this one has {signature.about.radius:.2f}"

@@ -15,8 +15,8 @@ Outcome = Literal["accept", "sanitise", "reject"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 """From mildest to strictest."""
 
-Decider = Literal["probe", "signature", "judge", "rule", "envelope", "leak"]
-"""What decided."""
+Decider = Literal["probe", "signature", "judge", "on_failure", "rule", "envelope", "leak"]
+"""What decided; on_failure: the stage's setting, because there is no judge or it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class StageVerdict:
     verdicts: tuple[Verdict, ...] = ()
     match: Match | None = None
     answer: Answer | None = None
-    """The judge's; None if it was not asked."""
+    """The judge's; None if it was not asked, or there is none."""
     flagged: bool = False
     """Whether a person should look at it though it was accepted."""
     needs_human: bool = False

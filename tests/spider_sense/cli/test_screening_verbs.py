@@ -54,6 +54,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {
         "traffic": write(tmp_path / "traffic.jsonl", texts(0, 120, "benign", 1) + texts(16, 5, "injection", 2)),
         "attacks": write(tmp_path / "attacks.jsonl", texts(30, 6, "injection", 3)),
+        "unlike": write(tmp_path / "unlike.jsonl", texts(30, 120, "benign", 5)),
         "ordinary": write(tmp_path / "ordinary.jsonl", texts(0, 6, "benign", 4)),
     }
 
@@ -91,7 +92,19 @@ def test_refused_signatures_leave_the_bank_as_it_was(run: Run, bank: Path, files
     for arguments, message in (
         (("--id", "all", "--kind", "misuse", "--examples", files["ordinary"]), "too like ordinary traffic"),
         (("--id", "all", "--kind", "misuse", "--examples", files["attacks"], "--radius", "0.99"), "above the budget"),
-        (("--id", "ok", "--kind", "benign", "--examples", files["attacks"]), "would excuse"),
+        (("--id", "ok", "--kind", "benign", "--examples", files["attacks"]), "ordinary traffic or an attack"),
+        (
+            ("--id", "ok", "--kind", "benign", "--examples", files["attacks"], "--radius", "0.1"),
+            "would excuse 1 of 6 known attacks; it is like ordinary traffic or an attack",
+        ),
+        (
+            ("--id", "odd-words", "--kind", "misuse", "--examples", files["ordinary"]),
+            "bank has a signature 'odd-words'",
+        ),
+        (
+            ("--id", "x", "--kind", "misuse", "--examples", files["attacks"], "--traffic", files["unlike"]),
+            "keeps its old traffic, because odd-words, which is in it, fails on the new",
+        ),
         (("--id", "a b", "--kind", "misuse", "--examples", files["attacks"]), "id: 'a b' is not allowed"),
         (("--id", "x", "--kind", "mischief", "--examples", files["attacks"]), "unknown kind 'mischief'"),
         (("--id", "x", "--kind", "misuse", "--examples", files["attacks"], "--radius", "3"), "radius: 3"),
@@ -101,6 +114,18 @@ def test_refused_signatures_leave_the_bank_as_it_was(run: Run, bank: Path, files
     with pytest.raises(SpiderSenseError, match="unknown stage 'act'"):
         run("signatures", "search", bank, "--stage", "act", "--text", "x")
     assert {path.name: path.read_bytes() for path in bank.iterdir()} == before
+
+
+def test_a_signature_and_traffic_are_replaced_in_so_many_words(run: Run, bank: Path, files: dict[str, Path]) -> None:
+    given = ("signatures", "add", bank, "--kind", "misuse", "--stage", "query", "--provenance", "tests")
+    more = (*given, "--examples", files["attacks"], "--replace", "--traffic", files["traffic"])
+    printed = run(*more, "--id", "odd-words")
+    assert "traffic: 120 benign and 5 attacks, in place of 120 benign and 5 attacks" in printed
+    (kept,) = SignatureBank.from_pretrained(bank).signatures
+    assert (kept.about.id, kept.about.kind, kept.about.examples) == ("odd-words", "misuse", 6)
+    with pytest.raises(SpiderSenseError, match="too like ordinary traffic"):
+        run(*given, "--id", "odd-words", "--replace", "--examples", files["ordinary"])
+    assert len(SignatureBank.from_pretrained(bank).signatures) == 1
 
 
 def test_the_traffic_of_a_refused_signature_is_kept(run: Run, files: dict[str, Path], tmp_path: Path) -> None:
@@ -148,10 +173,11 @@ def test_screen(run: Run, bank: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     printed = run("screen", "--trace", trace, "--signatures", bank, "--out", out, "--json")
     counts = json.loads(printed.splitlines()[-1])
-    # Without probes everything is a suspect: the signature convicts, and the judge that is not there is failing.
-    assert counts["decided_by"] == {"signature": 2, "judge": 1}
+    # Without probes everything is a suspect: the signature convicts, and no judge is there to be asked.
+    assert counts["decided_by"] == {"signature": 2, "on_failure": 1}
     assert counts["outcomes"] == {"reject": 2, "accept": 1}
-    assert counts["judge"]["failures"] == 1
+    assert counts["escalated"] == 0
+    assert "the judge was asked about 0 of 3 spans" in printed
     assert "signature odd-words (injection) fires" in printed
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [record["signature"] for record in records] == ["odd-words", None, "odd-words"]
@@ -164,10 +190,21 @@ def test_screen_with_secrets_and_rules(run: Run, tmp_path: Path, monkeypatch: py
     write(tmp_path / "secrets.jsonl", [{"owner": "bob", "label": "words", "text": "w20 w21 w22 w23 w24"}])
     config = tmp_path / "screen.yaml"
     config.write_text(f"key_env: OPERATOR\nsecrets: {tmp_path / 'secrets.jsonl'}\n")
-    messages = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w20 w21 w22 w23 w24"}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": "w20 w21 w22 w23 w24"},
+    ]
     trace = write(tmp_path / "trace.jsonl", [{"id": "t", "principal": "ann", "messages": messages}])
     printed = run("screen", "--trace", trace, "--config", config)
     assert "ann tells 100% of bob's secret 'words', as it is" in printed
+    config.write_text("tools: {default: allow, rules: [{tool: look, then: check}, {tool: lock, then: deny}]}\n")
+    messages[1] |= {"tool_calls": [{"id": "a", "function": {"name": "look", "arguments": "{}"}}]}
+    write(trace, [{"messages": [*messages, {"role": "tool", "tool_call_id": "a", "content": "w2"}]}])
+    printed = run("screen", "--trace", trace, "--config", config)
+    assert "rule 2 is for 'lock', which no conversation offers or calls" in printed
+    assert "rule 1 is for" not in printed
+    with pytest.raises(SpiderSenseError, match="holds no probes of stages; make some with: make bench-screening"):
+        run("screen", "--trace", trace, "--stages", tmp_path / "none")
     config.write_text(f"secrets: {tmp_path / 'secrets.jsonl'}\n")
     with pytest.raises(SpiderSenseError, match="there is no key; name its variable with key_env"):
         run("screen", "--trace", trace, "--config", config)

@@ -75,7 +75,8 @@ def test_a_judge_that_fails(tools: Any, stage: Any, judge: str) -> None:
     )
     assert (found.outcome, found.flagged) == expected
     assert {"none": "there is no judge", "failing": "the judge failed: because"}[judge] in found.evidence
-    assert found.answer is not None
+    assert found.decided_by == "on_failure"
+    assert (found.answer is None) is (judge == "none")
 
 
 def test_failure_modes_are_settings(tools: Any) -> None:

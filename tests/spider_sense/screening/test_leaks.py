@@ -4,11 +4,14 @@ import base64
 import codecs
 import pickle
 import re
+import time
 from pathlib import Path
 
 import pytest
 
+from spider_sense.corpus import load_corpus
 from spider_sense.errors import ConfigError
+from spider_sense.screening.disguise import folded
 from spider_sense.screening.keys import OperatorKey
 from spider_sense.screening.leaks import LeakWatch
 from spider_sense.screening.secret_file import protect_all
@@ -55,6 +58,45 @@ def test_a_secret_is_found(watch: LeakWatch, form: str, text: str) -> None:
     assert watch.find(None, text)
 
 
+def split(text: str, letters: int, between: str) -> str:
+    return between.join(text[start : start + letters] for start in range(0, len(text), letters))
+
+
+@pytest.mark.parametrize("letters", [4, 5, 7, 10, 13])
+@pytest.mark.parametrize("between", [" sunshine ", " and then he said that ", "%20over%20the%20hills%20"])
+def test_words_between_hide_nothing(watch: LeakWatch, letters: int, between: str) -> None:
+    canary = watch.canary("ann")
+    for label, secret in (("vault", SECRET), ("canary", canary)):
+        text = f"{OTHER} {split(re.sub('[^A-Za-z0-9]', '', secret), letters, between)} {OTHER}"
+        assert [leak.label for leak in watch.find("bob", text)] == [label]
+        assert watch.find("ann", text) == []
+
+
+def test_pieces_count_in_order_and_near_to_one_another(watch: LeakWatch) -> None:
+    pieces = [SECRET[start : start + 9] for start in range(0, len(SECRET), 9)]
+    assert watch.find("bob", " but ".join(pieces))
+    assert watch.find("bob", " but ".join(reversed(pieces))) == []
+    assert watch.find("bob", f" {'far away ' * 8} ".join(pieces)) == []
+    # A decoy of the middle before it all changes nothing.
+    assert watch.find("bob", f"{pieces[2]} {' but '.join(pieces)}")
+
+
+def test_a_secret_of_one_letter_takes_no_time(watch: LeakWatch) -> None:
+    watch.protect("ann", "a", "a" * 200)
+    start = time.perf_counter()
+    assert watch.find("bob", "aaaa" * 1000)
+    assert time.perf_counter() - start < 10
+
+
+def test_ordinary_texts_have_no_pieces_in_common() -> None:
+    texts = [row.text for row in load_corpus() if row.source == "corpus_everyday" and len(folded(row.text)) > 15]
+    watch = LeakWatch(OperatorKey(b"k" * 32))
+    for number, text in enumerate(texts[:100]):
+        watch.protect("ann", str(number), text)
+    assert "in pieces" not in {leak.form for leak in watch.find("bob", " ".join(texts[100:]))}
+    assert watch.find("bob", split(texts[0], 6, " so "))
+
+
 def test_an_escape_of_no_letter_hides_nothing(watch: LeakWatch) -> None:
     assert watch.find("bob", SECRET.replace(" ", r"\u{ffffff}").replace("-", r"\ud800"))
 
@@ -73,7 +115,8 @@ def test_what_is_like_a_secret_is_none(watch: LeakWatch) -> None:
 
 
 def test_nothing_of_it_is_kept(watch: LeakWatch) -> None:
-    kept = pickle.dumps({name: value for name, value in vars(watch).items() if name != "_key"})
+    kept = pickle.dumps({name: value for name, value in vars(watch).items() if name not in ("_key", "_runs")})
+    kept += pickle.dumps([*watch._runs])
     for piece in ("Alpha", "alpha", "tango93", SECRET[5:15], SECRET.encode().hex()[:12]):
         assert piece.encode() not in kept
     other = LeakWatch(OperatorKey(b"j" * 32))

@@ -108,7 +108,7 @@ def test_arguments_that_cannot_be_read(screen: Any) -> None:
 
 
 @pytest.mark.parametrize("family", ["smollm2", "qwen2", "llama3", "mistral"])
-@pytest.mark.parametrize(("word", "by"), [("odd", "judge"), (INJECTION, "probe")])
+@pytest.mark.parametrize(("word", "by"), [("odd", "on_failure"), (INJECTION, "probe")])
 def test_no_forgery_opens_the_gate_of_a_real_template(
     tools: Any, chat_formats: Any, family: str, word: str, by: str
 ) -> None:

@@ -135,7 +135,9 @@ def test_a_look_alike_may_not_excuse_attacks(bank: SignatureBank) -> None:
     held, _ = bank.added(drafted(bank, axis=10))
     # A signature of the bank's own is a known attack as well.
     with pytest.raises(BankError, match="b would excuse 1 of 21 known attacks"):
-        held.added(drafted(held, "b", "benign", axis=10, seed=3))
+        held.added(from_examples("b", "benign", bank.unit(around(10, 5, seed=3)), "tests", 0.2))
+    with pytest.raises(BankError, match="too like ordinary traffic or an attack"):
+        drafted(held, "b", "benign", axis=10, seed=3)
     held, _ = held.added(drafted(held, "c", "benign", axis=11))
     assert held.signatures[-1].about.trial.attacks == 21  # type: ignore[union-attr]
     without = replace(bank, traffic=traffic(bank, attacks=0))

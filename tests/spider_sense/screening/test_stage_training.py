@@ -9,6 +9,7 @@ import torch
 
 from spider_sense.activations import ActivationSet
 from spider_sense.data import Example
+from spider_sense.metrics import clopper_pearson
 from spider_sense.screening import stage_training
 from spider_sense.screening.agent_examples import agent_examples
 from spider_sense.screening.drift import DRIFT
@@ -72,6 +73,18 @@ def test_nothing_is_found_where_nothing_is_planted() -> None:
     found = crossed(planted(0.0), "first", StageOptions())
     assert 0.35 < found["guard"]["auroc"] < 0.65
     assert found["interval"]["low"] < 0.5 < found["interval"]["high"]
+
+
+@pytest.mark.parametrize(("caught", "wider"), [(5, True), (10, False)])
+def test_rows_of_one_context_are_no_independent_evidence(caught: int, wider: bool) -> None:
+    scores = np.repeat([1.0] * caught + [-1.0] * (10 - caught) + [0.0], [8] * 10 + [100])
+    labels, groups = np.arange(180) < 80, [f"context {row // 8}" for row in range(180)]
+    found = stage_training._caught(scores, labels, groups, 0.01, StageOptions())
+    exact = clopper_pearson(8 * caught, 80)
+    assert found["value"] == caught / 10
+    assert (found["low"] < exact.low - 0.05) is wider
+    # Where all are caught no resample differs, and the exact interval stands.
+    assert wider or found["low"] == exact.low
 
 
 def test_crossing_trains_on_neither_the_context_nor_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from spider_sense.screening.tool_rules import Ruling, ToolRules
 pytest.importorskip("cedarpy")
 
 CONFIG = Path(__file__).parents[3] / "configs" / "screen.yaml"
-TYPES = "an argument is not of the type that a rule expects"
+TYPES = "an argument that a rule reads is missing, or not of the type that it expects"
 
 
 def rules(*lines: dict[str, Any], default: str = "allow", **more: Any) -> ToolRules:
@@ -148,11 +148,63 @@ def test_rules_in_cedars_own_language(tmp_path: Path) -> None:
     assert found.decide("ann", "run", {"script": "y"}, "clear") == Ruling()
     # The rule reads an argument that is not there: Cedar would skip it.
     assert found.decide("ann", "run", {}, "clear").deny == TYPES
+    file.write_text('forbid(principal, action, resource) when { context.zone == "breach" };')
+    assert rules(cedar=str(file)).decide("ann", "run", {}, "breach").deny == "a rule without @id"
     file.write_text("forbid(")
     with pytest.raises(ConfigError, match=r"more\.cedar: not valid Cedar"):
         rules(cedar=str(file))
     with pytest.raises(ConfigError, match="name a file of Cedar rules"):
         rules(cedar=str(tmp_path / "none.cedar"))
+
+
+@pytest.mark.parametrize(
+    ("scope", "condition", "message"),
+    [
+        ('principal, action == Action::"exec", resource', "", 'unrecognized action `Action::"exec"`'),
+        ("principal, action, resource == Tol::'run'", "", "unrecognized entity type `Tol`"),
+        ("principal, action, resource == Principal::'run'", "", "unable to find an applicable action"),
+        ("principal, action, resource == Tool::'rum'", "", "`'rum'` is not declared as a valid eid"),
+        ("principal in Group::'x', action, resource", "", "unrecognized entity type `Group`"),
+        ("principal == ?principal, action, resource", "", r"nobody fills in \?principal"),
+        ("principal, action, resource", "context.zon == 'breach'", "attribute `zon` in context"),
+        ("principal, action, resource", "!(context has zon)", "context never has 'zon'"),
+        ("principal, action, resource", "principal.role == 'x'", "attribute `role` on entity type `Principal`"),
+        ("principal, action, resource", "['suspect', 'breech'].contains(context.zone)", "never 'breech'; did you mean"),
+        ("principal, action, resource", "context.signature == 'injektion'", "did you mean 'injection'"),
+        ("principal, action, resource", "context.arguments has x && context.tool == 'rum'", "did you mean 'run'"),
+    ],
+)
+def test_a_rule_that_never_holds_is_refused(scope: str, condition: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "more.cedar"
+    when = f" when {{ {condition} }}" if condition else ""
+    file.write_text(f'@id("mine") forbid({scope}){when};'.replace("'", '"'))
+    with pytest.raises(ConfigError, match=message.replace("'rum'`", '"rum"`')):
+        rules(cedar=str(file), known=["run"])
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        'context.arguments has amount && context.arguments.amount.greaterThan(decimal("5.0"))',
+        'if context.zone == "clear" then context.arguments.path like "/etc/*" else context has tool',
+        'context.zone like "*ea*" || context.signature == ""',
+        "context.arguments.dry_run",
+    ],
+)
+def test_arguments_are_of_any_type_in_rules(condition: str, tmp_path: Path) -> None:
+    file = tmp_path / "more.cedar"
+    file.write_text(f"forbid(principal, action, resource) when {{ {condition} }};")
+    assert rules(cedar=str(file), known=["run"]).text.endswith(file.read_text())
+
+
+def test_a_rule_for_no_known_tool_is_an_error() -> None:
+    known = ["search", "send_money"]
+    rules({"tool": "send_*", "then": "ask"}, {"tool": "*", "then": "check"}, known=known)
+    with pytest.raises(ConfigError, match=r"rule 2 is for 'send_mony', which is no known tool.*mean 'send_money'"):
+        rules({"tool": "search", "then": "allow"}, {"tool": "send_mony", "then": "ask"}, known=known)
+    # A dot stands for itself.
+    with pytest.raises(ConfigError, match="is no known tool"):
+        rules({"tool": "sea.ch", "then": "ask"}, known=known)
 
 
 @pytest.mark.parametrize(

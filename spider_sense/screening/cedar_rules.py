@@ -1,0 +1,138 @@
+"""The operator's rules in Cedar's own language, checked against what Cedar is told of a call.
+
+A rule for an action, a type or an attribute that does not exist never holds, and Cedar says nothing of it: a typo would
+leave a tool unguarded. So a file that does not validate is refused, in the validator's words.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spider_sense.errors import ConfigError, nearest
+from spider_sense.screening.cedar import ACTIONS, literal
+from spider_sense.screening.sensed import ZONES
+from spider_sense.screening.signature import KINDS
+
+__all__ = ["UNNAMED", "read_rules"]
+
+UNNAMED = "a rule without @id"
+"""What evidence calls a rule that has no name of its own."""
+
+_SCHEMA = """
+entity Principal;
+entity Tool{tools};
+action {actions} appliesTo {{
+    principal: Principal,
+    resource: Tool,
+    context: {{ tool: String, principal: String, arguments: Bool, zone: String, signature: String }}
+}};
+"""
+"""Cedar types records by their fields, and arguments are whatever a model wrote. So what tests them is put as a truth
+of which nothing is known; a test that cannot be evaluated on a call denies it."""
+_CONTEXT = ("arguments", "principal", "signature", "tool", "zone")
+_ALLOWED = (
+    f"A rule may name the actions {', '.join(ACTIONS.values())}, the types Principal and Tool, which have no "
+    f"attributes, and of context {', '.join(_CONTEXT)}"
+)
+_CONNECTIVES = frozenset({"&&", "||", "!", "if-then-else"})
+_WORDS = {"zone": ZONES, "signature": ("", *(kind for kind in KINDS if kind != "benign"))}
+
+
+def read_rules(path: Path, known: Sequence[str] | None) -> str:
+    """Read a file of Cedar rules.
+
+    Args:
+        path: the file.
+        known: names of all tools there are; None if that is not said.
+
+    Returns:
+        Its text.
+
+    Raises:
+        ConfigError: if it cannot be read, or has a rule that is not valid or can never hold, naming the rule.
+    """
+    import cedarpy
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path.absolute()}: {error}; name a file of Cedar rules") from error
+    try:
+        found = json.loads(cedarpy.policies_to_json_str(text))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid Cedar: {error}") from error
+    if found["templates"]:
+        raise ConfigError(f"{path}: nobody fills in ?principal and ?resource, so such a rule never holds; write it out")
+    told = {_name(place, rule): "; ".join(_faults(rule, known)) for place, rule in found["staticPolicies"].items()}
+    faults = [f"{path}, {name} does not fit what Cedar is told: {fault}" for name, fault in told.items() if fault]
+    if faults:
+        raise ConfigError("\n".join([*faults, _ALLOWED]))
+    return text
+
+
+def _name(place: str, rule: Mapping[str, Any]) -> str:
+    name = rule.get("annotations", {}).get("id")
+    return f"rule {int(place.removeprefix('policy')) + 1}" + (f" ({name})" if name else "")
+
+
+def _faults(rule: Mapping[str, Any], known: Sequence[str] | None) -> Iterator[str]:
+    """Return what keeps a rule from ever holding."""
+    import cedarpy
+
+    words = _WORDS | ({"tool": known} if known else {})
+    for condition in rule["conditions"]:
+        yield from _unknown_words(condition["body"], words)
+        yield from _unknown_attributes(condition["body"])
+    conditions = [condition | {"body": _masked(condition["body"])} for condition in rule["conditions"]]
+    one = {"staticPolicies": {"rule": {**rule, "conditions": conditions}}, "templates": {}, "templateLinks": []}
+    tools = f" enum [{', '.join(map(literal, known))}]" if known else ""
+    schema = _SCHEMA.format(tools=tools, actions=", ".join(ACTIONS.values()))
+    found = cedarpy.validate_policies(cedarpy.policies_from_json_str(json.dumps(one)), schema)
+    # The validator says it once for each action.
+    yield from sorted({re.sub("^for policy `policy0`[,:] ", "", error.error) for error in found.errors}, reverse=True)
+
+
+def _masked(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a condition with an unknown truth in place of what tests arguments."""
+    ((operator, parts),) = body.items()
+    if operator in _CONNECTIVES:
+        return {operator: {name: _masked(part) for name, part in parts.items()}}
+    return _attribute("arguments") if _attribute("arguments") in _nodes(body) else body
+
+
+def _unknown_words(body: dict[str, Any], words: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Return what is wrong with words that an attribute is compared with and never is."""
+    ((operator, parts),) = body.items()
+    if operator in _CONNECTIVES:
+        for part in parts.values():
+            yield from _unknown_words(part, words)
+        return
+    nodes = [] if operator == "like" else list(_nodes(body))
+    for attribute, known in words.items():
+        if _attribute(attribute) in nodes:
+            texts = [node["Value"] for node in nodes if isinstance(node.get("Value"), str)]
+            yield from (
+                f"context.{attribute} is never {text!r}; {nearest(text, known)}" for text in texts if text not in known
+            )
+
+
+def _unknown_attributes(body: dict[str, Any]) -> Iterator[str]:
+    """Return what is wrong with ``has``, which the validator lets ask for anything."""
+    for asked in (node["has"] for node in _nodes(body) if "has" in node):
+        variable = asked["left"].get("Var")
+        if variable is not None and not (variable == "context" and asked["attr"] in _CONTEXT):
+            yield f"{variable} never has {asked['attr']!r}"
+
+
+def _attribute(name: str) -> dict[str, Any]:
+    return {".": {"left": {"Var": "context"}, "attr": name}}
+
+
+def _nodes(node: object) -> Iterator[dict[str, Any]]:
+    """Return every object within a part of a rule, itself among them."""
+    if isinstance(node, dict):
+        yield node
+    for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _nodes(part)
