@@ -38,10 +38,10 @@ class Budget(Settings):
     """Which shares of the honest may ever be limited."""
 
     own: float = Field(default=0.006, gt=0, lt=1)
-    """Of principals, by their own history."""
+    """Of principals, by their own history; it takes a high level besides."""
     level: float = Field(default=0.004, gt=0, lt=1)
     """Of principals, by their level."""
-    group: float = Field(default=0.002, gt=0, lt=1)
+    group: float = Field(default=0.01, gt=0, lt=1)
     """Of linked groups."""
 
     def share(self, tier: Tier) -> float:
@@ -65,7 +65,7 @@ class Calibration:
     """Maxima of honest principals, by tier and stratum (Mondrian conformal prediction)."""
 
     maxima: Mapping[Tier, Maxima]
-    """Sorted. Each tier has the stratum of everybody; groups have no other."""
+    """Sorted. Each tier has the stratum of everybody."""
     budget: Budget
     horizons: Mapping[str, int] = field(default_factory=dict)
     """By stratum: requests that at least 299 of its principals lived to send; none where they are fewer."""
@@ -80,7 +80,7 @@ class Calibration:
         strata: Sequence[str],
         lives: NDArray[np.integer[Any]],
         work: Sequence[str] | None = None,
-        groups: NDArray[np.float64] | None = None,
+        groups: Sequence[tuple[str, float]] = (),
         floors: Mapping[str, float] | None = None,
         budget: Budget | None = None,
     ) -> "Calibration":
@@ -92,7 +92,8 @@ class Calibration:
             strata: tenant type of each; empty is none.
             lives: requests of each, [N].
             work: what kind of work each does; without it each does its own.
-            groups: maxima of honest *linked* groups; random groups are the wrong reference.
+            groups: tenant type of all members, empty if they differ, and score of each honest *linked* group; random
+                groups are the wrong reference.
             floors: by stratum, what the level's threshold is at least.
             budget: how the false alarms are split.
 
@@ -105,15 +106,14 @@ class Calibration:
                 f"{len(own)} and {len(level)} maxima for {len(strata)} strata and {len(lives)} lives; "
                 "give one for each principal"
             )
-        groups = np.zeros(0) if groups is None else groups
-        if np.isnan(own).any() or np.isnan(level).any() or np.isnan(groups).any():
+        together = np.array([score for _, score in groups], dtype=np.float64)
+        if np.isnan(own).any() or np.isnan(level).any() or np.isnan(together).any():
             raise ConfigError("a maximum is NaN; a stream without activations has -inf")
-        names = np.array(strata)
-        rows = {EVERYBODY: slice(None)} | {str(name): names == name for name in np.unique(names) if name}
+        rows, of_groups = _rows(strata), _rows([tenant for tenant, _ in groups])
         maxima: dict[Tier, Maxima] = {
             "own": {name: np.sort(own[chosen]) for name, chosen in rows.items()},
             "level": {name: np.sort(level[chosen]) for name, chosen in rows.items()},
-            "group": {EVERYBODY: np.sort(groups)},
+            "group": {name: np.sort(together[chosen]) for name, chosen in of_groups.items()},
         }
         longest = {name: np.sort(lives[chosen])[::-1] for name, chosen in rows.items()}
         horizons = {name: int(found[CERTIFIED - 1]) for name, found in longest.items() if len(found) >= CERTIFIED}
@@ -138,7 +138,7 @@ class Calibration:
             count: its requests, no more than so many of the stratum lived to send.
         """
         if tier == "group":
-            return len(self.maxima[tier][EVERYBODY]) >= CERTIFIED
+            return len(self.maxima[tier].get(tenant, ())) >= CERTIFIED
         return tenant in self.horizons and count <= self.horizons[tenant]
 
     def threshold(self, tier: Tier, tenant: str = EVERYBODY, share: float | None = None) -> float:
@@ -170,6 +170,14 @@ class Calibration:
             return p_value
         # A level that a new kind of work may reach is no evidence beyond the tier's share.
         return max(p_value, float(np.nextafter(self.budget.share(tier), 1)))
+
+
+def _rows(strata: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Return who belongs to each stratum, everybody's first."""
+    names = np.array(strata, dtype=np.str_)
+    return {EVERYBODY: np.ones(len(names), dtype=bool)} | {
+        str(name): names == name for name in np.unique(names) if name
+    }
 
 
 def _new_work(values_N: NDArray[np.float64], kind_N: NDArray[np.str_], share: float) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from spider_sense.extraction.artifact import Artifact
 from spider_sense.extraction.decision import Decision, Tier
 from spider_sense.extraction.ruling import Ruling
-from spider_sense.extraction.thresholds import EVERYBODY, Calibration
+from spider_sense.extraction.thresholds import Calibration
 from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.reporting.extraction_pictures import calibration_picture, groups_picture, timeline_picture
 from spider_sense.reporting.pieces import printable
@@ -147,8 +147,7 @@ def _calibration(calibration: Calibration | None, ruling: Ruling) -> str:
         for tier in tiers
     }
     picture = calibration_picture(p_values, calibration)
-    rows = "".join(_stratum(calibration, tier, name) for tier in tiers for name in calibration.maxima[tier])
-    rows += _stratum(calibration, "group", EVERYBODY)
+    rows = "".join(_stratum(calibration, tier, name) for tier, maxima in calibration.maxima.items() for name in maxima)
     return (
         '<section><h2>Thresholds</h2><div class="pair"><figure>'
         f'<img alt="p-values of this log against honest principals" src="{picture}"></figure><table><tr><th>tier</th>'

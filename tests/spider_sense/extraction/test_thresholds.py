@@ -114,6 +114,18 @@ def test_a_claim_ends_where_the_lives_of_calibration_end() -> None:
     assert not calibration.certified("own", "bench", 1)
 
 
+def test_groups_have_strata_of_their_own() -> None:
+    scores = [("app", 2.0 + place / 1000) for place in range(CERTIFIED)] + [
+        ("chat", place / 1000) for place in range(9)
+    ]
+    known = Calibration.fit(np.zeros(4), np.zeros(4), [""] * 4, np.full(4, 64), groups=[*scores, ("", 5.0)])
+    assert {name: len(found) for name, found in known.maxima["group"].items()} == {"": 309, "app": 299, "chat": 9}
+    assert known.certified("group", "app")
+    assert not known.certified("group", "chat")
+    assert known.threshold("group", "app") == 2.296
+    assert known.threshold("group", "chat") == known.threshold("group", "") == 2.297
+
+
 def test_rules_have_no_share() -> None:
     with pytest.raises(ConfigError, match="deterministic"):
         Budget().share("rule")
