@@ -56,7 +56,7 @@ def test_each_level_is_decided_once_and_two_tiers_act(detector: TieredDetector, 
     found = _decisions(detector, tiny_streams.stream("a", 7, 128, attack_from=40))
     assert len({(decision.tier, decision.level) for decision in found}) == len(found)
     assert {decision.tier for decision in found if decision.level == "act"} == {"own", "level"}
-    own = next(decision for decision in found if decision.tier == "own" and decision.level == "limit")
+    own = next(decision for decision in found if decision.tier == "own" and decision.level == "act")
     assert own.score > own.threshold == detector.threshold("own", "")
     assert own.p_value is not None
     assert own.p_value <= 0.01
