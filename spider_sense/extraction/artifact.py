@@ -71,8 +71,8 @@ class ExtractionManifest(Record):
     """Tenant types of the honest linked groups of calibration."""
     horizons: dict[str, int] = Field(default_factory=dict)
     """Requests that calibration covers, by tenant type."""
-    least: dict[str, float | None] = Field(default_factory=dict)
-    """What the level's threshold is at least, by tenant type; None is infinite."""
+    least: dict[Tier, dict[str, float | None]] = Field(default_factory=dict)
+    """What the thresholds of level and group are at least, by tenant type; None is infinite."""
     tensors_digest: str = ""
 
 
@@ -180,7 +180,10 @@ class Artifact:
             strata={name: len(values) for name, values in strata.items()},
             groups=() if calibration is None else tuple(calibration.maxima["group"]),
             horizons={} if calibration is None else dict(calibration.horizons),
-            least={name: value if np.isfinite(value) else None for name, value in least.items()},
+            least={
+                tier: {name: value if np.isfinite(value) else None for name, value in by_stratum.items()}
+                for tier, by_stratum in least.items()
+            },
         )
 
 
@@ -248,5 +251,8 @@ def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray])
         tier: {stratum: arrays[f"maxima.{tier}.{stratum}"] for stratum in manifest.strata} for tier in tiers
     }
     maxima["group"] = {stratum: arrays[f"maxima.group.{stratum}"] for stratum in manifest.groups}
-    least = {name: np.inf if value is None else value for name, value in manifest.least.items()}
+    least = {
+        tier: {name: np.inf if value is None else value for name, value in by_stratum.items()}
+        for tier, by_stratum in manifest.least.items()
+    }
     return Calibration(maxima, manifest.budget, manifest.horizons, least)

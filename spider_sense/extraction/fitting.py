@@ -13,7 +13,7 @@ from spider_sense.errors import DataError
 from spider_sense.extraction.artifact import Artifact
 from spider_sense.extraction.encode import Encoder, Read, hidden_of
 from spider_sense.extraction.event import Event
-from spider_sense.extraction.groups import judged
+from spider_sense.extraction.groups import honest_groups
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.population import Population
@@ -119,7 +119,7 @@ def calibrate(
             [state.tenant for state in states.values()],
             np.array([state.count for state in states.values()]),
             [work[name] for name in states],
-            groups=[(tenant, score) for _, tenant, score in judged(states, artifact.population)],
+            groups=honest_groups(states, artifact.population, {row.principal: row.family for row in benign}),
             floors=artifact.population.floors,
             budget=budget,
         )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from spider_sense.extraction.layout import CHECKPOINTS, EMPTY_LINK, LINK_KINDS, LinkKind, States
 from spider_sense.extraction.population import QUANTILES, Population
 from spider_sense.extraction.state import PrincipalState
-from spider_sense.extraction.thresholds import EVERYBODY
+from spider_sense.extraction.thresholds import EVERYBODY, HonestGroup
 
 __all__ = [
     "Edge",
@@ -29,6 +29,7 @@ __all__ = [
     "group_score",
     "group_shares",
     "group_tenant",
+    "honest_groups",
     "judged",
     "linked",
     "stacked",
@@ -165,6 +166,24 @@ def judged(states: Mapping[str, PrincipalState], population: Population) -> list
     for group in linked(states, population):
         members = stacked({name: states[name] for name in group.members})
         found.append((group, group_tenant(members), group_score(members)))
+    return found
+
+
+def honest_groups(
+    states: Mapping[str, PrincipalState], population: Population, work: Mapping[str, str]
+) -> list[HonestGroup]:
+    """Return the linked groups of calibration.
+
+    Args:
+        states: of honest principals.
+        population: says how rare a piece of evidence is.
+        work: what kind of work each does; a group of which nothing is known does its own.
+    """
+    found = []
+    for group, tenant, score in judged(states, population):
+        kinds = {work.get(name, "") for name in group.members}
+        common = kinds.pop() or group.members[0] if len(kinds) == 1 else None
+        found.append(HonestGroup(tenant, common, score))
     return found
 
 

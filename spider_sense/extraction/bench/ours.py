@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from spider_sense.extraction.bench.encode import Encoder
 from spider_sense.extraction.bench.systems import Alarm, first_above
 from spider_sense.extraction.decision import LEVELS, Tier
-from spider_sense.extraction.groups import Group, judged
+from spider_sense.extraction.groups import Group, honest_groups, judged
 from spider_sense.extraction.population import Population
 from spider_sense.extraction.simulator.adversaries import partitioned
 from spider_sense.extraction.simulator.traffic import Request, Stream
@@ -52,6 +52,12 @@ class Ours:
         parts = [(replay.states["own"], replay.states["level"]) for replay in self._replays(calibration)]
         own, level = (np.concatenate(column) for column in zip(*parts, strict=True))
         accounts = self.states([stream for group in organisations for stream in group])
+        # Who asks several families does no work that a whole group could do.
+        work = {
+            stream.principal: stream.principal if "+" in stream.family else stream.family
+            for group in organisations
+            for stream in group
+        }
         lives = np.array([len(stream) for stream in calibration])
         found = Calibration.fit(
             own,
@@ -59,7 +65,7 @@ class Ours:
             [stream.tenant for stream in calibration],
             lives,
             [stream.family for stream in calibration],
-            groups=[(tenant, score) for _, tenant, score in self.groups(accounts)],
+            groups=honest_groups(accounts, population, work),
             floors=population.floors,
         )
         self.detector = TieredDetector(population, found, encoder.key, width)
