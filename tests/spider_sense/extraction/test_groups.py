@@ -113,9 +113,8 @@ def test_a_stratum_of_groups_has_its_own_threshold(detector: TieredDetector, tin
     calibration = detector.calibration
     assert calibration is not None
     people, apps = np.linspace(0, 0.2, CERTIFIED), np.linspace(0.5, 2, CERTIFIED)
-    grouped = replace(
-        calibration, maxima={**calibration.maxima, "group": {"": np.sort([*people, *apps]), "chat": people}}
-    )
+    maxima = {"": np.sort([*people, *apps]), "chat": people}
+    grouped = replace(calibration, maxima={**calibration.maxima, "group": maxima}, least={})
     judge = replace(detector, calibration=grouped)
     ring = _ring(tiny_streams, ("payment", "network"), attack_from=0, share=0.25)
     for tenant, limited in (("chat", 10), ("", 0)):
@@ -131,7 +130,7 @@ def test_a_review_limits_the_members_and_says_why(detector: TieredDetector, tiny
     calibration = detector.calibration
     assert calibration is not None
     benign = np.linspace(0, 0.2, 300)
-    grouped = replace(calibration, maxima={**calibration.maxima, "group": {"": benign}})
+    grouped = replace(calibration, maxima={**calibration.maxima, "group": {"": benign}}, least={})
     judge = replace(detector, calibration=grouped)
     ring = _ring(tiny_streams, ("payment", "network"), attack_from=0, share=0.5)
     states = _states(judge, tiny_streams.honest(20, 43_000, 32) + ring)
