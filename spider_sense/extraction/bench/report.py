@@ -75,10 +75,10 @@ def _group_curve(ours: Sequence[Outcome], config: BenchConfig) -> dict[str, Any]
     groups have one subject.
     """
     size = config.ring_sizes[0]
-    honest = [one for one in ours if one.scene in ("organisations", "one subject") and one.score is not None]
+    honest = [one for one in ours if one.scene in ("organisations", "one subject")]
     found = {}
     for kind, scene in (("chat", f"ring of {size}"), ("app", f"ring of {size}, products")):
-        scores = [one.score for one in honest if one.stratum == kind]
+        scores = [one.score for one in honest if one.stratum == kind and one.score is not None]
         rings = _of(ours, scene)
         if scores and rings:
             found[kind] = {
