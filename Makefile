@@ -70,7 +70,7 @@ bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other
 bench-nest-quick: $(STAMP)  ## the same, reduced to minutes
 	$(BIN)/nest bench --config configs/nest-bench-quick.yaml --device $(DEVICE)
 
-bench-extraction: $(STAMP)  ## who is distilling this model, beside every baseline, five seeds: hours, goes on where it stopped
+bench-extraction: $(STAMP)  ## who is distilling this model, beside every baseline, five seeds: half an hour, goes on where it stopped
 	$(BIN)/python bench/extraction.py --config configs/bench-extraction.yaml
 
 bench-extraction-quick: $(STAMP)  ## the same, reduced to minutes

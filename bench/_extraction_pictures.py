@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nest.pictures.canvas import COLOURS, panels, write_png
 from spider_sense.extraction.bench.config import BenchConfig
@@ -19,7 +20,8 @@ SHOWN = {
 
 
 def draw_queries(outcomes: Sequence[Outcome], config: BenchConfig, path: Path) -> None:
-    """Draw, for each cell, the share of attackers that each system has found after so many requests."""
+    """Draw, for each cell, the share of attackers that each system has found after so many requests, and limited if
+    that is ours."""
     shown = [cell for cell in config.cells if cell.cover == "same" and (cell.start, cell.share) in SHOWN]
     pictures = panels(
         [SHOWN[cell.start, cell.share] for cell in shown],
@@ -33,23 +35,27 @@ def draw_queries(outcomes: Sequence[Outcome], config: BenchConfig, path: Path) -
     for picture, cell in zip(pictures, shown, strict=True):
         for place, system in enumerate(systems):
             embedding = config.embeddings[0] if system == OURS else text
-            queries = np.array(
-                [
-                    one.queries
-                    for one in outcomes
-                    if (one.system, one.embedding, one.scene) == (system, embedding, cell.name)
-                ]
-            )
-            if len(queries):
-                found = 100 * (queries[:, None] <= requests).mean(0)
+            mine = [one for one in outcomes if (one.system, one.embedding, one.scene) == (system, embedding, cell.name)]
+            if mine:
                 style = "-" if place < len(COLOURS) else "--"
+                how = {"color": COLOURS[place % len(COLOURS)], "where": "post"}
                 width = 2.5 if system == OURS else 1.2
-                colour = COLOURS[place % len(COLOURS)]
-                picture.step(requests, found, style, color=colour, lw=width, label=system, where="post")
+                picture.step(
+                    requests, _share([one.queries for one in mine], requests), style, lw=width, label=system, **how
+                )
+                if system == OURS:
+                    limited = _share([one.queries_to_limit for one in mine], requests)
+                    picture.step(requests, limited, ":", lw=2, label=f"{system}, limited", **how)
         picture.set(ylim=(0, 103), xscale="log", xlim=(1, config.after))
         picture.xaxis.set_major_formatter("{x:g}")
     pictures[0].legend(fontsize=8, loc="upper left")
     write_png(pictures[0], path)
+
+
+def _share(queries: Sequence[float], requests: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the percentage that is found by each number of requests."""
+    result: NDArray[np.float64] = 100 * (np.array(queries)[:, None] <= requests).mean(0)
+    return result
 
 
 def draw_lifetime(report: Report, config: BenchConfig, path: Path) -> None:

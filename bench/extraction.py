@@ -36,6 +36,20 @@ LAST_LINE = (
     "baselines",
 )
 
+DETAILS = (
+    "worst_family",
+    "missed",
+    "lifetime_fpr_by_stratum",
+    "lifetime_limited",
+    "other_work_limited",
+    "group_fpr",
+    "group_fpr_one_subject",
+    "group_curve",
+    "adaptive left",
+    "sweep",
+    "load",
+)
+
 
 def main(
     config: Annotated[Path, typer.Option(help="What to compare.")],
@@ -58,18 +72,21 @@ def main(
 
 def show(report: Report) -> None:
     """Print what the report holds, one row a system and scene, then what is not a stream."""
-    table = Table("system", "embedding", "scene", "streams", "alarmed / found", "median requests", "by 64", "p90")
+    table = Table(
+        "system", "embedding", "scene", "streams", "alarmed / found", "limited", "median requests", "by 64", "p90"
+    )
     for row in report["systems"]:
         if "rate" in row:
             rate = f"{100 * row['rate']:.1f}% ({100 * row['low']:.1f}-{100 * row['high']:.1f})"
-            cells = [rate, "", "", ""]
+            cells = [rate, f"{100 * row['limited']:.1f}%", "", "", ""]
         else:
             median = f"{_number(row['median_queries'])} ({_number(row['median_low'])}-{_number(row['median_high'])})"
-            cells = [f"{100 * row['found']:.0f}%", median, f"{100 * row['found_by_64']:.0f}%"]
+            limited = f"{100 * row['limited']:.0f}%, {_number(row['median_to_limit'])}"
+            cells = [f"{100 * row['found']:.0f}%", limited, median, f"{100 * row['found_by_64']:.0f}%"]
             cells.append(_number(row["p90_queries"]))
         table.add_row(row["system"], row["embedding"], row["scene"], str(row["streams"]), *cells)
     CONSOLE.print(table)
-    for key in ("worst_family", "missed", "lifetime_fpr_by_stratum", "group_fpr", "adaptive left", "sweep", "load"):
+    for key in DETAILS:
         CONSOLE.print(f"{key}: {json.dumps(report.get(key))}")
     for key in report:
         if key.startswith("windows"):

@@ -24,8 +24,8 @@ from spider_sense.extraction import Event, Key, PrincipalState
 from spider_sense.extraction.feed import Feed
 from spider_sense.extraction.fitting import calibrate, fit
 from spider_sense.extraction.observation import Asked, Observation
-from spider_sense.extraction.rows import Row
 from spider_sense.extraction.settings import ExtractionSettings
+from spider_sense.extraction.simulator.noise import noise_rows
 from spider_sense.extraction.stores import Entry, Store, open_store
 from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.types import Site
@@ -172,20 +172,10 @@ def detector_rate(detector: TieredDetector) -> float:
 def make_detector() -> TieredDetector:
     """Return a detector fitted on noise."""
     key = Key(b"sixteen bytes at least")
-    fitted = fit(rows("a", 40, 40), rows("bb", 20, 128, "mining"), key, Site(16, "resid"), width=WIDTH)
-    return calibrate(fitted, rows("ccc", 40, 20), key).detector(key)
-
-
-def rows(prefix: str, people: int, requests: int, family: str = "") -> list[Row]:
-    """Return requests of made-up principals."""
-    draw = np.random.default_rng(len(prefix))
-    found = []
-    for person in range(people):
-        centre = draw.normal(bool(family), 0.3, WIDTH)
-        for number in range(requests):
-            hidden, name = tuple((centre + draw.normal(0, 1, WIDTH)).tolist()), f"{prefix} {person}"
-            found.append(Row(principal=name, time=60.0 * number, hidden=hidden, family=family))
-    return found
+    fitted = fit(
+        noise_rows("a", 40, 40, WIDTH), noise_rows("bb", 20, 128, WIDTH, "mining"), key, Site(16, "resid"), width=WIDTH
+    )
+    return calibrate(fitted, noise_rows("ccc", 40, 20, WIDTH), key).detector(key)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from spider_sense.extraction.level import LevelModel
 from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.population import Population
 from spider_sense.extraction.sketch import Sketch
-from spider_sense.extraction.thresholds import EVERYBODY, Budget, Calibration
+from spider_sense.extraction.thresholds import Budget, Calibration
 from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.fingerprint import Fingerprint, check_match
 from spider_sense.folders import ArtifactKind, Record, sha256
@@ -67,10 +67,12 @@ class ExtractionManifest(Record):
     """None before calibration."""
     strata: dict[str, int] = Field(default_factory=dict)
     """Honest principals of calibration, by tenant type."""
+    groups: tuple[str, ...] = ()
+    """Tenant types of the honest linked groups of calibration."""
     horizons: dict[str, int] = Field(default_factory=dict)
     """Requests that calibration covers, by tenant type."""
-    least: dict[str, float | None] = Field(default_factory=dict)
-    """What the level's threshold is at least, by tenant type; None is infinite."""
+    least: dict[Tier, dict[str, float | None]] = Field(default_factory=dict)
+    """What the thresholds of level and group are at least, by tenant type; None is infinite."""
     tensors_digest: str = ""
 
 
@@ -176,8 +178,12 @@ class Artifact:
             principals=population.principals,
             budget=None if calibration is None else calibration.budget,
             strata={name: len(values) for name, values in strata.items()},
+            groups=() if calibration is None else tuple(calibration.maxima["group"]),
             horizons={} if calibration is None else dict(calibration.horizons),
-            least={name: value if np.isfinite(value) else None for name, value in least.items()},
+            least={
+                tier: {name: value if np.isfinite(value) else None for name, value in by_stratum.items()}
+                for tier, by_stratum in least.items()
+            },
         )
 
 
@@ -244,6 +250,9 @@ def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray])
     maxima: dict[Tier, dict[str, np.ndarray]] = {
         tier: {stratum: arrays[f"maxima.{tier}.{stratum}"] for stratum in manifest.strata} for tier in tiers
     }
-    maxima["group"] = {EVERYBODY: arrays[f"maxima.group.{EVERYBODY}"]}
-    least = {name: np.inf if value is None else value for name, value in manifest.least.items()}
+    maxima["group"] = {stratum: arrays[f"maxima.group.{stratum}"] for stratum in manifest.groups}
+    least = {
+        tier: {name: np.inf if value is None else value for name, value in by_stratum.items()}
+        for tier, by_stratum in manifest.least.items()
+    }
     return Calibration(maxima, manifest.budget, manifest.horizons, least)

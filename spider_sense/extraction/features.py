@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from spider_sense.extraction.layout import States
 
-__all__ = ["FEATURES", "OPENING", "vector"]
+__all__ = ["FEATURES", "vector"]
 
 TOP = 0.1
 """Share of the requests whose logits the top tenth averages: cover traffic does not dilute it."""
 
 FEATURES = ("mean of the campaign probe", "top tenth of the campaign probe", "share of one opening")
 """Names of the columns of ``vector``."""
-OPENING = FEATURES.index("share of one opening")
 
 
 def vector(states_N: States, centres_B: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from spider_sense.errors import DataError
 from spider_sense.extraction.artifact import Artifact
 from spider_sense.extraction.encode import Encoder, Read, hidden_of
 from spider_sense.extraction.event import Event
-from spider_sense.extraction.groups import group_score, linked, stacked
+from spider_sense.extraction.groups import honest_groups
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.population import Population
@@ -111,10 +111,6 @@ def calibrate(
     detector = artifact.detector(key)
     events = events_of(artifact, benign, key, read)
     states, own, level = _replayed(detector, events)
-    groups = [
-        group_score(stacked({name: states[name] for name in group.members}), artifact.population)
-        for group in linked(states, artifact.population)
-    ]
     work = {row.principal: row.family or row.principal for row in benign}
     return artifact.calibrated(
         Calibration.fit(
@@ -123,7 +119,7 @@ def calibrate(
             [state.tenant for state in states.values()],
             np.array([state.count for state in states.values()]),
             [work[name] for name in states],
-            groups=np.array(groups, dtype=np.float64),
+            groups=honest_groups(states, artifact.population, {row.principal: row.family for row in benign}),
             floors=artifact.population.floors,
             budget=budget,
         )

@@ -5,7 +5,7 @@ share evidence tend to keep the same of it). Hashes are the buckets in which can
 sum of log-likelihood ratios, one for each kind, of its rarest common hash against meeting by chance; pairs above a
 bound are joined. Only evidence of the account makes a pair: strangers who run one public benchmark share its system
 prompt and its parameters. Those confirm a pair that has half of the weight. What scores a group, the words that its
-requests open with, links nobody.
+requests open with and what the probe says of them, links nobody.
 
 Shape letters: N principals, K kinds, L slots.
 """
@@ -18,12 +18,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.extraction.features import OPENING
-from spider_sense.extraction.layout import EMPTY_LINK, LINK_KINDS, LinkKind, States
-from spider_sense.extraction.population import Population
+from spider_sense.extraction.layout import CHECKPOINTS, EMPTY_LINK, LINK_KINDS, LinkKind, States
+from spider_sense.extraction.population import QUANTILES, Population
 from spider_sense.extraction.state import PrincipalState
+from spider_sense.extraction.thresholds import EVERYBODY, HonestGroup
 
-__all__ = ["Edge", "Group", "group_score", "linked", "stacked"]
+__all__ = [
+    "Edge",
+    "Group",
+    "group_score",
+    "group_shares",
+    "group_tenant",
+    "honest_groups",
+    "judged",
+    "linked",
+    "stacked",
+]
 
 BOUND = -math.log(1e-6)
 """Weight from which a pair is joined: a chance of one in a million, as there are about N squared pairs."""
@@ -31,8 +41,10 @@ SHARED = 0.5
 """Probability that two accounts of one hand share a piece of evidence of a kind."""
 HUBS = 32
 """Holders of a hash that every other holder is compared with, so that a large group costs no square."""
-COMMON = 0.1
-"""Share of the variance between principals that the members of an honest group have in common."""
+ALIKE = 0.2
+"""Share of requests that open alike, beyond which more tells nothing."""
+RARE = QUANTILES.index(0.94) + 1
+"""First bin of the campaign probe that counts as high."""
 
 _ACCOUNT: tuple[LinkKind, ...] = ("payment", "network", "client", "declared")
 _CONTENT: tuple[LinkKind, ...] = ("parameters", "prefix")
@@ -148,18 +160,57 @@ def _weight(share: float) -> float:
     return math.log(SHARED) - 2 * math.log(share)
 
 
-def group_score(states_N: States, population: Population) -> float:
-    """Return how much more of a group's requests open alike than of an honest principal's, in standard deviations.
+def judged(states: Mapping[str, PrincipalState], population: Population) -> list[tuple[Group, str, float]]:
+    """Return the linked groups, the tenant type that each is judged by, and its score."""
+    found = []
+    for group in linked(states, population):
+        members = stacked({name: states[name] for name in group.members})
+        found.append((group, group_tenant(members), group_score(members)))
+    return found
 
-    What a campaign's accounts work on has one template; hidden in each one's cover it shows in all of them together.
-    The m members count as ``1 / (1 / m + 0.1)``, since honest groups have things in common. It is -inf with fewer than
-    two members, and where they have sent less than the first checkpoint of the level.
+
+def honest_groups(
+    states: Mapping[str, PrincipalState], population: Population, work: Mapping[str, str]
+) -> list[HonestGroup]:
+    """Return the linked groups of calibration.
+
+    Args:
+        states: of honest principals.
+        population: says how rare a piece of evidence is.
+        work: what kind of work each does; a group of which nothing is known does its own.
     """
-    model = population.model_at(int(states_N["count"].mean())) if len(states_N) > 1 else None
-    if model is None:
-        return -math.inf
+    found = []
+    for group, tenant, score in judged(states, population):
+        kinds = {work.get(name, "") for name in group.members}
+        common = kinds.pop() or group.members[0] if len(kinds) == 1 else None
+        found.append(HonestGroup(tenant, common, score))
+    return found
+
+
+def group_shares(states_N: States) -> tuple[float, float]:
+    """Return which shares of all requests of N members open alike, and have a campaign probe that is high among honest
+    ones; zeros where there is nothing."""
     openings, counts = states_N["openings"].ravel(), states_N["opening_counts"].ravel()
     _, which = np.unique(openings, return_inverse=True)
-    share = float(np.bincount(which, counts).max()) / int(states_N["count"].sum())
-    worth = 1 / (1 / len(states_N) + COMMON)
-    return float((share - model.mean[OPENING]) / model.scale[OPENING]) * math.sqrt(worth)
+    alike = float(np.bincount(which, counts).max()) / max(int(states_N["count"].sum()), 1)
+    high = float(states_N["history"][:, 0, RARE:].sum()) / max(int(states_N["sketched"].sum()), 1)
+    return alike, high
+
+
+def group_score(states_N: States) -> float:
+    """Return the sum of the two shares, the first one up to a fifth.
+
+    What a campaign's accounts work on shows in all of them together, through each one's cover: in a template if it has
+    one, and in the probe. Beyond a fifth, openings tell a product from a person, not a campaign from a product. It is
+    -inf with fewer than two members, and where they have sent less than the first checkpoint of the level.
+    """
+    if len(states_N) < 2 or states_N["count"].mean() < CHECKPOINTS[0]:
+        return -math.inf
+    alike, high = group_shares(states_N)
+    return min(alike, ALIKE) + high
+
+
+def group_tenant(states_N: States) -> str:
+    """Return the tenant type that all members declare; the empty one of everybody if they differ."""
+    names = np.unique(states_N["tenant"])
+    return bytes(names[0]).decode("ascii") if len(names) == 1 else EVERYBODY

@@ -20,7 +20,7 @@ from spider_sense.extraction.own import directions
 from spider_sense.extraction.thresholds import EVERYBODY
 from spider_sense.extraction.tracker import Tracker, walk
 
-__all__ = ["Population"]
+__all__ = ["QUANTILES", "Population"]
 
 SAMPLE = 50
 """Requests of a principal that the bins are set on, spread evenly over its life."""

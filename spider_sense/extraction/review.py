@@ -8,7 +8,7 @@ import numpy as np
 
 from spider_sense.extraction.decision import LEVELS, TIERS, Decision, Level, Tier
 from spider_sense.extraction.discovery import benjamini_hochberg
-from spider_sense.extraction.groups import Group, group_score, linked, stacked
+from spider_sense.extraction.groups import Group, group_score, group_shares, group_tenant, linked, stacked
 from spider_sense.extraction.layout import States
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import EVERYBODY, Calibration
@@ -22,8 +22,8 @@ DISCOVERY = 0.05
 """Bound on the expected share of honest principals among those that are selected."""
 WATCHED = 0.05
 """Share of honest groups that may be watched."""
-UNCALIBRATED = 3.0
-"""Standard deviations from which a group is watched if there is no calibration."""
+UNCALIBRATED = 0.5
+"""Score from which a group is watched if there is no calibration."""
 _LIMIT = LEVELS.index("limit") + 1
 
 
@@ -40,20 +40,21 @@ def _judge_group(detector: "TieredDetector", group: Group, states: Mapping[str, 
     together = _together(members)
     if int(detector.rules.judge(together)[0]) == len(LEVELS):
         words = (group.evidence(), *detector.rules.evidence(together, 0))
-        yield from _of_members(group, members, "rule", "act", float(len(LEVELS)), 1.0, None, True, words)
-    score, calibration = group_score(members, detector.population), detector.calibration
-    threshold = detector.threshold("group", EVERYBODY)
-    watch = UNCALIBRATED if calibration is None else calibration.threshold("group", share=WATCHED)
+        yield from _of_members(group, members, "rule", "act", float(len(LEVELS)), 1.0, None, True, words, EVERYBODY)
+    score, tenant, calibration = group_score(members), group_tenant(members), detector.calibration
+    threshold = detector.threshold("group", tenant)
+    watch = UNCALIBRATED if calibration is None else calibration.threshold("group", tenant, WATCHED)
     if score <= min(threshold, watch):
         return
-    p_value = None if calibration is None else calibration.p_value("group", EVERYBODY, score)
-    certified = calibration is not None and calibration.certified("group", EVERYBODY)
+    p_value = None if calibration is None else calibration.p_value("group", tenant, score)
+    certified = calibration is not None and calibration.certified("group", tenant)
     also = int((members["decided"][:, [TIERS.index("own"), TIERS.index("level")]] >= _LIMIT).any(axis=1).sum())
     level: Level = "watch" if score <= threshold else "act" if also else "limit"
-    words = (group.evidence(), f"their requests open alike, {score:.1f} standard deviations more than honest ones'")
-    words += (f"{also} of them crossed a threshold alone",) if also else ()
+    alike, high = group_shares(members)
+    said = f"{alike:.0%} of their requests open alike, and of {high:.0%} the campaign probe says what it says of few"
+    words = (group.evidence(), said, *([f"{also} of them were limited alone"] if also else []))
     crossed = threshold if score > threshold else watch
-    yield from _of_members(group, members, "group", level, score, crossed, p_value, certified, words)
+    yield from _of_members(group, members, "group", level, score, crossed, p_value, certified, words, tenant)
 
 
 def _of_members(
@@ -66,6 +67,7 @@ def _of_members(
     p_value: float | None,
     certified: bool,
     words: tuple[str, ...],
+    stratum: str,
 ) -> Iterator[Decision]:
     for name, state in zip(group.members, members, strict=True):
         yield Decision(
@@ -77,7 +79,7 @@ def _of_members(
             p_value=p_value,
             count=int(state["count"]),
             time=float(state["last"]),
-            stratum=EVERYBODY,
+            stratum=stratum,
             certified=certified,
             evidence=words,
             group=group.members,
@@ -100,7 +102,7 @@ def _discoveries(detector: "TieredDetector", states: Mapping[str, PrincipalState
     calibration = detector.calibration
     if calibration is None or not states:
         return
-    best = {name: min(_p_values(calibration, state)) for name, state in states.items()}
+    best = {name: min(_p_values(detector, calibration, state)) for name, state in states.items()}
     chosen = benjamini_hochberg(np.array([p for p, _ in best.values()]), DISCOVERY)
     for (name, (p_value, tier)), selected in zip(best.items(), chosen.tolist(), strict=True):
         if selected:
@@ -109,9 +111,14 @@ def _discoveries(detector: "TieredDetector", states: Mapping[str, PrincipalState
             yield replace(found, p_value=p_value, evidence=(said, *found.evidence))
 
 
-def _p_values(calibration: Calibration, state: PrincipalState) -> Iterator[tuple[float, Tier]]:
+def _p_values(
+    detector: "TieredDetector", calibration: Calibration, state: PrincipalState
+) -> Iterator[tuple[float, Tier]]:
     whole = calibration.budget.whole
-    tiers: tuple[Tier, ...] = ("own", "level")
+    tiers: list[Tier] = ["level"]
+    # A turn alone limits nobody, so it is no reason to act.
+    if state.states["level"][0] > detector.watch("level", state.tenant):
+        tiers.append("own")
     for tier in tiers:
         p_value = calibration.p_value(tier, state.tenant, float(state.states[tier][0]))
         yield min(p_value * whole / calibration.budget.share(tier), 1.0), tier

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from spider_sense.extraction.decision import LEVELS, Decision, Level
@@ -24,8 +24,8 @@ CLEAR = Standing("clear")
 
 
 def text_of(decision: Decision) -> str:
-    """Return a decision as a store keeps it."""
-    return json.dumps(asdict(decision))
+    """Return a decision as a store keeps it: without the names of others, which their own erasure would not reach."""
+    return json.dumps(asdict(replace(decision, group=())))
 
 
 def decision_of(text: str) -> Decision:

@@ -8,7 +8,8 @@ claimed of principals that send more requests than those of calibration did.
 Principals who do the same kind of work lie at the same level, and the next one may do another kind. So the level's
 threshold is also at least what the highest level of a new kind of work stays below, if those of the F kinds are
 normal: their mean and ``t sqrt(1 + 1 / F)`` standard deviations, with Student's t of F - 1 degrees. One kind alone
-tells nothing of the next: the threshold is infinite.
+tells nothing of the next: the threshold is infinite. The same holds for linked groups whose members all do one kind of
+work, and there fewer than five kinds tell nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +24,12 @@ from spider_sense.config import Settings
 from spider_sense.errors import ConfigError, MissingExtraError
 from spider_sense.extraction.decision import Tier
 
-__all__ = ["CERTIFIED", "EVERYBODY", "Budget", "Calibration", "Maxima"]
+__all__ = ["CERTIFIED", "EVERYBODY", "KINDS", "Budget", "Calibration", "HonestGroup", "Maxima"]
 
 CERTIFIED = 299
 """Honest principals that a claim of 1% needs: with none of them alarmed, 95% confidence."""
+KINDS = 5
+"""Kinds of work, each shared by all members of a group, that tell where the groups of the next kind may lie."""
 EVERYBODY = ""
 """The stratum of all principals."""
 
@@ -38,10 +41,10 @@ class Budget(Settings):
     """Which shares of the honest may ever be limited."""
 
     own: float = Field(default=0.006, gt=0, lt=1)
-    """Of principals, by their own history."""
+    """Of principals, by their own history; it takes a high level besides."""
     level: float = Field(default=0.004, gt=0, lt=1)
     """Of principals, by their level."""
-    group: float = Field(default=0.002, gt=0, lt=1)
+    group: float = Field(default=0.01, gt=0, lt=1)
     """Of linked groups."""
 
     def share(self, tier: Tier) -> float:
@@ -60,17 +63,28 @@ class Budget(Settings):
         return self.own + self.level
 
 
+@dataclass(frozen=True, slots=True)
+class HonestGroup:
+    """A linked group of calibration."""
+
+    tenant: str
+    """Declared type of all members; empty if they differ."""
+    work: str | None
+    """The kind of work that all of them do; None if they differ."""
+    score: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
     """Maxima of honest principals, by tier and stratum (Mondrian conformal prediction)."""
 
     maxima: Mapping[Tier, Maxima]
-    """Sorted. Each tier has the stratum of everybody; groups have no other."""
+    """Sorted. Each tier has the stratum of everybody."""
     budget: Budget
     horizons: Mapping[str, int] = field(default_factory=dict)
     """By stratum: requests that at least 299 of its principals lived to send; none where they are fewer."""
-    least: Mapping[str, float] = field(default_factory=dict)
-    """By stratum: what the level's threshold is at least."""
+    least: Mapping[Tier, Mapping[str, float]] = field(default_factory=dict)
+    """Of level and group, by stratum: what the threshold is at least."""
 
     @classmethod
     def fit(
@@ -80,7 +94,7 @@ class Calibration:
         strata: Sequence[str],
         lives: NDArray[np.integer[Any]],
         work: Sequence[str] | None = None,
-        groups: NDArray[np.float64] | None = None,
+        groups: Sequence[HonestGroup] = (),
         floors: Mapping[str, float] | None = None,
         budget: Budget | None = None,
     ) -> "Calibration":
@@ -92,7 +106,7 @@ class Calibration:
             strata: tenant type of each; empty is none.
             lives: requests of each, [N].
             work: what kind of work each does; without it each does its own.
-            groups: maxima of honest *linked* groups; random groups are the wrong reference.
+            groups: honest *linked* groups; random groups are the wrong reference.
             floors: by stratum, what the level's threshold is at least.
             budget: how the false alarms are split.
 
@@ -105,22 +119,28 @@ class Calibration:
                 f"{len(own)} and {len(level)} maxima for {len(strata)} strata and {len(lives)} lives; "
                 "give one for each principal"
             )
-        groups = np.zeros(0) if groups is None else groups
-        if np.isnan(own).any() or np.isnan(level).any() or np.isnan(groups).any():
+        together = np.array([group.score for group in groups], dtype=np.float64)
+        if np.isnan(own).any() or np.isnan(level).any() or np.isnan(together).any():
             raise ConfigError("a maximum is NaN; a stream without activations has -inf")
-        names = np.array(strata)
-        rows = {EVERYBODY: slice(None)} | {str(name): names == name for name in np.unique(names) if name}
+        rows, of_groups = _rows(strata), _rows([group.tenant for group in groups])
         maxima: dict[Tier, Maxima] = {
             "own": {name: np.sort(own[chosen]) for name, chosen in rows.items()},
             "level": {name: np.sort(level[chosen]) for name, chosen in rows.items()},
-            "group": {EVERYBODY: np.sort(groups)},
+            "group": {name: np.sort(together[chosen]) for name, chosen in of_groups.items()},
         }
         longest = {name: np.sort(lives[chosen])[::-1] for name, chosen in rows.items()}
         horizons = {name: int(found[CERTIFIED - 1]) for name, found in longest.items() if len(found) >= CERTIFIED}
         budget, kinds = budget or Budget(), np.array(work or [str(place) for place in range(len(own))])
-        least = {
-            name: max(_new_work(level[chosen], kinds[chosen], budget.level), (floors or {}).get(name, -np.inf))
-            for name, chosen in rows.items()
+        shared = np.array([group.work or "" for group in groups], dtype=np.str_)
+        least: dict[Tier, Mapping[str, float]] = {
+            "level": {
+                name: max(_new_work(level[chosen], kinds[chosen], budget.level, 2), (floors or {}).get(name, -np.inf))
+                for name, chosen in rows.items()
+            },
+            "group": {
+                name: _new_work(together[chosen & (shared != "")], shared[chosen & (shared != "")], budget.group, KINDS)
+                for name, chosen in of_groups.items()
+            },
         }
         return cls(maxima, budget, horizons, least)
 
@@ -138,7 +158,7 @@ class Calibration:
             count: its requests, no more than so many of the stratum lived to send.
         """
         if tier == "group":
-            return len(self.maxima[tier][EVERYBODY]) >= CERTIFIED
+            return len(self.maxima[tier].get(tenant, ())) >= CERTIFIED
         return tenant in self.horizons and count <= self.horizons[tenant]
 
     def threshold(self, tier: Tier, tenant: str = EVERYBODY, share: float | None = None) -> float:
@@ -157,8 +177,9 @@ class Calibration:
         found = [float(values[-allowed]) if allowed else np.inf]
         if tenant != stratum and len(small):
             found.append(float(small[-1]))
-        if tier == "level" and share is None:
-            found.append(self.least.get(stratum, -np.inf))
+        if share is None:
+            least = self.least.get(tier, {})
+            found += [least.get(stratum, -np.inf), least.get(tenant, -np.inf) if tier == "group" else -np.inf]
         return max(found)
 
     def p_value(self, tier: Tier, tenant: str, score: float) -> float:
@@ -172,7 +193,15 @@ class Calibration:
         return max(p_value, float(np.nextafter(self.budget.share(tier), 1)))
 
 
-def _new_work(values_N: NDArray[np.float64], kind_N: NDArray[np.str_], share: float) -> float:
+def _rows(strata: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Return who belongs to each stratum, everybody's first."""
+    names = np.array(strata, dtype=np.str_)
+    return {EVERYBODY: np.ones(len(names), dtype=bool)} | {
+        str(name): names == name for name in np.unique(names) if name
+    }
+
+
+def _new_work(values_N: NDArray[np.float64], kind_N: NDArray[np.str_], share: float, fewest: int) -> float:
     """Return what a new kind of work stays below but for a share, by the highest values of the kinds that are there."""
     try:
         from scipy.stats import t
@@ -181,6 +210,6 @@ def _new_work(values_N: NDArray[np.float64], kind_N: NDArray[np.str_], share: fl
     highest = np.array([values_N[kind_N == kind].max() for kind in np.unique(kind_N)])
     highest = highest[np.isfinite(highest)]
     count = len(highest)
-    if count < 2:
+    if count < fewest:
         return np.inf
     return float(highest.mean() + t.ppf(1 - share, count - 1) * highest.std(ddof=1) * np.sqrt(1 + 1 / count))

@@ -25,7 +25,7 @@ from spider_sense.extraction.words import level_words, own_words
 __all__ = ["Replay", "TieredDetector"]
 
 WATCH = 0.05
-"""Share of honest principals that each tier may ever have watched."""
+"""Share of honest principals whose level may ever be watched."""
 _OWN, _LEVEL = TIERS.index("own"), TIERS.index("level")
 
 
@@ -135,20 +135,23 @@ class TieredDetector:
         result[:, TIERS.index("rule")] = self.rules.judge(states_N)
         for name in np.unique(states_N["tenant"]):
             rows, tenant = states_N["tenant"] == name, bytes(name).decode("ascii")
-            for tier in ("own", "level"):
-                scores = states_N[tier][rows]
-                crossed = scores > self.threshold(tier, tenant)
-                result[rows, TIERS.index(tier)] = np.where(crossed, 2, scores > self._watch(tier, tenant))
+            own, level = states_N["own"][rows], states_N["level"][rows]
+            watched, limited = level > self.watch("level", tenant), level > self.threshold("level", tenant)
+            result[rows, _LEVEL] = np.where(limited, 2, watched)
+            # An honest turn to other work can look like a campaign's: alone it limits nobody.
+            turned = (own > self.threshold("own", tenant)) & watched
+            result[rows, _OWN] = np.where(turned, 2, own > self.watch("own", tenant))
         both = (result[:, _OWN] >= 2) & (result[:, _LEVEL] >= 2)
         for column in (_OWN, _LEVEL):
             result[both, column] = 3
         return result
 
-    def _watch(self, tier: Tier, tenant: str) -> float:
+    def watch(self, tier: Tier, tenant: str) -> float:
+        """Return what own history or level must exceed to be watched."""
         if self.calibration is None:
             # An e-value of 20, and the 95th percentile of the principals that set the scale.
             return -np.log(WATCH) if tier == "own" else 1.0
-        return self.calibration.threshold(tier, tenant, WATCH)
+        return self.calibration.threshold(tier, tenant, None if tier == "own" else WATCH)
 
     def decision(self, state_1: States, tier: Tier, level: Level, principal: str) -> Decision:
         """Say what a tier finds of one principal."""
@@ -159,10 +162,12 @@ class TieredDetector:
             evidence, stratum = self.rules.evidence(state_1, 0), ""
         else:
             score, stratum = float(state_1[tier][0]), tenant
-            threshold = self._watch(tier, tenant) if level == "watch" else self.threshold(tier, tenant)
+            threshold = self.watch(tier, tenant) if level == "watch" else self.threshold(tier, tenant)
             p_value = None if calibration is None else calibration.p_value(tier, tenant, score)
             certified = calibration is not None and calibration.certified(tier, tenant, count)
-            evidence = (own_words if tier == "own" else level_words)(self.population, state_1)
+            evidence = own_words(self.population, state_1) if tier == "own" else ()
+            if tier == "level" or level != "watch":
+                evidence += level_words(self.population, state_1)
             horizon = calibration.horizons.get(tenant, count) if calibration else count
             evidence += (f"calibration covers {horizon} requests, these are {count}",) if count > horizon else ()
         return Decision(

@@ -10,7 +10,7 @@ import numpy as np
 from spider_sense.extraction.artifact import Artifact
 from spider_sense.extraction.decision import Decision, Tier
 from spider_sense.extraction.ruling import Ruling
-from spider_sense.extraction.thresholds import EVERYBODY, Calibration
+from spider_sense.extraction.thresholds import Calibration
 from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.reporting.extraction_pictures import calibration_picture, groups_picture, timeline_picture
 from spider_sense.reporting.pieces import printable
@@ -37,6 +37,8 @@ _LIMITS = (
     "Extraction is made dearer by this, not impossible.",
     "A principal that differs from all of calibration may be alarmed more often: look at the tenant types without "
     "a certified stratum first.",
+    "Uncertified: calibration had too few honest principals of the tenant type, or none that lived as long.",
+    "A turn from its own history is only watched until the level is high as well: honest people change their work too.",
     "Honest evaluation harnesses and labelling tenants ask what a campaign asks. A finding is a reason to look, and a "
     "human decides.",
 )
@@ -115,7 +117,7 @@ def _findings(ruling: Ruling, principal: str) -> Iterator[str]:
 def _sentence(decision: Decision) -> str:
     when = datetime.fromtimestamp(decision.time, UTC).strftime("%Y-%m-%d %H:%M")
     p_value = "" if decision.p_value is None else f", p = {decision.p_value:.2g}"
-    weak = "" if decision.certified else "; not certified: too few honest principals, or none that lived as long"
+    weak = "" if decision.certified else ", uncertified"
     return (
         f"{decision.level}, by {_TIERS[decision.tier]}, at request {decision.count} ({when} UTC{p_value}{weak}): "
         f"{'; '.join(decision.evidence)}"
@@ -127,7 +129,7 @@ def _groups(ruling: Ruling) -> str:
         return "<section><h2>Linked groups</h2><p>No accounts share evidence that is rare enough.</p></section>"
     picture = groups_picture(ruling.groups, ruling.worst())
     return (
-        f"<section><h2>Linked groups</h2><p>{len(ruling.groups)} groups; filled members are limited or acted on.</p>"
+        f"<section><h2>Linked groups</h2><p>{len(ruling.groups)} in all; filled members are limited or acted on.</p>"
         f'<figure><img alt="linked groups of accounts" src="{picture}"></figure></section>'
     )
 
@@ -147,8 +149,7 @@ def _calibration(calibration: Calibration | None, ruling: Ruling) -> str:
         for tier in tiers
     }
     picture = calibration_picture(p_values, calibration)
-    rows = "".join(_stratum(calibration, tier, name) for tier in tiers for name in calibration.maxima[tier])
-    rows += _stratum(calibration, "group", EVERYBODY)
+    rows = "".join(_stratum(calibration, tier, name) for tier, maxima in calibration.maxima.items() for name in maxima)
     return (
         '<section><h2>Thresholds</h2><div class="pair"><figure>'
         f'<img alt="p-values of this log against honest principals" src="{picture}"></figure><table><tr><th>tier</th>'
@@ -158,11 +159,12 @@ def _calibration(calibration: Calibration | None, ruling: Ruling) -> str:
 
 def _stratum(calibration: Calibration, tier: Tier, name: str) -> str:
     certified = "certified" if calibration.certified(tier, name) else "uncertified"
+    threshold = calibration.threshold(tier, name)
     cells = (
         _TIERS[tier],
         name or "everybody",
         str(len(calibration.maxima[tier][name])),
-        f"{calibration.threshold(tier, name):.2f}",
+        f"{threshold:.2f}" if math.isfinite(threshold) else "none: nobody is limited",
         certified,
     )
     return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"

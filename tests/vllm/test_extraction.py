@@ -13,7 +13,7 @@ from spider_sense.extraction import Decision, Key, PrincipalState
 from spider_sense.extraction.artifact import Artifact
 from spider_sense.extraction.fitting import calibrate, fit
 from spider_sense.extraction.layout import SKETCH
-from spider_sense.extraction.rows import Row
+from spider_sense.extraction.simulator.noise import noise_rows
 from spider_sense.extraction.standing import text_of
 from spider_sense.extraction.stores import open_store
 from spider_sense.fingerprint import fingerprint
@@ -29,24 +29,19 @@ KEY = b"a key for tests, not a secret"
 POLICY = {"rules": [], "extraction": {"watch": "observe", "limit": "verify", "act": "stop"}}
 
 
-def rows(prefix: str, people: int, requests: int, family: str = "") -> list[Row]:
-    """Return requests of made-up principals, each of which scatters around a mean of its own."""
-    draw = np.random.default_rng(len(prefix))
-    found = []
-    for person in range(people):
-        centre = draw.normal(bool(family), 0.3, WIDTH)
-        for number in range(requests):
-            hidden = tuple((centre + draw.normal(0, 1, WIDTH)).tolist())
-            found.append(Row(principal=f"{prefix} {person}", time=60.0 * number, hidden=hidden, family=family))
-    return found
-
-
 @pytest.fixture(scope="module")
 def artifact(loaded: LoadedModel) -> Artifact:
     """An extraction guard for SmolLM2 whose numbers come from nowhere."""
     key = Key(KEY)
-    fitted = fit(rows("a", 40, 40), rows("bb", 20, 128, "mining"), key, SITE, width=WIDTH, base=fingerprint(loaded))
-    return calibrate(fitted, rows("ccc", 40, 20), key)
+    fitted = fit(
+        noise_rows("a", 40, 40, WIDTH),
+        noise_rows("bb", 20, 128, WIDTH, "mining"),
+        key,
+        SITE,
+        width=WIDTH,
+        base=fingerprint(loaded),
+    )
+    return calibrate(fitted, noise_rows("ccc", 40, 20, WIDTH), key)
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Groups(Settings):
-    """Innocent groups of each kind of tenant, and as many of all kinds together, in each part."""
+    """Innocent groups in each part: so many of each kind of tenant, as many of it with one subject, and as many of all
+    kinds together."""
 
     calibrate: int = Field(gt=0)
     test: int = Field(gt=0)

@@ -30,6 +30,10 @@ class Outcome:
     """Innocent requests before the campaign's first one."""
     tier: str = ""
     """Which tier alarmed."""
+    limit: int | None = None
+    """Number of the request that something was done at; None if nothing was."""
+    score: float | None = None
+    """Of the group that holds most of its accounts."""
     template: bool = False
     """Whether the campaign's requests share words."""
 
@@ -41,7 +45,15 @@ class Outcome:
     @property
     def queries(self) -> float:
         """Requests from the campaign's first one to the alarm; infinite without one, and where it came before."""
-        return self.alarm - self.begin if self.alarm is not None and self.alarm > self.begin else np.inf
+        return self._since(self.alarm)
+
+    @property
+    def queries_to_limit(self) -> float:
+        """The same to where something was done."""
+        return self._since(self.limit)
+
+    def _since(self, count: int | None) -> float:
+        return count - self.begin if count is not None and count > self.begin else np.inf
 
 
 def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:

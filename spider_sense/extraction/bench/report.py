@@ -18,6 +18,8 @@ __all__ = ["Report", "summarise", "worst_family"]
 OURS = "spider-sense"
 FOUND = 0.5
 """Share of a campaign's attackers below which it is listed as missed."""
+CURVE = (0.01, 0.05, 0.1)
+"""Shares of innocent groups that the curve of the group score is read at."""
 LEAST_OF_FAMILY = 5
 """Principals of a family that may be named the worst."""
 
@@ -40,16 +42,20 @@ def summarise(results: Results, config: BenchConfig) -> Report:
         "lifetime_fpr": rate,
         "lifetime_fpr_low": interval[0],
         "lifetime_fpr_high": interval[1],
+        "lifetime_limited": _rate_json(lifetime, config, limited=True),
         "lifetime_fpr_by_stratum": {name: _rate_json(rows, config) for name, rows in _by(lifetime, "stratum")},
         "lifetime_fpr_seen_families": _rate_json(_of(ours, "seen families"), config),
         "worst_family": worst_family(lifetime),
         "control_alarm_rate": _found_share(_of(ours, "no attack")),
         "other_work_alarm_rate": _found_share(_of(ours, "other work")),
+        "other_work_limited": _rate_json(_of(ours, "other work"), config, limited=True),
         "pivot_median_queries": _finite(median_queries([one.queries for one in _of(ours, pivot)])),
         "pivot_half_median_queries": _finite(median_queries([one.queries for one in _of(ours, half)])),
         "campaign_median_queries": _finite(median_queries([one.queries for one in template])),
         "group_tpr": float(np.mean([one.alarmed for one in ring])) if ring else None,
         "group_fpr": _rate_json(_of(ours, "organisations"), config),
+        "group_fpr_one_subject": _rate_json(_of(ours, "one subject"), config),
+        "group_curve": _group_curve(ours, config),
         "missed": {
             cell.name: sorted(name for name, rows in _by(_of(ours, cell.name), "family") if _found_share(rows) < FOUND)
             for cell in config.cells
@@ -60,6 +66,39 @@ def summarise(results: Results, config: BenchConfig) -> Report:
         "baselines": _baselines(outcomes, config),
         **results.figures,
     }
+
+
+def _group_curve(ours: Sequence[Outcome], config: BenchConfig) -> dict[str, Any]:
+    """Return, by cover of a ring, the share found where so many of the innocent groups of its kind are alarmed.
+
+    Those of the tests, so that it tells what the score can do, whatever calibration made of it; half of the innocent
+    groups have one subject.
+    """
+    size = config.ring_sizes[0]
+    honest = [one for one in ours if one.scene in ("organisations", "one subject")]
+    found = {}
+    for kind, scene in (("chat", f"ring of {size}"), ("app", f"ring of {size}, products")):
+        scores = [one.score for one in honest if one.stratum == kind and one.score is not None]
+        rings = _of(ours, scene)
+        if scores and rings:
+            found[kind] = {
+                "at threshold": _found_share(rings),
+                "innocent groups": len(scores),
+                **{
+                    f"{share:g}": _above(rings, float(np.quantile(scores, 1 - share, method="higher")))
+                    for share in CURVE
+                },
+            }
+    return found
+
+
+def _above(rows: Sequence[Outcome], threshold: float) -> dict[str, float]:
+    """Return the share of rings above a threshold: of all, and of those with a template and without."""
+    flags = [one.score is not None and one.score > threshold for one in rows]
+    parts = {"all": flags}
+    for name, wanted in (("template", True), ("none", False)):
+        parts[name] = [flag for flag, one in zip(flags, rows, strict=True) if one.template == wanted]
+    return {name: float(np.mean(part)) for name, part in parts.items() if part}
 
 
 def worst_family(rows: Sequence[Outcome]) -> dict[str, Any] | None:
@@ -87,12 +126,14 @@ def _systems(outcomes: Sequence[Outcome], config: BenchConfig) -> list[dict[str,
                 "median_high": _finite(interval.high),
                 "p90_queries": _finite(float(np.quantile(queries, 0.9, method="higher"))),
                 "found": _found_share(found),
+                "limited": float(np.mean([one.queries_to_limit < np.inf for one in found])),
+                "median_to_limit": _finite(median_queries([one.queries_to_limit for one in found])),
                 "found_by_64": float(np.mean([one.queries <= 64 for one in found])),
                 "alarmed_before": float(np.mean([one.alarmed and one.queries == np.inf for one in found])),
                 "by_tier": {tier: len(rows) / len(found) for tier, rows in _by(found, "tier") if tier},
             }
         else:
-            row |= _rate_json(found, config)
+            row |= _rate_json(found, config) | {"limited": _rate(found, config, limited=True)[0]}
         rows.append(row)
     return rows
 
@@ -146,14 +187,15 @@ def _found_share(rows: Sequence[Outcome]) -> float:
     return float(np.mean([one.queries < np.inf for one in rows])) if rows else 0.0
 
 
-def _rate(rows: Sequence[Outcome], config: BenchConfig) -> tuple[float, tuple[float, float]]:
+def _rate(rows: Sequence[Outcome], config: BenchConfig, *, limited: bool = False) -> tuple[float, tuple[float, float]]:
     clusters = [(one.seed, one.family) for one in rows]
-    rate, interval = rate_interval([one.alarmed for one in rows], clusters, config.resamples)
+    flags = [one.limit is not None if limited else one.alarmed for one in rows]
+    rate, interval = rate_interval(flags, clusters, config.resamples)
     return rate, (interval.low, interval.high)
 
 
-def _rate_json(rows: Sequence[Outcome], config: BenchConfig) -> dict[str, Any]:
-    rate, (low, high) = _rate(rows, config)
+def _rate_json(rows: Sequence[Outcome], config: BenchConfig, *, limited: bool = False) -> dict[str, Any]:
+    rate, (low, high) = _rate(rows, config, limited=limited)
     return {"rate": rate, "low": low, "high": high, "n": len(rows)}
 
 

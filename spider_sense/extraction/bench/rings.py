@@ -15,27 +15,33 @@ _NOTHING_SHARED = Evidence(accounts_per_payment=1, proxies=False, one_client=Fal
 
 Accounts = Sequence[tuple[Stream, ...]]
 States = Mapping[str, PrincipalState]
+Linked = tuple[frozenset[str], float, bool]
+"""Members of a group that was found, its score, and whether that is above the threshold."""
 
 
 def group_outcomes(scene: Scene, ours: Ours) -> list[Outcome]:
-    """Return what became of innocent organisations and of rings of each size, of rings that share nothing, and of rings
-    whose accounts have a topic each.
+    """Return what became of innocent organisations, of those with one subject, and of rings of each size; of rings
+    behind narrow products, of rings that share nothing, and of rings whose accounts have a topic each.
 
     A ring counts as found if the groups above the threshold hold half of its accounts and are mostly its own. An
     organisation counts as alarmed if such a group holds two of its accounts.
     """
-    organisations = scene.organisations("test")
-    innocent = _states(ours, organisations)
+    organisations, alike = scene.organisations("test"), scene.organisations("test", one_subject=True)
+    innocent = {**_states(ours, organisations), **_states(ours, alike)}
     found = _judged(scene, ours, "organisations", organisations, innocent)
-    for size in scene.config.ring_sizes:
-        rings = scene.campaign_groups(size)
-        found += _judged(scene, ours, f"ring of {size}", rings, {**innocent, **_states(ours, rings)})
+    found += _judged(scene, ours, "one subject", alike, innocent)
+    scenes = [(f"ring of {size}", scene.campaign_groups(size)) for size in scene.config.ring_sizes]
     size = scene.config.ring_sizes[0]
-    for name, rings in (
-        ("nothing shared", scene.campaign_groups(size, _NOTHING_SHARED)),
-        ("a topic each", scene.campaign_groups(size, parts=lambda campaign: ours.topics(campaign.wrapped(), size))),
-    ):
-        found += _judged(scene, ours, f"ring of {size}, {name}", rings, {**innocent, **_states(ours, rings)})
+    scenes += [
+        (f"ring of {size}, products", scene.campaign_groups(size, cover="app")),
+        (f"ring of {size}, nothing shared", scene.campaign_groups(size, _NOTHING_SHARED)),
+        (
+            f"ring of {size}, a topic each",
+            scene.campaign_groups(size, parts=lambda campaign: ours.topics(campaign.wrapped(), size)),
+        ),
+    ]
+    for name, rings in scenes:
+        found += _judged(scene, ours, name, rings, {**innocent, **_states(ours, rings)})
     return found
 
 
@@ -44,28 +50,37 @@ def _states(ours: Ours, groups: Accounts) -> States:
 
 
 def _judged(scene: Scene, ours: Ours, name: str, groups: Accounts, states: States) -> list[Outcome]:
-    threshold = ours.detector.threshold("group", "")
-    flagged = [members for members, score in ours.groups(states) if score > threshold]
-    found = []
-    for accounts in groups:
-        names = {stream.principal for stream in accounts}
-        if accounts[0].campaign:
-            caught = sum(len(names & group) for group in flagged if 2 * len(names & group) > len(group))
-            alarmed = 2 * caught >= len(names)
-        else:
-            alarmed = any(len(names & group) >= 2 for group in flagged)
-        requests = sum(map(len, accounts))
-        found.append(
-            Outcome(
-                seed=scene.seed,
-                system=ours.name,
-                embedding="hidden",
-                scene=name,
-                stratum="group",
-                family=accounts[0].campaign or accounts[0].tenant,
-                length=requests,
-                alarm=requests if alarmed else None,
-                tier="group" if alarmed else "",
-            )
-        )
-    return found
+    linked = [
+        (frozenset(group.members), score, score > ours.detector.threshold("group", tenant))
+        for group, tenant, score in ours.groups(states)
+    ]
+    return [_outcome(scene, name, accounts, linked) for accounts in groups]
+
+
+def _outcome(scene: Scene, name: str, accounts: Sequence[Stream], linked: Sequence[Linked]) -> Outcome:
+    names, campaign = {stream.principal for stream in accounts}, accounts[0].campaign
+    held = [(len(members & names), score, above) for members, score, above in linked if _mostly(members, names)]
+    if campaign:
+        alarmed = 2 * sum(count for count, _, above in held if above) >= len(names)
+    else:
+        alarmed = any(above and len(members & names) >= 2 for members, _, above in linked)
+    most, score, _ = max(held, default=(0, 0.0, False))
+    requests, kinds = sum(map(len, accounts)), {stream.tenant for stream in accounts}
+    return Outcome(
+        seed=scene.seed,
+        system=Ours.name,
+        embedding="hidden",
+        scene=name,
+        stratum=kinds.pop() if len(kinds) == 1 else "mixed",
+        family=campaign or accounts[0].tenant,
+        length=requests,
+        alarm=requests if alarmed else None,
+        tier="group" if alarmed else "",
+        limit=requests if alarmed else None,
+        score=score if 2 * most >= len(names) else None,
+        template=any(family.name == campaign and family.has_template for family in scene.families),
+    )
+
+
+def _mostly(members: frozenset[str], names: set[str]) -> bool:
+    return 2 * len(members & names) > len(members)

@@ -124,17 +124,26 @@ class Scene:
             streams.append(stream_of_texts(f"other-{place}", "chat", texts, generator, family="other work"))
         return streams
 
-    def organisations(self, part: Part) -> list[tuple[Stream, ...]]:
+    def organisations(self, part: Part, *, one_subject: bool = False) -> list[tuple[Stream, ...]]:
         """Return innocent groups of 2 to 25 accounts: for each kind of tenant so many of that kind alone, and as many
-        of all kinds."""
+        of all kinds.
+
+        Args:
+            part: whose families.
+            one_subject: all members of a group ask the same one or two families; no group is of all kinds then.
+        """
         groups = []
-        for kind in (*KINDS, None):
+        for kind in KINDS if one_subject else (*KINDS, None):
             for place in range(getattr(self.config.organisations, part)):
-                name = f"{part}-{kind or 'mixed'}-org{place}"
+                name = f"{part}-{kind or 'mixed'}-{'one' if one_subject else 'org'}{place}"
                 generator = np.random.default_rng([self.seed, *name.encode()])
                 size = int(generator.choice(_SIZES))
                 kinds = [kind or KINDS[int(generator.integers(len(KINDS)))] for _ in range(size)]
                 tenants = [self.tenant(f"{name}-{index}", one, part) for index, one in enumerate(kinds)]
+                if one_subject:
+                    few = generator.permutation(len(tenants[0].families))[: 1 + place % 2]
+                    families = [tenants[0].families[index] for index in few]
+                    tenants = [replace(tenant, families=families) for tenant in tenants]
                 groups.append(organisation(name, tenants, self.config.group_requests, self.seed))
         return groups
 
@@ -143,6 +152,7 @@ class Scene:
         accounts: int,
         evidence: Evidence | None = None,
         parts: Callable[[Family], Sequence[Sequence[str]]] | None = None,
+        cover: Cover = "same",
     ) -> list[tuple[Stream, ...]]:
         """Return the accounts of each test campaign: as many sets as there are attackers, one where a set is large.
 
@@ -150,12 +160,13 @@ class Scene:
             accounts: of a set.
             evidence: what they share.
             parts: of a campaign's requests, one for each account in turn; by default all take from one list.
+            cover: of each account.
         """
-        mixing = Mixing(share=self.config.group_share)
+        mixing = Mixing(share=self.config.group_share, cover=cover)
         groups = []
         for campaign in self.campaigns():
             for place in range(self.config.attackers if accounts <= _LARGE else 1):
-                name = f"ring-{campaign.name}-{place}-{accounts}"
+                name = f"ring-{campaign.name}-{place}-{accounts}-{cover}"
                 groups.append(
                     campaign_accounts(
                         name,

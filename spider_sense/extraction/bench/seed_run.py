@@ -68,7 +68,10 @@ class SeedRun:
     @cached_property
     def ours(self) -> Ours:
         """This library's detector, fitted and calibrated."""
-        return self.calibrated(self.calibration, self.scene.organisations("calibrate"))
+        return self.calibrated(
+            self.calibration,
+            [*self.scene.organisations("calibrate"), *self.scene.organisations("calibrate", one_subject=True)],
+        )
 
     def calibrated(self, calibration: Sequence[Stream], organisations: Sequence[Sequence[Stream]] = ()) -> Ours:
         """Calibrate it, on other streams than usual if need be."""
@@ -146,6 +149,7 @@ class SeedRun:
                     alarm=alarm.count if alarm else None,
                     begin=begin if first is None else first,
                     tier=alarm.tier if alarm else "",
+                    limit=alarm.limit if alarm else None,
                     template=templates.get(stream.campaign, False),
                 )
             )

@@ -26,6 +26,8 @@ class Alarm:
     count: int
     """Requests up to it, itself included."""
     tier: str = ""
+    limit: int | None = None
+    """The same up to where something is done about the principal; None if nothing is."""
 
 
 class System(Protocol):
@@ -80,7 +82,7 @@ class BaselineSystem:
         for stream in streams:
             threshold = self._thresholds.get(stream.tenant, self._thresholds[""])
             count = first_above(self._baseline.curve(self._tracer.trace(stream)), threshold)
-            found.append(Alarm(count) if count else None)
+            found.append(Alarm(count, limit=count) if count else None)
         return found
 
 

@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.exit_code == 0, done.output
     assert "uncertified" in done.output
     traffic = _log(folder / "traffic.jsonl", [f"user{i}" for i in range(12)], 60).read_text()
-    traffic += _log(folder / "pivot.jsonl", ["pivot"], 120, attack_from=60).read_text()
+    traffic += _log(folder / "pivot.jsonl", ["pivot"], 140, attack_from=60).read_text()
     traffic += _log(folder / "ring.jsonl", [f"ring{i}" for i in range(5)], 40).read_text()
     (folder / "traffic.jsonl").write_text(traffic)
     return folder

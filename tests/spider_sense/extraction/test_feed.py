@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ def test_what_was_decided_stays_in_the_store(feed: Any, store: Store, helpers: A
         one.offer(helpers.seen("ann"))
         assert one.flush()
     assert [(name, decision_of(text).level) for name, text in store.standings()] == [("ann", "limit")]
+
+
+def test_what_is_kept_of_one_principal_names_no_other(helpers: Any) -> None:
+    found = helpers.decision("ann", "limit", "group")
+    assert found.group
+    assert decision_of(text_of(found)) == replace(found, group=())
 
 
 def test_many_requests_share_a_commit(feed: Any, store: Store, helpers: Any) -> None:

@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from spider_sense.extraction import PrincipalState
-from spider_sense.extraction.groups import group_score, linked, stacked
+from spider_sense.extraction.groups import ALIKE, group_score, group_shares, group_tenant, linked, stacked
+from spider_sense.extraction.thresholds import CERTIFIED
 from spider_sense.extraction.tiers import TieredDetector
 
 
@@ -78,33 +80,57 @@ def test_a_large_group_is_found_whole(uncalibrated: TieredDetector, tiny_streams
 
 
 def test_diluted_campaigns_stand_out_together_and_not_alone(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
-    population = uncalibrated.population
     ring = _states(uncalibrated, _ring(tiny_streams, ("payment", "network"), attack_from=0, share=0.25))
-    honest = _states(uncalibrated, tiny_streams.honest(10, 42_000, 32))
-    together = group_score(stacked(ring), population)
-    assert together > group_score(stacked(honest), population) + 2
-    assert together > max(group_score(np.concatenate([one.states] * 2), population) for one in honest.values())
-    assert group_score(stacked({"one": ring["ring0"]}), population) == -math.inf
+    honest = [stacked(_states(uncalibrated, tiny_streams.honest(10, 42_000 + 10 * i, 32))) for i in range(20)]
+    assert group_score(stacked(ring)) > max(map(group_score, honest)) + 0.1
+    assert group_score(stacked({"one": ring["ring0"]})) == -math.inf
+    early = _states(uncalibrated, [events[:10] for events in _ring(tiny_streams, ("payment",), attack_from=0)])
+    assert group_score(stacked(early)) == -math.inf
 
 
-def test_a_group_is_scored_by_what_most_of_its_requests_open_with(
-    uncalibrated: TieredDetector, tiny_streams: Any
-) -> None:
-    states = stacked(_states(uncalibrated, _ring(tiny_streams, ("payment",), attack_from=0, share=0.5)))
-    score = group_score(states, uncalibrated.population)
+def test_a_group_is_scored_by_what_its_requests_have_in_common(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    attacks = _ring(tiny_streams, ("payment",), attack_from=0, share=0.5)
+    states = stacked(_states(uncalibrated, attacks))
+    sent = np.array([event.opening == tiny_streams.TEMPLATE for events in attacks for event in events])
+    alike, high = group_shares(states)
+    assert alike == pytest.approx(sent.mean(), abs=0.05)  # the counters forget a little
+    assert high == pytest.approx(sent.mean(), abs=0.1)
+    assert group_score(states) == ALIKE + high
     apart = states.copy()
     apart["openings"] += np.arange(len(states), dtype=np.uint64)[:, None]  # each account has words of its own
-    assert group_score(apart, uncalibrated.population) < score / 2
-    assert group_score(states[:5], uncalibrated.population) < score
-    early = _states(uncalibrated, [events[:10] for events in _ring(tiny_streams, ("payment",), attack_from=0)])
-    assert group_score(stacked(early), uncalibrated.population) == -math.inf
+    assert group_shares(apart)[0] < alike / 5
+    assert group_score(apart) < group_score(states)
+
+
+def test_a_group_is_judged_by_what_all_its_members_declare(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    people, apps = (tiny_streams.honest(2, first, 32, tenant) for first, tenant in ((1, "chat"), (9, "app")))
+    found = [group_tenant(stacked(_states(uncalibrated, some))) for some in (people, apps, people + apps)]
+    assert found == ["chat", "app", ""]
+
+
+def test_a_stratum_of_groups_has_its_own_threshold(detector: TieredDetector, tiny_streams: Any) -> None:
+    """Groups that run one product must not hide a ring that poses as people."""
+    calibration = detector.calibration
+    assert calibration is not None
+    people, apps = np.linspace(0, 0.2, CERTIFIED), np.linspace(0.5, 2, CERTIFIED)
+    maxima = {"": np.sort([*people, *apps]), "chat": people}
+    grouped = replace(calibration, maxima={**calibration.maxima, "group": maxima}, least={})
+    judge = replace(detector, calibration=grouped)
+    ring = _ring(tiny_streams, ("payment", "network"), attack_from=0, share=0.25)
+    for tenant, limited in (("chat", 10), ("", 0)):
+        states = _states(judge, [[replace(event, tenant=tenant) for event in events] for events in ring])
+        found = [
+            decision for decision in judge.review(states) if decision.tier == "group" and decision.level != "watch"
+        ]
+        assert len(found) == limited
+        assert {decision.stratum for decision in found} <= {"chat"}
 
 
 def test_a_review_limits_the_members_and_says_why(detector: TieredDetector, tiny_streams: Any) -> None:
     calibration = detector.calibration
     assert calibration is not None
-    benign = np.sort(np.random.default_rng(0).normal(0, 1, 300))
-    grouped = replace(calibration, maxima={**calibration.maxima, "group": {"": benign}})
+    benign = np.linspace(0, 0.2, 300)
+    grouped = replace(calibration, maxima={**calibration.maxima, "group": {"": benign}}, least={})
     judge = replace(detector, calibration=grouped)
     ring = _ring(tiny_streams, ("payment", "network"), attack_from=0, share=0.5)
     states = _states(judge, tiny_streams.honest(20, 43_000, 32) + ring)

@@ -17,8 +17,8 @@ from spider_sense.extraction.artifact import Artifact
 from spider_sense.extraction.fitting import calibrate, fit
 from spider_sense.extraction.layout import LinkKind
 from spider_sense.extraction.online import heads_of, open_claimed, open_watch, read_artifact
-from spider_sense.extraction.rows import Row
 from spider_sense.extraction.settings import ExtractionSettings
+from spider_sense.extraction.simulator.noise import noise_rows
 from spider_sense.extraction.standing import text_of
 from spider_sense.extraction.stores import Change, Entry, StoreError, open_store
 from spider_sense.extraction.thresholds import Budget
@@ -32,26 +32,20 @@ def keep(state: bytes, standing: str = "") -> Change:
     return lambda old: Entry(state, standing)
 
 
-def rows(prefix: str, people: int, requests: int, family: str = "") -> list[Row]:
-    draw = np.random.default_rng(len(prefix))
-    found = []
-    for person in range(people):
-        centre = draw.normal(bool(family), 0.3, WIDTH)
-        for number in range(requests):
-            hidden = tuple((centre + draw.normal(0, 1, WIDTH)).tolist())
-            name = f"{prefix} {person}"
-            found.append(Row(principal=name, time=60.0 * number, hidden=hidden, family=family))
-    return found
-
-
 @pytest.fixture(scope="module")
 def fitted() -> Artifact:
-    return fit(rows("a", 40, 40), rows("bb", 20, 128, "mining"), Key(KEY), Site(1, "resid"), width=WIDTH)
+    return fit(
+        noise_rows("a", 40, 40, WIDTH),
+        noise_rows("bb", 20, 128, WIDTH, "mining"),
+        Key(KEY),
+        Site(1, "resid"),
+        width=WIDTH,
+    )
 
 
 @pytest.fixture(scope="module")
 def artifact(fitted: Artifact) -> Artifact:
-    return calibrate(fitted, rows("ccc", 40, 20), Key(KEY))
+    return calibrate(fitted, noise_rows("ccc", 40, 20, WIDTH), Key(KEY))
 
 
 @pytest.fixture
@@ -101,7 +95,9 @@ def test_new_thresholds_keep_the_states_and_another_guard_does_not(
     settings: ExtractionSettings, artifact: Artifact, fitted: Artifact, tmp_path: Path
 ) -> None:
     open_claimed(settings, artifact).close()
-    other = calibrate(fitted, rows("dddd", 40, 20), Key(KEY), budget=Budget(own=0.001, level=0.001, group=0.001))
+    other = calibrate(
+        fitted, noise_rows("dddd", 40, 20, WIDTH), Key(KEY), budget=Budget(own=0.001, level=0.001, group=0.001)
+    )
     open_claimed(settings, other).close()
     moved = replace(artifact, sketch=replace(artifact.sketch, mean=artifact.sketch.mean + 1))
     with pytest.raises(StoreError, match="by another extraction guard"):

@@ -7,7 +7,7 @@ import pytest
 
 from spider_sense.errors import ConfigError
 from spider_sense.extraction.discovery import benjamini_hochberg
-from spider_sense.extraction.thresholds import CERTIFIED, Budget, Calibration
+from spider_sense.extraction.thresholds import CERTIFIED, KINDS, Budget, Calibration, HonestGroup
 
 
 def _calibration(n: int, seed: int = 0, share: float = 0.01) -> Calibration:
@@ -112,6 +112,41 @@ def test_a_claim_ends_where_the_lives_of_calibration_end() -> None:
     assert not calibration.certified("own", "app", 401)
     assert not calibration.certified("level", "chat", 101)
     assert not calibration.certified("own", "bench", 1)
+
+
+def _grouped(groups: list[HonestGroup]) -> Calibration:
+    return Calibration.fit(np.zeros(4), np.zeros(4), [""] * 4, np.full(4, 64), groups=groups)
+
+
+def test_groups_have_strata_of_their_own() -> None:
+    groups = [HonestGroup("app", f"work {place}", 2.0 + place / 1000) for place in range(CERTIFIED)]
+    groups += [HonestGroup("chat", f"talk {place}", place / 1000) for place in range(9)]
+    known = _grouped([*groups, HonestGroup("", None, 5.0)])
+    assert {name: len(found) for name, found in known.maxima["group"].items()} == {"": 309, "app": 299, "chat": 9}
+    assert known.certified("group", "app")
+    assert not known.certified("group", "chat")
+    assert known.threshold("group", "app", 0.01) == 2.296
+    assert known.threshold("group", "chat", 0.01) == known.threshold("group", "", 0.01) == 2.297
+    assert 2.29 < known.threshold("group", "app") < 2.4
+
+
+def test_groups_of_few_kinds_of_work_are_not_limited() -> None:
+    """Groups with one kind of work are alike; the next kind is a stranger, whatever mixed groups look like."""
+    draw = np.random.default_rng(0)
+
+    def groups(kinds: int, tenant: str) -> list[HonestGroup]:
+        alone = [
+            HonestGroup(tenant, f"work {place % kinds}", place % kinds + draw.normal(0, 0.1)) for place in range(250)
+        ]
+        return [*alone, *(HonestGroup(tenant, None, draw.normal(1, 0.1)) for _ in range(250))]
+
+    few, many = _grouped(groups(KINDS - 1, "tutoring")), _grouped(groups(KINDS, "chat"))
+    assert few.threshold("group", "tutoring") == few.threshold("group", "") == math.inf
+    assert few.threshold("group", "tutoring", share=0.05) < 4
+    assert 5 < many.threshold("group", "chat") < math.inf
+    # A type with few groups is not judged by everybody's, if its own kinds are few.
+    both = _grouped(groups(KINDS, "chat") + groups(2, "tutoring")[240:260])
+    assert both.threshold("group", "") < both.threshold("group", "tutoring") == math.inf
 
 
 def test_rules_have_no_share() -> None:

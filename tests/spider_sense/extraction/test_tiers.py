@@ -7,6 +7,7 @@ import pytest
 
 from spider_sense.errors import DataError
 from spider_sense.extraction import Decision
+from spider_sense.extraction.event import EventBatch
 from spider_sense.extraction.tiers import TieredDetector
 
 
@@ -55,7 +56,7 @@ def test_each_level_is_decided_once_and_two_tiers_act(detector: TieredDetector, 
     found = _decisions(detector, tiny_streams.stream("a", 7, 128, attack_from=40))
     assert len({(decision.tier, decision.level) for decision in found}) == len(found)
     assert {decision.tier for decision in found if decision.level == "act"} == {"own", "level"}
-    own = next(decision for decision in found if decision.tier == "own" and decision.level == "limit")
+    own = next(decision for decision in found if decision.tier == "own" and decision.level == "act")
     assert own.score > own.threshold == detector.threshold("own", "")
     assert own.p_value is not None
     assert own.p_value <= 0.01
@@ -63,6 +64,24 @@ def test_each_level_is_decided_once_and_two_tiers_act(detector: TieredDetector, 
     assert "no longer look like the principal's own" in own.evidence[0]
     level = next(decision for decision in found if decision.tier == "level")
     assert "campaign probe" in level.evidence[0]
+
+
+def test_a_turn_alone_is_watched_and_limits_with_a_high_level(detector: TieredDetector, tiny_streams: Any) -> None:
+    own, watch = detector.threshold("own", ""), detector.watch("level", "")
+    assert watch < detector.threshold("level", "")
+    states = np.repeat(detector.replay([tiny_streams.stream("a", 7, 20)]).states, 3)
+    states["decided"] = 0
+    batch = EventBatch.of([tiny_streams.stream("a", 7, 20)[-1]] * 3)
+    states["own"], states["level"] = [own + 1, own + 1, own - 1e-6], [watch, watch + 1e-6, watch + 1e-6]
+    _, found = detector.step(states, batch, ["turned", "both", "level"])
+    assert {(one.principal, one.tier, one.level) for one in found} == {
+        ("turned", "own", "watch"),
+        ("both", "own", "limit"),
+        ("both", "level", "watch"),
+        ("level", "level", "watch"),
+    }
+    both = next(one for one in found if one.principal == "both" and one.tier == "own")
+    assert "campaign probe" in both.evidence[-1]
 
 
 def test_without_calibration_nothing_is_limited(uncalibrated: TieredDetector, tiny_streams: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,9 @@ from spider_sense.extraction.bench.run import Results
 CONFIG = Path(__file__).parents[4] / "configs" / "bench-extraction-quick.yaml"
 
 
-def outcome(scene: str, alarm: int | None, family: str = "f", system: str = OURS, begin: int = 0) -> Outcome:
+def outcome(
+    scene: str, alarm: int | None, family: str = "f", system: str = OURS, begin: int = 0, **more: Any
+) -> Outcome:
     return Outcome(
         seed=0,
         system=system,
@@ -26,6 +29,7 @@ def outcome(scene: str, alarm: int | None, family: str = "f", system: str = OURS
         alarm=alarm,
         begin=begin,
         template=True,
+        **more,
     )
 
 
@@ -38,13 +42,15 @@ def test_the_keys_say_what_was_found(config: BenchConfig, tmp_path: Path) -> Non
     rows = [outcome("unseen families", None, "calm") for _ in range(18)]
     rows += [outcome("unseen families", 9, "odd"), *(outcome("unseen families", None, "odd") for _ in range(5))]
     rows += [outcome("no attack", 100, begin=60), outcome("no attack", None, begin=60)]
-    rows += [outcome("other work", None, begin=60)]
+    rows += [outcome("other work", 70, begin=60), outcome("other work", 70, begin=60, limit=130)]
     rows += [outcome("pivot 1 same", 60 + n, "list", begin=60) for n in (5, 7, 30)]
     rows += [outcome("pivot 0.5 same", n, "list", begin=60) for n in (70, None, None)]
     rows += [outcome("first 1 same", n, "list") for n in (16, 32, None)]
     rows += [outcome("first 1 same", None, "other") for _ in range(2)]
     rows += [outcome("ring of 10", n, "list") for n in (320, None)]
-    rows += [outcome("organisations", None)]
+    rows += [outcome("organisations", None, score=n / 100) for n in range(20)]
+    rows += [outcome("one subject", 64, score=n / 100) for n in range(20)]
+    rows += [outcome("ring of 10", None, "list", score=0.185), outcome("ring of 10", None, "list", score=0.3)]
     rows += [outcome("pivot 1 same", None, "list", "PRADA", 60), outcome("first 1 same", 40, "list", "PRADA")]
     write_outcomes(tmp_path / "rows.jsonl", rows)
     assert read_outcomes(tmp_path / "rows.jsonl") == rows
@@ -56,7 +62,13 @@ def test_the_keys_say_what_was_found(config: BenchConfig, tmp_path: Path) -> Non
     assert report["pivot_half_median_queries"] is None
     assert report["campaign_median_queries"] is None
     assert report["missed"]["first 1 same"] == ["other"]
-    assert report["group_tpr"] == 0.5
+    assert report["group_tpr"] == 0.25
+    assert report["group_fpr"]["rate"] == 0
+    assert report["group_fpr_one_subject"]["rate"] == 1
+    assert report["group_curve"]["chat"]["0.01"] == {"all": 0.25, "template": 0.25}
+    assert report["group_curve"]["chat"]["0.1"] == {"all": 0.5, "template": 0.5}
+    assert report["other_work_alarm_rate"] == 1
+    assert report["other_work_limited"]["rate"] == 0.5
     assert report["bytes_per_principal"] == 7
     assert report["baselines"]["PRADA"]["campaign_median_queries"] == 40
     assert report["baselines"]["PRADA"]["pivot_median_queries"] is None
