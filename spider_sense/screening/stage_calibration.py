@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +42,7 @@ def calibrate_stages(
     *,
     suspect_fpr: float = 0.05,
     breach_fpr: float = 0.01,
+    advance: Callable[[int], None] | None = None,
 ) -> StageGuard:
     """Return the guard with thresholds set on the spans of benign conversations; a stage without a span keeps its own.
 
@@ -56,6 +57,7 @@ def calibrate_stages(
         suspect_fpr: share of benign spans of a stage that may be suspect or worse.
         breach_fpr: share of benign spans of a stage that may be a breach. A stage with fewer spans than this rate needs
             has no breach; see :func:`spider_sense.screening.stage_guard.stage_zone`.
+        advance: called with 1 after each conversation.
 
     Raises:
         ConfigError: unless 0 < breach_fpr <= suspect_fpr < 1; if a conversation cannot be rendered.
