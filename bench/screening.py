@@ -84,7 +84,7 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
     own, kept = halves_of_requests(data)
     replayed = traces(data, names[1::2], kept[: size.requests], size.attacks)
     reader = ChatSpans(loaded.tokenizer)
-    traffic = [Trace(id=item.id, messages=item.messages) for item in traces(data, names[::2], own, attacks=0)]
+    traffic = own_traffic(data, names[::2], own)
     unset = ModelSense(loaded, guard, bank.site)
     sense = ModelSense(loaded, calibrate_stages(guard, loaded, reader, traffic), bank.site)
     before, seen = ([item for trace in replayed for item in sighted(reader, one, trace)] for one in (unset, sense))
@@ -102,6 +102,11 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
     show_arms(compared)
     draw(compared, results, folder / "screening.png")
     return summary(results, compared, timings)
+
+
+def own_traffic(data: Path, agents: list[str], requests: list[str]) -> list[Trace]:
+    """Return what an operator has to set thresholds on: benign traces of agents and of the customers' desk."""
+    return [Trace(id=item.id, messages=item.messages) for item in traces(data, agents, requests, attacks=0)]
 
 
 def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], timings: list[Timing]) -> dict[str, Any]:

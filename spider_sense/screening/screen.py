@@ -14,7 +14,7 @@ from spider_sense.screening.leaks import LeakWatch
 from spider_sense.screening.message import Message
 from spider_sense.screening.protocols import Sense, SpanReader
 from spider_sense.screening.sensed import Sensed
-from spider_sense.screening.span import Span
+from spider_sense.screening.span import Conversation, Span
 from spider_sense.screening.verdict import Decider, Screening, StageVerdict
 from spider_sense.types import Coverage, Verdict, Zone
 
@@ -89,7 +89,7 @@ class Screen:
         if self._relayed:
             messages = _owing(messages)
         sent = self._envelopes(messages, principal)
-        conversation = self._reader.read(messages, tools or ()).with_observations(sent)
+        conversation = _restaged(self._reader.read(messages, tools or ()), sent)
         sensed = self._sense.sense(conversation)
         offered = None if tools is None else frozenset(map(tool_name, tools))
         context = _Context(messages, offered, principal, sent)
@@ -172,6 +172,15 @@ def _owing(messages: Sequence[Message]) -> list[Message]:
         own = message.role == "assistant" or (operators and not begun) or answers
         result.append(message if own or message.envelope else message.model_copy(update={"envelope": {}}))
     return result
+
+
+def _restaged(conversation: Conversation, sent: Mapping[int, Sent]) -> Conversation:
+    """Return the conversation with what other agents sent as observations."""
+    spans = [
+        replace(span, stage="observation") if span.message in sent and span.stage == "query" else span
+        for span in conversation.spans
+    ]
+    return replace(conversation, spans=tuple(spans))
 
 
 def _as_sent(sensed: Sensed, envelope: Envelope) -> Sensed:

@@ -1,8 +1,8 @@
 """Spans: which tokens of a conversation belong to which stage."""
 
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from spider_sense.screening.stage import Stage
 
@@ -53,11 +53,3 @@ class Conversation:
         ends = [0, *(end for span in self.spans for end in (span.start, span.stop)), len(self.ids)]
         if ends != sorted(ends):
             raise ValueError(f"spans overlap, are out of order, or reach beyond {len(self.ids)} tokens")
-
-    def with_observations(self, messages: Container[int]) -> Self:
-        """Return the conversation with what other agents sent, which has messages at these places, as observations."""
-        spans = [
-            replace(span, stage="observation") if span.message in messages and span.stage == "query" else span
-            for span in self.spans
-        ]
-        return replace(self, spans=tuple(spans))

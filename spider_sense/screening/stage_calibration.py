@@ -89,8 +89,7 @@ def _scored(sense: ModelSense, loaded: LoadedModel, reader: SpanReader, traces: 
     scored: Scored = {}
     limit = getattr(loaded.model.config, "max_position_embeddings", None)
     for trace in traces:
-        sent = {place for place, message in enumerate(trace.messages) if message.envelope is not None}
-        conversation = reader.read(trace.messages, trace.tools or ()).with_observations(sent)
+        conversation = reader.read(trace.messages, trace.tools or ())
         if limit is not None and len(conversation.ids) > limit:
             raise DataError(
                 f"conversation {trace.id!r} has {len(conversation.ids)} tokens, and the model no more than {limit} "
