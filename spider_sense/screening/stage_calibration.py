@@ -54,9 +54,9 @@ def calibrate_stages(
         loaded: the model, served as it will be; no other configuration is certified afterwards.
         reader: finds the stages.
         traces: benign conversations.
-        suspect_fpr: share of benign spans of a stage that may be suspect or worse.
-        breach_fpr: share of benign spans of a stage that may be a breach. A stage with fewer spans than this rate needs
-            has no breach; see :func:`spider_sense.screening.stage_guard.stage_zone`.
+        suspect_fpr: share of benign spans that may be suspect or worse by each probe; an observation has two.
+        breach_fpr: share of benign spans that may be a breach by each probe. With fewer spans than this rate needs
+            there is none; see :func:`spider_sense.screening.stage_guard.stage_zone`.
         advance: called with 1 after each conversation.
 
     Raises:
