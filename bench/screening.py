@@ -86,7 +86,9 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
     reader = ChatSpans(loaded.tokenizer)
     traffic = own_traffic(data, names[::2], own)
     unset = ModelSense(loaded, guard, bank.site)
-    sense = ModelSense(loaded, calibrate_stages(guard, loaded, reader, traffic), bank.site)
+    calibrated = calibrate_stages(guard, loaded, reader, traffic)
+    CONSOLE.log(f"thresholds set on {calibrated.guard.manifest.training['recalibrated_on']['spans']}")
+    sense = ModelSense(loaded, calibrated, bank.site)
     before, seen = ([item for trace in replayed for item in sighted(reader, one, trace)] for one in (unset, sense))
     suspects = {item.trace.id for item in seen if item.sensed.zone != "clear"}
     clear = [trace for trace in replayed if trace.attacked is None and trace.id not in suspects]
@@ -96,8 +98,8 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
     words = {name: TfidfBaseline.fit(*texts_of(stages[name], ~left_out[name])) for name in STAGES}
     with served() as judge:
         compared = compare(before, bank, {REFERENCE: WordsJudge(words), SERVED: judge}, SERVED, size.asked)
-    calibrated = compare(seen, bank, {REFERENCE: WordsJudge(words)}, SERVED, size.asked)
-    compared |= {f"{name}, {OWN}": calibrated[name] for name in ("probe alone", f"cascade ({REFERENCE})")}
+    own_arms = compare(seen, bank, {REFERENCE: WordsJudge(words)}, SERVED, size.asked)
+    compared |= {f"{name}, {OWN}": own_arms[name] for name in ("probe alone", f"cascade ({REFERENCE})")}
     CONSOLE.log("done")
     show_arms(compared)
     draw(compared, results, folder / "screening.png")
