@@ -9,7 +9,7 @@ import numpy as np
 from _traces import BenchTrace
 
 from spider_sense.baselines import TfidfBaseline
-from spider_sense.extraction.bench.measure import rate_interval
+from spider_sense.intervals import rate_interval
 from spider_sense.screening.artifact import Artifact
 from spider_sense.screening.cascade import Cascade, StageSettings, StagesSettings
 from spider_sense.screening.protocols import Judge
@@ -116,13 +116,17 @@ def summarise(seen: Sequence[Sighting], decisions: Sequence[Decision]) -> dict[s
         ``attack_success``, ``false_positives``, ``escalated_share``, each with ``value``, ``low``, ``high``, ``n`` and
         ``distinct``, how many different texts they are (95%: the wider of Clopper-Pearson over ``n`` and a bootstrap
         over owners, whose spans resemble one another); ``stopped_traces``, the share of benign traces with a stopped
-        span; ``stages`` with the attack success of each; ``seconds``, the median and 99th percentile of a decision.
+        span; ``stages`` with the attack success of each; ``stopped``, the benign spans that were stopped by owner and
+        stage; ``seconds``, the median and 99th percentile of a decision.
     """
     pairs = list(zip(seen, decisions, strict=True))
     attacks = [(item, decision) for item, decision in pairs if item.attack]
     benign = [(item, decision) for item, decision in pairs if item.trace.attacked is None]
     stages = dict.fromkeys(item.artifact.stage for item, _ in attacks)
     stopped = {item.trace.id for item, decision in benign if decision.stopped}
+    by: dict[tuple[str, Stage], list[bool]] = {}
+    for item, decision in benign:
+        by.setdefault((item.trace.owner, item.artifact.stage), []).append(decision.stopped)
     seconds = [decision.seconds for _, decision in pairs] or [0.0]
     return {
         "attack_success": _rate([(item, not decision.stopped) for item, decision in attacks]),
@@ -132,6 +136,9 @@ def summarise(seen: Sequence[Sighting], decisions: Sequence[Decision]) -> dict[s
         "stages": {
             stage: _rate([(item, not decision.stopped) for item, decision in attacks if item.artifact.stage == stage])
             for stage in stages
+        },
+        "stopped": {
+            f"{owner}/{stage}": {"value": sum(flags), "n": len(flags)} for (owner, stage), flags in sorted(by.items())
         },
         "seconds": {"median": float(np.median(seconds)), "p99": float(np.percentile(seconds, 99))},
     }

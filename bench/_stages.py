@@ -21,10 +21,10 @@ from spider_sense.screening.stage_training import StageOptions, crossed, folded,
 from spider_sense.training.collect import collect
 from spider_sense.types import Site
 
-__all__ = ["CONSOLE", "FULL", "QUICK", "Size", "captured", "half_of_requests", "measured", "texts_of", "unseen"]
+__all__ = ["CONSOLE", "FULL", "QUICK", "Size", "captured", "halves_of_requests", "measured", "texts_of", "unseen"]
 
 CONSOLE = Console(stderr=True, width=180)
-PAIRED, AGENTS = "bipia_train", "asb"
+PAIRED, AGENTS, REQUESTS = "bipia_train", "asb", "tau2_agent_requests"
 
 
 class Size(Settings):
@@ -49,8 +49,8 @@ class Size(Settings):
 
 
 SITES = ("resid.10", "resid.14", "resid.18", "resid.22")
-FULL = Size(sites=SITES, site="resid.18", tokens=400, rows=300, attacks=20, requests=80, asked=24, timed=100)
-QUICK = Size(sites=SITES, site="resid.18", tokens=260, rows=60, attacks=8, requests=40, asked=6, timed=60)
+FULL = Size(sites=SITES, site="resid.18", tokens=400, rows=300, attacks=20, requests=80, asked=24, timed=50)
+QUICK = Size(sites=SITES, site="resid.18", tokens=260, rows=60, attacks=8, requests=40, asked=6, timed=20)
 
 
 def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[str, StageData]:
@@ -82,20 +82,22 @@ def measured(stage: StageData, size: Size) -> dict[str, Any]:
 
 
 def unseen(stage: StageData, test_agents: list[str]) -> np.ndarray:
-    """Return which examples [N] are kept for the traces: half of the agents, half of the requests."""
-    requests = [
-        item.example.source == "tau2_agent_requests" and _order(item.example.id)[0] >= "8" for item in stage.examples
-    ]
+    """Return which examples [N] nothing is made from: half of the agents, and all requests of the customers' desk.
+
+    Half of the requests are replayed as traces; the other is what the thresholds of its operator are set on, and a
+    probe that was fitted on them would score them lower than the next.
+    """
     agents = [group.partition("/")[0] for group in stage.groups]
-    left_out: np.ndarray = np.isin(agents, test_agents) | np.array(requests)
+    left_out: np.ndarray = np.isin(agents, test_agents) | (stage.sources == REQUESTS)
     return left_out
 
 
-def half_of_requests(data: Path) -> list[str]:
-    """Return the ids of the requests that :func:`unseen` keeps for the traces."""
-    rows = (data / "tau2_agent_requests.jsonl").read_text(encoding="utf-8").splitlines()
+def halves_of_requests(data: Path) -> tuple[list[str], list[str]]:
+    """Return the ids of the requests that thresholds are set on, and of those that are replayed."""
+    rows = (data / f"{REQUESTS}.jsonl").read_text(encoding="utf-8").splitlines()
     names = [json.loads(row)["id"] for row in rows]
-    return [name for name in names if _order(f"tau2_agent_requests/{name}")[0] >= "8"]
+    replayed = [name for name in names if _order(f"{REQUESTS}/{name}")[0] >= "8"]
+    return [name for name in names if name not in replayed], replayed
 
 
 def texts_of(stage: StageData, used: np.ndarray) -> tuple[list[str], np.ndarray]:

@@ -21,7 +21,7 @@ from _bank import signature_bank
 from _judge import model_judge
 from _picture import draw
 from _replay import Timing, compare, shipped, sighted, timed
-from _stages import CONSOLE, FULL, QUICK, Size, captured, half_of_requests, measured, texts_of, unseen
+from _stages import CONSOLE, FULL, QUICK, Size, captured, halves_of_requests, measured, texts_of, unseen
 from _traces import traces
 from rich.table import Table
 
@@ -32,10 +32,12 @@ from spider_sense.screening.protocols import Judge
 from spider_sense.screening.reader import ChatSpans
 from spider_sense.screening.sense import ModelSense
 from spider_sense.screening.stage import STAGES
+from spider_sense.screening.stage_calibration import calibrate_stages
 from spider_sense.screening.stage_training import assembled, make_stage
+from spider_sense.screening.trace import Trace
 from spider_sense.types import Site
 
-REFERENCE, SERVED = "words", "SmolLM2"
+REFERENCE, SERVED, OWN = "words", "SmolLM2", "own traffic"
 Served = Callable[[], AbstractContextManager[Judge]]
 
 
@@ -77,11 +79,17 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
     guard = assembled(loaded, made, {"test_agents": agents[1::2], "size": size.model_dump(mode="json")})
     guard.guard.save_pretrained(folder / "guard")
     bank = signature_bank(loaded, stages, {name: ~rows for name, rows in left_out.items()}, Site.parse(size.site))
-    names = [name.partition(":")[2] for name in agents[1::2]]
     CONSOLE.log(f"replaying: {len(bank.signatures)} signatures")
-    replayed = traces(data, names, half_of_requests(data)[: size.requests], size.attacks)
-    reader, sense = ChatSpans(loaded.tokenizer), ModelSense(loaded, guard, bank.site)
-    seen = [item for trace in replayed for item in sighted(reader, sense, trace)]
+    names = [name.partition(":")[2] for name in agents]
+    own, kept = halves_of_requests(data)
+    replayed = traces(data, names[1::2], kept[: size.requests], size.attacks)
+    reader = ChatSpans(loaded.tokenizer)
+    traffic = own_traffic(data, names[::2], own)
+    unset = ModelSense(loaded, guard, bank.site)
+    calibrated = calibrate_stages(guard, loaded, reader, traffic)
+    CONSOLE.log(f"thresholds set on {calibrated.guard.manifest.training['recalibrated_on']['spans']}")
+    sense = ModelSense(loaded, calibrated, bank.site)
+    before, seen = ([item for trace in replayed for item in sighted(reader, one, trace)] for one in (unset, sense))
     suspects = {item.trace.id for item in seen if item.sensed.zone != "clear"}
     clear = [trace for trace in replayed if trace.attacked is None and trace.id not in suspects]
     screen = shipped(reader, sense, bank)
@@ -89,16 +97,24 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
     CONSOLE.log(f"judging {len(seen)} spans of {len(replayed)} traces")
     words = {name: TfidfBaseline.fit(*texts_of(stages[name], ~left_out[name])) for name in STAGES}
     with served() as judge:
-        compared = compare(seen, bank, {REFERENCE: WordsJudge(words), SERVED: judge}, SERVED, size.asked)
+        compared = compare(before, bank, {REFERENCE: WordsJudge(words), SERVED: judge}, SERVED, size.asked)
+    own_arms = compare(seen, bank, {REFERENCE: WordsJudge(words)}, SERVED, size.asked)
+    compared |= {f"{name}, {OWN}": own_arms[name] for name in ("probe alone", f"cascade ({REFERENCE})")}
     CONSOLE.log("done")
     show_arms(compared)
     draw(compared, results, folder / "screening.png")
     return summary(results, compared, timings)
 
 
+def own_traffic(data: Path, agents: list[str], requests: list[str]) -> list[Trace]:
+    """Return what an operator has to set thresholds on: benign traces of agents and of the customers' desk."""
+    return [Trace(id=item.id, messages=item.messages) for item in traces(data, agents, requests, attacks=0)]
+
+
 def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], timings: list[Timing]) -> dict[str, Any]:
     """Return the last line."""
-    paired, cascade = next(iter(results[DRIFT]["within"].values())), compared[f"cascade ({REFERENCE})"]
+    paired, unset = next(iter(results[DRIFT]["within"].values())), compared[f"cascade ({REFERENCE})"]
+    cascade = compared[f"cascade ({REFERENCE}), {OWN}"]
     hardest = min(results[DRIFT]["files"], key=lambda name: results[DRIFT]["files"][name]["guard"]["auroc"])
     return {
         "drift_auroc": paired["guard"]["auroc"],
@@ -112,6 +128,9 @@ def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], timing
         "attack_success": cascade["attack_success"]["value"],
         "false_positives": cascade["false_positives"]["value"],
         "escalated_share": cascade["escalated_share"]["value"],
+        "attack_success_uncalibrated": unset["attack_success"]["value"],
+        "false_positives_uncalibrated": unset["false_positives"]["value"],
+        "escalated_share_uncalibrated": unset["escalated_share"]["value"],
         "timed_traces": len(timings),
         "added_latency_median_ratio": _median([item.added for item in timings]),
         "added_latency_p99_ratio": float(np.percentile([item.added for item in timings], 99)) if timings else None,

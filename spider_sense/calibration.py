@@ -20,7 +20,16 @@ from spider_sense.errors import ConfigError, DataError
 from spider_sense.metrics import clopper_pearson, most_within, rate_above
 from spider_sense.types import Zone
 
-__all__ = ["LENGTH_BUCKETS", "BucketThresholds", "Calibration", "Threshold", "calibrate", "check_rates", "zone"]
+__all__ = [
+    "LENGTH_BUCKETS",
+    "BucketThresholds",
+    "Calibration",
+    "Threshold",
+    "calibrate",
+    "check_rates",
+    "least_for",
+    "zone",
+]
 
 LENGTH_BUCKETS: tuple[float, ...] = (32, 128, 512, math.inf)
 """Upper bounds of the length buckets in tokens, inclusive."""
@@ -58,6 +67,12 @@ class Threshold(BaseModel):
     """Benign conversations, none of them exceeding, from which "at most target_fpr" follows at 95% confidence."""
     supported: bool
     """Whether n >= needed: fewer conversations could not bear the claim whatever they scored."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether n allows a threshold of this rate at all, which is less than being sure of it; see
+        :func:`least_for`."""
+        return self.n >= least_for(self.target_fpr)
 
 
 class BucketThresholds(BaseModel):
@@ -145,6 +160,15 @@ def zone(score: float, bucket: BucketThresholds) -> Zone:
     if not score < bucket.suspect.value:
         return "suspect"
     return "clear"
+
+
+def least_for(fpr: float) -> int:
+    """Return the fewest benign rows on which a threshold of a rate can rest.
+
+    A new row scores above the highest of n others of its kind with probability 1 / (n + 1); with fewer rows even that
+    is more than the rate (split conformal prediction, arXiv 2107.07511, section 1).
+    """
+    return math.ceil(1 / fpr) - 1
 
 
 def calibrate(

@@ -7,9 +7,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from spider_sense.calibration import Calibration, Threshold
+from spider_sense.calibration import Calibration, Threshold, least_for
 from spider_sense.errors import ConfigError, nearest
 from spider_sense.reporting.pieces import printable
+from spider_sense.screening.stage_guard import DETECTORS
 from spider_sense.training.sweep import Sweep
 
 __all__ = ["choice", "evidence_table", "plain", "results_table", "sweep_table", "thresholds_table", "transforms_table"]
@@ -89,13 +90,21 @@ def sweep_table(sweep: Sweep, rows: int = 12) -> Table:
 
 
 def thresholds_table(detector: str, calibration: Calibration, before: Calibration | None = None) -> Table:
-    """Return the thresholds of a detector by prompt length, and those that they replaced beside them."""
-    title = f"Thresholds of {detector}, set on {calibration.n} benign conversations, {calibration.created}"
-    caption = f"nothing is known of prompts of more than {calibration.horizon_tokens} tokens, "
-    caption += f"or of responses of more than {calibration.response_tokens}\n"
-    caption += "needed: benign conversations from which the target rate can be claimed at 95% confidence"
+    """Return the thresholds of a detector by prompt length, and those that they replaced beside them.
+
+    A detector of an agent's stages has thresholds by the length of its spans.
+    """
+    staged = detector in DETECTORS
+    rows = "spans" if staged else "conversations"
+    title = f"Thresholds of {detector}, set on {calibration.n} benign {rows}, {calibration.created}"
+    caption = f"nothing is known of {'spans' if staged else 'prompts'} of more than {calibration.horizon_tokens} tokens"
+    caption += "\n" if staged else f", or of responses of more than {calibration.response_tokens}\n"
+    caption += f"needed: benign {rows} from which the target rate can be claimed at 95% confidence"
     if any(bucket.pooled for bucket in calibration.buckets):
-        caption += "\n*: conversations of every length, too few were as long as this"
+        caption += f"\n*: {rows} of every length, too few were as long as this"
+    if staged and calibration.n < least_for(calibration.breach_fpr):
+        caption += f"\na breach counts as suspect: {calibration.n} spans, and {calibration.breach_fpr:.1%} needs "
+        caption += f"{least_for(calibration.breach_fpr)}"
     table = Table(title=plain(title), caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     old = [] if before is None else ["before"]
     for name in ("tokens", "level", *old, "from", "target", "FPR, 95%", "n", "needed", "supported"):

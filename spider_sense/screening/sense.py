@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from spider_sense.attach import Attachment
-from spider_sense.calibration import zone
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.models import LoadedModel
 from spider_sense.scoring import Bank, Probe, RequestRows, Scorer
@@ -20,7 +19,7 @@ from spider_sense.screening.drift import DRIFT, Places, drift, opening
 from spider_sense.screening.pooling import pool
 from spider_sense.screening.sensed import Sensed
 from spider_sense.screening.span import Conversation
-from spider_sense.screening.stage_guard import StageGuard
+from spider_sense.screening.stage_guard import StageGuard, stage_zone
 from spider_sense.types import Coverage, Site, Verdict
 
 __all__ = ["ModelSense", "drift_logit", "span_scores"]
@@ -120,7 +119,7 @@ class ModelSense:
             score = drift_logit(self._bank, self._bank.probes[head], logits_SC, places)
             position = places[1].stop - 1
         thresholds = record.calibration.thresholds(tokens)
-        found = zone(score, thresholds)
+        found = stage_zone(score, thresholds)
         return Verdict(record.name, score, thresholds.breach.value, found, position, Coverage(scored=tokens))
 
 

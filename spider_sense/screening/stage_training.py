@@ -18,9 +18,9 @@ from spider_sense.config import Settings
 from spider_sense.data import LabelledSet, digest, split
 from spider_sense.errors import DataError
 from spider_sense.evidence import evidence
-from spider_sense.extraction.bench.measure import rate_interval
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import SCHEMA_VERSION, Control, Detector, Guard, Manifest, Template
+from spider_sense.intervals import rate_interval
 from spider_sense.metrics import auroc, auroc_interval, log_auroc, tpr_at_fpr
 from spider_sense.models import LoadedModel
 from spider_sense.scoring import Probe

@@ -25,7 +25,7 @@ from spider_sense.training.canaries import make_canaries
 from spider_sense.training.collect import collect
 from spider_sense.training.train import calibrate_probe
 
-__all__ = ["Recalibrated", "benign_rows", "recalibrate"]
+__all__ = ["Recalibrated", "benign_rows", "check_same_model", "recalibrate"]
 
 SAME_DIGEST = ("float32", "bfloat16")
 """Dtypes that leave the weight digest as it is."""
@@ -106,7 +106,7 @@ def recalibrate(
     KIND.check_replaceable(out or folder)
     guard = Guard.from_pretrained(folder)
     found, serving = fingerprint(loaded), serving_config(loaded.model)
-    _check_same_model(guard, found, serving)
+    check_same_model(guard, found, serving)
     sites = tuple(sorted({site for probe in guard.probes for site in probe.maps}))
     data = collect(loaded, rows, sites, work, respond=respond, max_tokens=max_tokens, progress=progress)
     everything = np.arange(len(data.ids))
@@ -127,7 +127,12 @@ def recalibrate(
     return Recalibrated(guard=Guard.from_pretrained(out or folder), folder=out or folder, before=before)
 
 
-def _check_same_model(guard: Guard, found: Fingerprint, serving: ServingConfig) -> None:
+def check_same_model(guard: Guard, found: Fingerprint, serving: ServingConfig) -> None:
+    """Check that a guard was made for this model, however it is served.
+
+    Raises:
+        MismatchError: with both values.
+    """
     guard.check_model(found, serving, allow_uncertified=True)
     kinds = {(config.quantization, config.adapters) for config in (serving, *guard.manifest.certified)}
     dtypes = {config.dtype for config in (serving, *guard.manifest.certified)}

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from spider_sense.extraction.bench.config import BenchConfig
-from spider_sense.extraction.bench.measure import grouped_interval, median_queries, rate_interval
+from spider_sense.extraction.bench.measure import median_queries
 from spider_sense.extraction.bench.outcome import Outcome
 from spider_sense.extraction.bench.run import Results
+from spider_sense.intervals import grouped_interval, rate_interval
 
 __all__ = ["Report", "summarise", "worst_family"]
 

@@ -140,7 +140,7 @@ def test_calibrate(guard: Path, tiny_training: Any, tmp_path: Path) -> None:
     old, new = (Guard.from_pretrained(tmp_path / name).manifest.detectors[0].calibration for name in ("guard", "new"))
     assert (new.n, new.suspect_fpr, new.breach_fpr) == (55, 0.05, 0.04)
     few = min(bucket.breach.n for bucket in new.buckets)
-    assert f"rest on too few conversations, one on {few} where 74 are needed for 4.0%" in output
+    assert f"rest on too little traffic, one on {few} where 74 are needed for 4.0%" in output
     for calibration in (old, new):
         assert f"{calibration.buckets[0].breach.value:.3f}" in output
     assert f"{new.buckets[0].breach.needed}" in output

@@ -6,13 +6,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from spider_sense.calibration import calibrate
 from spider_sense.cli import commands
 from spider_sense.cli.app import app, console
 from spider_sense.errors import SpiderSenseError
+from spider_sense.guard import Detector
+from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.screening.signature_bank import SignatureBank
+from spider_sense.screening.stage_training import MadeStage, assembled
+from spider_sense.types import Site
 
 assert commands.__all__
 
@@ -211,3 +218,73 @@ def test_screen_with_secrets_and_rules(run: Run, tmp_path: Path, monkeypatch: py
     config.write_text("stages: {query: {on_failure: shrug}}\n")
     with pytest.raises(SpiderSenseError, match="'shrug' is not allowed"):
         run("screen", "--trace", trace, "--config", config)
+
+
+@pytest.fixture
+def stage_guard(tiny_loaded: Any, tmp_path: Path) -> Path:
+    """Probes of what users ask and of plans, with thresholds that nothing reaches."""
+    draw, made = torch.Generator().manual_seed(0), []
+    for name in ("query", "plan"):
+        width = tiny_loaded.model.config.hidden_size
+        part = SiteMap(torch.randn(width, 1, generator=draw), torch.zeros(1))
+        probe = Probe(name, "logistic", Aggregator(kind="mean"), {Site(layer=1, place="resid"): part})
+        far = calibrate(np.full(19, 1000.0), np.full(19, 10), [str(place) for place in range(19)])
+        record = Detector(
+            name=name,
+            family=probe.family,
+            sites=("resid.1",),
+            aggregator=probe.aggregator,
+            calibration=far,
+            evidence={},
+        )
+        made.append(MadeStage(probe, record, (), ()))
+    assembled(tiny_loaded, made, {}).guard.save_pretrained(tmp_path / "stages")
+    return tmp_path / "stages"
+
+
+def asked(path: Path, count: int) -> Path:
+    rows = texts(0, count, "benign", 7)
+    return write(path, [{"id": row["id"], "messages": [{"role": "user", "content": row["text"]}]} for row in rows])
+
+
+def test_a_guard_of_the_stages_is_calibrated_on_traces(run: Run, stage_guard: Path, tmp_path: Path) -> None:
+    before = (stage_guard / "guard.json").read_bytes()
+    assert "a breach counts as suspect: 19 spans, and 1.0% needs 99" in run("inspect", stage_guard)
+    given = ("calibrate", "--guard", stage_guard, "--model", "x", "--out", tmp_path / "ours")
+    printed = run(*given, "--trace", asked(tmp_path / "own.jsonl", 120))
+    assert "no span for plan, so the thresholds are those of before" in printed
+    assert "calibrated on 120 conversations; wrote" in printed
+    assert (stage_guard / "guard.json").read_bytes() == before
+    shown = run("inspect", tmp_path / "ours")
+    assert "Thresholds of query, set on 120 benign spans" in shown
+    assert "calibrated anew on" in shown
+    assert shown.count("a breach counts as suspect") == 1  # of plans, which keep theirs
+    # Before nothing was sensed; now of six spans that reach a threshold one is a breach, and no judge hears the others.
+    for guard, decided in ((stage_guard, {"probe": 120}), (tmp_path / "ours", {"probe": 115, "on_failure": 5})):
+        printed = run("screen", "--trace", tmp_path / "own.jsonl", "--stages", guard, "--json")
+        assert json.loads(printed.splitlines()[-1])["decided_by"] == decided
+
+
+def test_traffic_must_be_of_the_kind_that_a_guard_reads(
+    run: Run, stage_guard: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    given = ("calibrate", "--guard", stage_guard, "--model", "x")
+    own = asked(tmp_path / "own.jsonl", 18)
+    for arguments, message in (
+        ((), "name benign traffic with --data, or for a guard of the stages with --trace"),
+        (("--trace", own, "--data", files["traffic"]), "and not both"),
+        (("--data", files["traffic"]), "has probes of an agent's stages; name benign conversations with --trace"),
+        (("--trace", own), r"18 spans for query cannot show a rate of 0\.05; give 19 or more"),
+        (("--trace", write(tmp_path / "none.jsonl", [])), "no conversation to calibrate on"),
+        (("--trace", tmp_path / "nowhere.jsonl"), "cannot read"),
+        (("--trace", own, "--out", tmp_path), "exists and is no guard"),
+    ):
+        before = (stage_guard / "guard.json").read_bytes()
+        with pytest.raises(SpiderSenseError, match=message):
+            run(*given, *arguments)
+        assert (stage_guard / "guard.json").read_bytes() == before
+
+
+def test_traces_are_no_traffic_of_a_guard_of_whole_requests(run: Run, tiny_run: Any, tmp_path: Path) -> None:
+    with pytest.raises(SpiderSenseError, match="'misuse' is of no stage"):
+        run("calibrate", "--guard", tiny_run.folder, "--model", "x", "--trace", asked(tmp_path / "own.jsonl", 20))

@@ -57,16 +57,18 @@ def probe(name: str, seed: int) -> Probe:
     return Probe(name, "logistic", Aggregator(kind="mean"), maps)
 
 
-def stages(loaded: LoadedModel, *probes: Probe, scores: tuple[float, float] = (-9.0, 9.0)) -> StageGuard:
+def stages(
+    loaded: LoadedModel, *probes: Probe, scores: tuple[float, float] = (-9.0, 9.0), rows: int = 60
+) -> StageGuard:
     made = []
     for item in probes:
-        spread, names = np.linspace(scores[0], scores[1], 60), [str(place) for place in range(60)]
+        spread, names = np.linspace(scores[0], scores[1], rows), [str(place) for place in range(rows)]
         record = Detector(
             name=item.name,
             family=item.family,
             sites=tuple(map(str, item.maps)),
             aggregator=item.aggregator,
-            calibration=calibrate(spread, np.full(60, 10), names, 0.1, 0.05),
+            calibration=calibrate(spread, np.full(rows, 10), names, 0.1, 0.05),
             evidence={},
         )
         made.append(MadeStage(item, record, (), ()))
@@ -223,3 +225,14 @@ def test_the_probes_survive_the_disk(loaded: LoadedModel, conversation: Conversa
     assert read_back.heads("observation") == [1]
     scores = [ModelSense(loaded, item).sense(conversation)[0].verdicts[0].score for item in (made, read_back)]
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(("rows", "zone"), [(18, "suspect"), (19, "breach")])
+def test_a_breach_that_rests_on_too_few_spans_is_a_suspect(
+    loaded: LoadedModel, conversation: Conversation, rows: int, zone: str
+) -> None:
+    made = stages(loaded, probe("query", 0), scores=(-99.0, -90.0), rows=rows)
+    assert ModelSense(loaded, made).sense(conversation)[0].zone == zone
+    # What is no number is no matter of thresholds.
+    next(iter(made.guard.probes[0].maps.values())).weight.fill_(torch.nan)
+    assert ModelSense(loaded, made).sense(conversation)[0].zone == "breach"

@@ -1,16 +1,15 @@
-"""Thresholds over principals, medians with misses, intervals."""
+"""Thresholds over principals, medians with misses."""
 
 import numpy as np
 import pytest
 
 from spider_sense.extraction.bench.measure import (
     conformal_threshold,
-    grouped_interval,
     median_queries,
-    rate_interval,
     thresholds_by_stratum,
 )
 from spider_sense.extraction.bench.outcome import Outcome
+from spider_sense.intervals import grouped_interval
 
 
 def test_the_threshold_holds_its_rate() -> None:
@@ -44,22 +43,6 @@ def test_an_alarm_before_the_campaign_is_a_miss() -> None:
     assert Outcome(**about, length=100, alarm=70, begin=60).queries == 10  # type: ignore[arg-type]
     assert Outcome(**about, length=100, alarm=60, begin=60).queries == np.inf  # type: ignore[arg-type]
     assert Outcome(**about, length=100, alarm=None).queries == np.inf  # type: ignore[arg-type]
-
-
-def test_families_that_fail_together_widen_the_interval() -> None:
-    flags = [True] * 20 + [False] * 180
-    one_family, _ = ["a"] * 20 + ["b"] * 180, None
-    spread = [f"f{place}" for place in range(200)]
-    _, together = rate_interval(flags, [f"{name}{place // 20}" for place, name in enumerate(one_family)], 500)
-    _, apart = rate_interval(flags, spread, 500)
-    assert together.high > apart.high
-    assert together.low <= apart.low
-
-
-def test_no_alarm_still_has_an_upper_end() -> None:
-    rate, interval = rate_interval([False] * 50, ["a"] * 50, 100)
-    assert rate == 0
-    assert 0.05 < interval.high < 0.08
 
 
 def test_a_median_of_misses_has_an_infinite_interval() -> None:
