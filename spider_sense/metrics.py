@@ -138,7 +138,9 @@ def tpr_interval(
         DataError: if the shapes differ.
     """
     exact = tpr_at_fpr(scores, labels, fpr).tpr
-    drawn = _grouped(lambda some, kinds: tpr_at_fpr(some, kinds, fpr).tpr.value, scores, labels, groups, resamples, seed)
+    drawn = _grouped(
+        lambda some, kinds: tpr_at_fpr(some, kinds, fpr).tpr.value, scores, labels, groups, resamples, seed
+    )
     return None if drawn is None else Interval(low=min(exact.low, drawn.low), high=max(exact.high, drawn.high))
 
 

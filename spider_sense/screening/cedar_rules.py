@@ -1,7 +1,8 @@
 """The operator's rules in Cedar's own language, checked against what Cedar is told of a call.
 
 A rule for an action, a type or an attribute that does not exist never holds, and Cedar says nothing of it: a typo would
-leave a tool unguarded. So a file that does not validate is refused, in the validator's words.
+leave a tool unguarded. So a file that does not validate is refused, in the validator's words. A condition that is false
+of itself, such as one that asks for two zones at once, is not looked for.
 """
 
 import json
@@ -53,7 +54,7 @@ def read_rules(path: Path, known: Sequence[str] | None) -> str:
         Its text.
 
     Raises:
-        ConfigError: if it cannot be read, or has a rule that is not valid or can never hold, naming the rule.
+        ConfigError: if it cannot be read, or has a rule that is not valid or for what there never is, named.
     """
     import cedarpy
 
@@ -80,7 +81,7 @@ def _name(place: str, rule: Mapping[str, Any]) -> str:
 
 
 def _faults(rule: Mapping[str, Any], known: Sequence[str] | None) -> Iterator[str]:
-    """Return what keeps a rule from ever holding."""
+    """Return what a rule asks for and there never is; whether it holds without that nobody says."""
     import cedarpy
 
     words = _WORDS | ({"tool": known} if known else {})
