@@ -98,7 +98,7 @@ def test_at_most_forty_letters_stand_between() -> None:
 
 def test_a_run_counts_wherever_it_stands(watch: LeakWatch) -> None:
     watch.protect("ann", "doors", "open door open gate open lock")
-    assert [leak.label for leak in watch.find("bob", "open the door, open a gate, open any lock")] == ["doors"]
+    assert [leak.label for leak in watch.find("bob", "open the door, then open a gate, then open any lock")] == ["doors"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_letters_count_once(found: list[tuple[int, list[int]]], count: int) -> N
 
 def test_what_is_too_long_short_or_plain_is_not_looked_for_in_pieces() -> None:
     watch = LeakWatch(OperatorKey(b"k" * 32))
-    long, short, bits = letters(1000), letters(20, 1), "".join(Random(2).choices("01", k=256))
+    long, short, bits = letters(1000), letters(20, 1), "".join(Random(2).choices("01", k=40))
     for label, secret in (("long", long), ("short", short[:19]), ("bits", bits)):
         watch.protect("ann", label, secret)
     assert [leak.label for leak in watch.find("bob", split(long[:200], 5, " but "))] == ["long"]
