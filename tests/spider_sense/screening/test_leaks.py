@@ -98,7 +98,8 @@ def test_at_most_forty_letters_stand_between() -> None:
 
 def test_a_run_counts_wherever_it_stands(watch: LeakWatch) -> None:
     watch.protect("ann", "doors", "open door open gate open lock")
-    assert [leak.label for leak in watch.find("bob", "open the door, then open a gate, then open any lock")] == ["doors"]
+    (leak,) = watch.find("bob", "open the door, then open a gate, then open any lock")
+    assert (leak.label, leak.form) == ("doors", "in pieces")
 
 
 @pytest.mark.parametrize(

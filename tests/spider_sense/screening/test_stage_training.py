@@ -25,7 +25,7 @@ WIDTH, ROWS = 12, 240
 SITES = (Site(layer=0, place="resid"), Site(layer=1, place="resid"))
 
 
-def planted(strength: float, name: str = DRIFT, seed: int = 0, agents: int = ROWS) -> StageData:
+def planted(strength: float, name: str = DRIFT, seed: int = 0, agents: int = 0) -> StageData:
     """Two files of pairs; an attack adds a direction to both sites, each context adds one of its own."""
     draw = np.random.default_rng(seed)
     direction, contexts = draw.normal(size=WIDTH), draw.normal(size=(ROWS // 2, WIDTH))
@@ -40,7 +40,7 @@ def planted(strength: float, name: str = DRIFT, seed: int = 0, agents: int = ROW
             label=label,
             category=name,
             source=source,
-            group=f"{source}:{context % agents}/{context}",
+            group=f"{source}:{context % agents}/{context}" if agents else f"{source}:{context}",
         )
         examples.append(StageExample(example, "observation", f"kind {context % 7}" if positive else ""))
         noise = draw.normal(size=(2, WIDTH))
