@@ -5,7 +5,7 @@ monitor that cannot score must flag; a row is flagged where ``not (score < thres
 answer is None, never a guess. Intervals are Clopper-Pearson (Biometrika 26, 1934).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ __all__ = [
     "roc_points",
     "summary",
     "tpr_at_fpr",
+    "tpr_interval",
 ]
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -112,20 +113,35 @@ def auroc_interval(
     Raises:
         DataError: if the shapes differ.
     """
-    positives, negatives = _split(scores, labels)
-    if not positives.size or not negatives.size:
-        return None
-    generator = np.random.default_rng(seed)
-    _, owner = np.unique(np.array(groups), return_inverse=True)
-    members = [np.flatnonzero(owner == group) for group in range(owner.max() + 1)]
-    areas: list[float] = []
-    while len(areas) < resamples:
-        rows = np.concatenate([members[group] for group in generator.integers(len(members), size=len(members))])
-        area = auroc(scores[rows], labels[rows])
-        if area is not None:
-            areas.append(area)
-    low, high = np.percentile(areas, [2.5, 97.5])
-    return Interval(low=float(low), high=float(high))
+    return _grouped(auroc, scores, labels, groups, resamples, seed)
+
+
+def tpr_interval(
+    scores: Floats, labels: Bools, groups: Sequence[str], fpr: float, resamples: int = 1000, seed: int = 0
+) -> Interval | None:
+    """95% interval of the true-positive rate at one false-positive rate, groups as in :func:`auroc_interval`.
+
+    The wider, at either end, of Clopper-Pearson's and of one over resamples of whole groups, in each of which the
+    threshold is chosen anew. No resample has a negative above the highest one there is: where 1% of the negatives is
+    less than one of them, the interval says little of how much higher a threshold for 1% of all would lie.
+
+    Args:
+        scores: ``[N]``.
+        labels: ``[N]``.
+        groups: N names.
+        fpr: false-positive rate to stay within.
+        resamples: number of bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        ConfigError: unless 0 <= fpr < 1.
+        DataError: if the shapes differ.
+    """
+    exact = tpr_at_fpr(scores, labels, fpr).tpr
+    drawn = _grouped(
+        lambda some, kinds: tpr_at_fpr(some, kinds, fpr).tpr.value, scores, labels, groups, resamples, seed
+    )
+    return None if drawn is None else Interval(low=min(exact.low, drawn.low), high=max(exact.high, drawn.high))
 
 
 def roc_points(scores: Floats, labels: Bools) -> tuple[Doubles, Doubles]:
@@ -316,6 +332,31 @@ def summary(scores: Floats, labels: Bools) -> dict[str, Any]:
         "tpr_at_1pct_fpr": _rate_json(tpr_at_fpr(scores, labels, 0.01).tpr),
         "tpr_at_0_1pct_fpr": _rate_json(tpr_at_fpr(scores, labels, 0.001).tpr),
     }
+
+
+def _grouped(
+    statistic: Callable[[Floats, Bools], float | None],
+    scores: Floats,
+    labels: Bools,
+    groups: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> Interval | None:
+    """95% percentile interval over resamples of whole groups; one of which the statistic is None is drawn again."""
+    positives, negatives = _split(scores, labels)
+    if not positives.size or not negatives.size:
+        return None
+    generator = np.random.default_rng(seed)
+    _, owner = np.unique(np.array(groups), return_inverse=True)
+    members = [np.flatnonzero(owner == group) for group in range(owner.max() + 1)]
+    found: list[float] = []
+    while len(found) < resamples:
+        rows = np.concatenate([members[group] for group in generator.integers(len(members), size=len(members))])
+        value = statistic(scores[rows], labels[rows])
+        if value is not None:
+            found.append(value)
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Interval(low=float(low), high=float(high))
 
 
 def _rate(flags: Bools) -> Rate:

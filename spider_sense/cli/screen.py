@@ -68,7 +68,9 @@ def screen(
         f"{counts['raised']} of {counts['conversations']} conversations raised; "
         f"the judge was asked about {counts['escalated']} of {counts['spans']} spans"
     )
-    for number, rule in settings.tools.idle(_tools(traces)) if settings.tools else ():
+    # Where known tools are listed, a rule for none of them has been refused.
+    unsure = settings.tools if settings.tools and settings.tools.known is None else None
+    for number, rule in unsure.idle(_tools(traces)) if unsure else ():
         console.print(
             f"rule {number} is for {rule.tool!r}, which no conversation offers or calls; if it is mistyped it guards "
             "nothing: list your tools as tools.known, and a rule for none of them is an error",

@@ -68,13 +68,14 @@ def add(
         if there and not replace:
             raise ConfigError(f"{bank} has a signature {name!r}; choose another --id, or take its place with --replace")
         pool = model_pool(loaded, held.site, where, advance)
+        held = held.without(there)
         if traffic is not None:
             old = held.traffic
             held = with_traffic(held, traffic_of(held, [row for file in traffic for row in read_jsonl(file)], pool))
-            # It took minutes to read, and the signature may yet be refused.
-            held.save_pretrained(bank)
+            # It took minutes to read, and the signature may yet be refused; one that is to be replaced then stays.
+            if not there:
+                held.save_pretrained(bank)
             typer.echo(f"traffic: {held.traffic}" + (f", in place of {old}" if old else ""))
-        held = held.without(there)
         held, into = held.added(draft(held, name, chosen, pool([row.text for row in rows]), provenance, radius))
     held.save_pretrained(bank)
     about = next(item.about for item in held.signatures if item.about.id == into)

@@ -1,7 +1,8 @@
 """The operator's rules in Cedar's own language, checked against what Cedar is told of a call.
 
 A rule for an action, a type or an attribute that does not exist never holds, and Cedar says nothing of it: a typo would
-leave a tool unguarded. So a file that does not validate is refused, in the validator's words.
+leave a tool unguarded. So a file that does not validate is refused, in the validator's words. A condition that is false
+of itself, such as one that asks for two zones at once, is not looked for.
 """
 
 import json
@@ -37,6 +38,8 @@ _ALLOWED = (
     f"attributes, and of context {', '.join(_CONTEXT)}"
 )
 _CONNECTIVES = frozenset({"&&", "||", "!", "if-then-else"})
+_TESTS = frozenset({"&&", "||", "!", "==", "!=", "<", "<=", ">", ">=", "in", "is", "has", "like", "contains"})
+"""What is true or false, whatever it is about."""
 _WORDS = {"zone": ZONES, "signature": ("", *(kind for kind in KINDS if kind != "benign"))}
 
 
@@ -51,7 +54,7 @@ def read_rules(path: Path, known: Sequence[str] | None) -> str:
         Its text.
 
     Raises:
-        ConfigError: if it cannot be read, or has a rule that is not valid or can never hold, naming the rule.
+        ConfigError: if it cannot be read, or has a rule that is not valid or for what there never is, named.
     """
     import cedarpy
 
@@ -78,44 +81,69 @@ def _name(place: str, rule: Mapping[str, Any]) -> str:
 
 
 def _faults(rule: Mapping[str, Any], known: Sequence[str] | None) -> Iterator[str]:
-    """Return what keeps a rule from ever holding."""
+    """Return what a rule asks for and there never is; whether it holds without that nobody says."""
     import cedarpy
 
     words = _WORDS | ({"tool": known} if known else {})
-    for condition in rule["conditions"]:
-        yield from _unknown_words(condition["body"], words)
-        yield from _unknown_attributes(condition["body"])
+    for body in (condition["body"] for condition in rule["conditions"]):
+        yield from _whole_numbers(body)
+        yield from _unknown_words(body, words)
+        yield from _unknown_attributes(body)
     conditions = [condition | {"body": _masked(condition["body"])} for condition in rule["conditions"]]
     one = {"staticPolicies": {"rule": {**rule, "conditions": conditions}}, "templates": {}, "templateLinks": []}
     tools = f" enum [{', '.join(map(literal, known))}]" if known else ""
     schema = _SCHEMA.format(tools=tools, actions=", ".join(ACTIONS.values()))
     found = cedarpy.validate_policies(cedarpy.policies_from_json_str(json.dumps(one)), schema)
-    # The validator says it once for each action.
-    yield from sorted({re.sub("^for policy `policy0`[,:] ", "", error.error) for error in found.errors}, reverse=True)
+    # The validator says it once for each action, and may name it.
+    said = (re.sub("^for policy `policy0`[,:] ", "", error.error) for error in found.errors)
+    yield from sorted({re.sub(r" for Action::\"\w+\"", "", fault) for fault in said}, reverse=True)
+
+
+def _whole_numbers(body: dict[str, Any]) -> Iterator[str]:
+    """Return what is wrong with whole numbers: nothing that Cedar is told has one."""
+    for number in (node["Value"] for node in _nodes(body) if type(node.get("Value")) is int):
+        yield f'nothing is ever {number}, because numbers in arguments are decimals; write decimal("{number}.0")'
+
+
+def _connected(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the truths that a condition is put together from; nothing if it is one test."""
+    ((operator, parts),) = body.items()
+    if operator in _CONNECTIVES:
+        return list(parts.values())
+    # Of two tests it may be asked whether they come out the same.
+    if operator in ("==", "!=") and any(part.keys() <= _TESTS for part in parts.values()):
+        return list(parts.values())
+    return []
 
 
 def _masked(body: dict[str, Any]) -> dict[str, Any]:
     """Return a condition with an unknown truth in place of what tests arguments."""
-    ((operator, parts),) = body.items()
-    if operator in _CONNECTIVES:
+    if _connected(body):
+        ((operator, parts),) = body.items()
         return {operator: {name: _masked(part) for name, part in parts.items()}}
     return _attribute("arguments") if _attribute("arguments") in _nodes(body) else body
 
 
 def _unknown_words(body: dict[str, Any], words: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Return what is wrong with words that an attribute is compared with and never is."""
-    ((operator, parts),) = body.items()
-    if operator in _CONNECTIVES:
-        for part in parts.values():
+    if parts := _connected(body):
+        for part in parts:
             yield from _unknown_words(part, words)
         return
-    nodes = [] if operator == "like" else list(_nodes(body))
+    nodes = list(_nodes(body))
+    texts = [node["Value"] for node in nodes if isinstance(node.get("Value"), str)]
     for attribute, known in words.items():
         if _attribute(attribute) in nodes:
-            texts = [node["Value"] for node in nodes if isinstance(node.get("Value"), str)]
             yield from (
                 f"context.{attribute} is never {text!r}; {nearest(text, known)}" for text in texts if text not in known
             )
+            if "like" in body and not any(_like(word, body["like"]["pattern"]) for word in known):
+                yield f"context.{attribute} is never like that; it is one of {', '.join(map(literal, known))}"
+
+
+def _like(word: str, pattern: Sequence[str | Mapping[str, str]]) -> bool:
+    parts = (".*" if isinstance(part, str) else re.escape(part["Literal"]) for part in pattern)
+    return re.fullmatch("".join(parts), word, re.DOTALL) is not None
 
 
 def _unknown_attributes(body: dict[str, Any]) -> Iterator[str]:

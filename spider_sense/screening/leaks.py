@@ -21,9 +21,13 @@ N = 10
 """Letters and digits of an n-gram."""
 SHARE = 1 / 3
 """Share of a secret's n-grams that must appear. Any ten letters may be anybody's; a third of a secret's are not."""
-LONG = 16
+LONG = 20
 """Letters and digits of a secret that is also looked for in pieces: the runs of a shorter one are anybody's."""
-PIECES = 3 / 4
+MOST = 200
+"""Of a longer one, its first ones: each adds to what every text costs."""
+VARIED = 6
+"""Different letters of such a secret: all runs of bits stand in any text of bits."""
+PIECES = 4 / 5
 """Share of its letters that must stand in order, with little between them."""
 REPEATS = 8
 """Places of a secret at which the same run counts."""
@@ -53,7 +57,12 @@ class _Form:
     readers: frozenset[str]
     name: str
     grams: frozenset[bytes]
+    """None of a secret that is looked for in pieces."""
     letters: int
+
+    @property
+    def secret(self) -> tuple[str, str]:
+        return self.owner, self.label
 
 
 class LeakWatch:
@@ -96,7 +105,8 @@ class LeakWatch:
         self._protect_pieces(owner, label, readers, folded(text))
 
     def _protect_pieces(self, owner: str, label: str, readers: frozenset[str], letters: str) -> None:
-        if len(letters) < LONG:
+        letters = letters[:MOST]
+        if len(letters) < LONG or len(set(letters)) < VARIED:
             return
         for place, run in enumerate(self._grams(letters, K)):
             places = self._runs[run][len(self._forms)]
@@ -118,12 +128,19 @@ class LeakWatch:
             text: what it wrote.
         """
         texts = {folded(text), folded(unescaped(text))}
+        whole = [(form, share) for form, share in self._whole(texts) if principal not in form.readers]
+        known = {form.secret for form, _ in whole}
+        # What is found already, and what is the writer's to tell, is not looked for again: pieces are slow.
+        sought = {
+            place
+            for place, form in enumerate(self._forms)
+            if not form.grams and form.secret not in known and principal not in form.readers
+        }
+        pieces = [found for one in texts for found in self._in_pieces(one, sought)] if sought else []
         leaks: dict[tuple[str, str], Leak] = {}
-        whole = sorted(self._whole(texts), key=lambda item: -item[1])
-        for form, share in [*whole, *(pieces for one in texts for pieces in self._in_pieces(one))]:
-            if principal not in form.readers:
-                leaks.setdefault((form.owner, form.label), Leak(form.label, form.owner, form.name, share))
-        return sorted(leaks.values(), key=lambda leak: -leak.share)
+        for form, share in sorted([*whole, *pieces], key=lambda item: -item[1]):
+            leaks.setdefault(form.secret, Leak(form.label, form.owner, form.name, share))
+        return list(leaks.values())
 
     def _whole(self, texts: set[str]) -> Iterator[tuple[_Form, float]]:
         """Return the forms of which enough n-grams stand in texts, wherever."""
@@ -136,12 +153,13 @@ class LeakWatch:
             if share >= SHARE:
                 yield self._forms[place], share
 
-    def _in_pieces(self, text: str) -> Iterator[tuple[_Form, float]]:
-        """Return the secrets of which enough letters stand in a text in order, not far apart."""
+    def _in_pieces(self, text: str, sought: set[int]) -> Iterator[tuple[_Form, float]]:
+        """Return the secrets, of those sought, of which enough letters stand in a text in order, not far apart."""
         found: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
         for place, run in enumerate(self._grams(text, K)):
             for form, places in self._runs.get(run, {}).items():
-                found[form].append((place, places))
+                if form in sought:
+                    found[form].append((place, places))
         for form, runs in found.items():
             least = PIECES * self._forms[form].letters
             # Most have too few runs in common with a text to be worth a search.
@@ -150,5 +168,10 @@ class LeakWatch:
                 yield self._forms[form], letters / self._forms[form].letters
 
     def _grams(self, text: str, n: int) -> list[bytes]:
-        data = [text[start : start + n].encode() for start in range(len(text) - n + 1)]
-        return [hashlib.blake2b(gram, key=self._key, digest_size=8).digest() for gram in data]
+        grams = [text[start : start + n] for start in range(len(text) - n + 1)]
+        # The same few stand again and again.
+        digests = {gram: self._digest(gram.encode()) for gram in set(grams)}
+        return [digests[gram] for gram in grams]
+
+    def _digest(self, gram: bytes) -> bytes:
+        return hashlib.blake2b(gram, key=self._key, digest_size=8).digest()

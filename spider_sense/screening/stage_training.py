@@ -20,8 +20,7 @@ from spider_sense.errors import DataError
 from spider_sense.evidence import evidence
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import SCHEMA_VERSION, Control, Detector, Guard, Manifest, Template
-from spider_sense.intervals import rate_interval
-from spider_sense.metrics import auroc, auroc_interval, log_auroc, tpr_at_fpr
+from spider_sense.metrics import auroc, auroc_interval, log_auroc, tpr_at_fpr, tpr_interval
 from spider_sense.models import LoadedModel
 from spider_sense.scoring import Probe
 from spider_sense.screening.stage_data import StageData
@@ -35,7 +34,6 @@ from spider_sense.types import Site
 __all__ = ["MadeStage", "StageOptions", "assembled", "crossed", "folded", "make_stage", "measure_files"]
 
 FAMILIES = ("logistic", "mass_mean")
-RESAMPLES = 1000
 FRACTIONS = {"train": 0.75, "validation": 0.25}
 WITH_CALIBRATION = {"train": 0.5, "validation": 0.15, "calibration": 0.35}
 
@@ -65,9 +63,9 @@ def measure_files(stage: StageData, options: StageOptions) -> dict[str, dict[str
 
     Returns:
         By file and JSON-ready: :func:`spider_sense.evidence.evidence` with every control, ``interval``, the 95%
-        interval of the AUROC over groups, ``family`` and ``sites``. The interval of the probe's rate at 1% false
-        positives is the wider of Clopper-Pearson's and a bootstrap's over groups. A file of one class has no AUROC and
-        is left out.
+        interval of the AUROC over groups, ``family`` and ``sites``. The interval of the probe's rates is
+        :func:`spider_sense.metrics.tpr_interval`. A group is what its name says up to a slash, such as an agent. A file
+        of one class has no AUROC and is left out.
     """
     result = {}
     for source in dict.fromkeys(stage.sources.tolist()):
@@ -219,29 +217,21 @@ def _pooled(stage: StageData, chosen: Candidate, scored: Sequence[_Scored], opti
     rows = np.concatenate([item.rows for item in scored])
     scores = {name: np.concatenate([item.scores[name] for item in scored]) for name in scored[0].scores}
     guard, labels = scores.pop("guard"), stage.labels[rows]
-    groups = [stage.groups[index] for index in rows]
+    # Rows of one agent are no independent evidence, whatever the attack.
+    groups = [stage.groups[index].partition("/")[0] for index in rows]
     interval = auroc_interval(guard, labels, groups, seed=options.seed)
     assert interval is not None
     found = evidence(guard, labels, scores)
     for name, rate in (("tpr_at_1pct_fpr", 0.01), ("tpr_at_0_1pct_fpr", 0.001)):
-        found["guard"][name] = _caught(guard, labels, groups, rate, options)
+        caught = tpr_interval(guard, labels, groups, rate, seed=options.seed)
+        assert caught is not None
+        found["guard"][name] |= {"low": caught.low, "high": caught.high}
     return {
         **found,
         "interval": {"low": interval.low, "high": interval.high},
         "family": chosen.probe.family,
         "sites": [str(site) for site in chosen.sites],
     }
-
-
-def _caught(
-    scores: np.ndarray, labels: np.ndarray, groups: Sequence[str], fpr: float, options: StageOptions
-) -> dict[str, float]:
-    threshold = tpr_at_fpr(scores, labels, fpr).threshold
-    # Where nothing but infinity would keep to the rate, nothing is caught.
-    caught = ~(scores[labels] < threshold) & np.isfinite(threshold)
-    owners = [group for group, positive in zip(groups, labels, strict=True) if positive]
-    value, interval = rate_interval(caught.tolist(), owners, RESAMPLES, options.seed)
-    return {"value": value, "low": interval.low, "high": interval.high}
 
 
 def _parts(stage: StageData, rows: np.ndarray, fractions: dict[str, float], seed: int) -> dict[str, np.ndarray]:

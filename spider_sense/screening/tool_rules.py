@@ -37,7 +37,7 @@ class ToolRules:
             whose signature fired, or the empty string).
 
     Raises:
-        ConfigError: if the rules are not valid, or one of them can never hold.
+        ConfigError: if the rules are not valid, or one of them is for what there never is.
         MissingExtraError: if cedarpy is not installed.
     """
 

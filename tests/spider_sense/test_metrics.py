@@ -1,5 +1,6 @@
 import json
 import sys
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from spider_sense.metrics import (
     roc_points,
     summary,
     tpr_at_fpr,
+    tpr_interval,
 )
 
 Rows = tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]
@@ -275,3 +277,44 @@ def test_rows_of_a_group_are_no_independent_evidence() -> None:
 
 def test_the_interval_of_the_auroc_needs_both_classes() -> None:
     assert auroc_interval(np.array([1.0, 2.0]), np.array([True, True]), ["a", "b"]) is None
+
+
+@pytest.mark.parametrize(("caught", "wider"), [(5, True), (10, False)])
+def test_rows_of_one_context_are_no_independent_evidence(caught: int, wider: bool) -> None:
+    scores = np.repeat([1.0] * caught + [-1.0] * (10 - caught) + [0.0], [8] * 10 + [100])
+    labels, groups = np.arange(180) < 80, [f"context {row // 8}" for row in range(180)]
+    found = tpr_interval(scores, labels, groups, 0.01, resamples=200)
+    assert found is not None
+    exact = clopper_pearson(8 * caught, 80)
+    assert tpr_at_fpr(scores, labels, 0.01).tpr.value == caught / 10
+    assert (found.low < exact.low - 0.05) is wider
+    # Where all are caught no resample differs, and the exact interval stands.
+    assert wider or found.low == exact.low
+
+
+def simulated(draw: np.random.Generator, contexts: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return scores, labels and groups: of each context a negative and four positives, which share half a standard
+    deviation; positives lie 2.7 standard deviations above."""
+    shared, alone = 0.5, np.sqrt(0.75)
+    context = draw.normal(0, shared, contexts)
+    rows = np.concatenate([context, np.repeat(context, 4) + 2.7]) + draw.normal(0, alone, 5 * contexts)
+    groups = [str(group) for group in [*range(contexts), *np.repeat(np.arange(contexts), 4)]]
+    return rows, np.arange(5 * contexts) >= contexts, groups
+
+
+@pytest.mark.parametrize(("contexts", "least"), [(82, 0.55), (300, 0.85)])
+def test_the_interval_of_a_rate_holds_the_true_one(contexts: int, least: float) -> None:
+    draw, held = np.random.default_rng(0), []
+    true = 1 - NormalDist().cdf(NormalDist().inv_cdf(0.99) - 2.7)
+    for _ in range(60):
+        found = tpr_interval(*simulated(draw, contexts), 0.01, resamples=100)
+        assert found is not None
+        held.append(found.low <= true <= found.high)
+    assert np.mean(held) >= least
+
+
+def test_nothing_is_caught_where_no_threshold_keeps_to_the_rate() -> None:
+    scores, labels = np.array([np.inf, np.inf, np.nan, np.inf]), np.array([True, True, False, False])
+    found = tpr_interval(scores, labels, ["a", "b", "c", "d"], 0.01, resamples=50)
+    assert found == Interval(0.0, clopper_pearson(0, 2).high)
+    assert tpr_interval(scores, ~labels & False, ["a", "b", "c", "d"], 0.01) is None

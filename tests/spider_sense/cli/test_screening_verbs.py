@@ -135,6 +135,17 @@ def test_a_signature_and_traffic_are_replaced_in_so_many_words(run: Run, bank: P
     assert len(SignatureBank.from_pretrained(bank).signatures) == 1
 
 
+def test_what_is_replaced_is_not_tried_on_the_new_traffic(run: Run, bank: Path, files: dict[str, Path]) -> None:
+    before = {path.name: path.read_bytes() for path in bank.iterdir()}
+    given = ("signatures", "add", bank, "--kind", "misuse", "--stage", "query", "--provenance", "tests", "--replace")
+    more = ("--id", "odd-words", "--traffic", files["unlike"], "--examples")
+    with pytest.raises(SpiderSenseError, match="too like ordinary traffic"):
+        run(*given, *more, files["attacks"])
+    # The old one is not lost to a new one that was refused.
+    assert {path.name: path.read_bytes() for path in bank.iterdir()} == before
+    assert "odd-words: radius" in run(*given, *more, files["ordinary"])
+
+
 def test_the_traffic_of_a_refused_signature_is_kept(run: Run, files: dict[str, Path], tmp_path: Path) -> None:
     given = ("signatures", "add", tmp_path / "new", "--kind", "misuse", "--stage", "query", "--provenance", "tests")
     with pytest.raises(SpiderSenseError, match="too like ordinary traffic"):
@@ -210,6 +221,8 @@ def test_screen_with_secrets_and_rules(run: Run, tmp_path: Path, monkeypatch: py
     printed = run("screen", "--trace", trace, "--config", config)
     assert "rule 2 is for 'lock', which no conversation offers or calls" in printed
     assert "rule 1 is for" not in printed
+    config.write_text(f"{config.read_text().removesuffix('}' + chr(10))}, known: [look, lock]}}\n")
+    assert "is for 'lock'" not in run("screen", "--trace", trace, "--config", config)
     with pytest.raises(SpiderSenseError, match="holds no probes of stages; make some with: make bench-screening"):
         run("screen", "--trace", trace, "--stages", tmp_path / "none")
     config.write_text(f"secrets: {tmp_path / 'secrets.jsonl'}\n")

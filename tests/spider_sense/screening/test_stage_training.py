@@ -25,7 +25,7 @@ WIDTH, ROWS = 12, 240
 SITES = (Site(layer=0, place="resid"), Site(layer=1, place="resid"))
 
 
-def planted(strength: float, name: str = DRIFT, seed: int = 0) -> StageData:
+def planted(strength: float, name: str = DRIFT, seed: int = 0, agents: int = 0) -> StageData:
     """Two files of pairs; an attack adds a direction to both sites, each context adds one of its own."""
     draw = np.random.default_rng(seed)
     direction, contexts = draw.normal(size=WIDTH), draw.normal(size=(ROWS // 2, WIDTH))
@@ -40,7 +40,7 @@ def planted(strength: float, name: str = DRIFT, seed: int = 0) -> StageData:
             label=label,
             category=name,
             source=source,
-            group=f"{source}:{context}",
+            group=f"{source}:{context % agents}/{context}" if agents else f"{source}:{context}",
         )
         examples.append(StageExample(example, "observation", f"kind {context % 7}" if positive else ""))
         noise = draw.normal(size=(2, WIDTH))
@@ -75,16 +75,22 @@ def test_nothing_is_found_where_nothing_is_planted() -> None:
     assert found["interval"]["low"] < 0.5 < found["interval"]["high"]
 
 
-@pytest.mark.parametrize(("caught", "wider"), [(5, True), (10, False)])
-def test_rows_of_one_context_are_no_independent_evidence(caught: int, wider: bool) -> None:
-    scores = np.repeat([1.0] * caught + [-1.0] * (10 - caught) + [0.0], [8] * 10 + [100])
-    labels, groups = np.arange(180) < 80, [f"context {row // 8}" for row in range(180)]
-    found = stage_training._caught(scores, labels, groups, 0.01, StageOptions())
-    exact = clopper_pearson(8 * caught, 80)
-    assert found["value"] == caught / 10
-    assert (found["low"] < exact.low - 0.05) is wider
-    # Where all are caught no resample differs, and the exact interval stands.
-    assert wider or found["low"] == exact.low
+def test_rates_and_areas_have_intervals_over_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+    for name in ("auroc_interval", "tpr_interval"):
+        inner = getattr(stage_training, name)
+
+        def spy(scores: Any, labels: Any, groups: Any, *more: Any, inner: Any = inner, **named: Any) -> Any:
+            seen.append(set(groups))
+            return inner(scores, labels, groups, *more, **named)
+
+        monkeypatch.setattr(stage_training, name, spy)
+    found = folded(planted(1.0, agents=7), "second", StageOptions(folds=3))
+    assert seen == [{f"second:{agent}" for agent in range(7)}] * 3
+    rate = found["guard"]["tpr_at_1pct_fpr"]
+    exact = clopper_pearson(round(rate["value"] * ROWS / 4), ROWS // 4)
+    assert rate["low"] < exact.low or rate["high"] > exact.high
+    assert rate["low"] <= rate["value"] <= rate["high"]
 
 
 def test_crossing_trains_on_neither_the_context_nor_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,14 @@ def test_rules_in_cedars_own_language(tmp_path: Path) -> None:
         ("principal, action, resource", "['suspect', 'breech'].contains(context.zone)", "never 'breech'; did you mean"),
         ("principal, action, resource", "context.signature == 'injektion'", "did you mean 'injection'"),
         ("principal, action, resource", "context.arguments has x && context.tool == 'rum'", "did you mean 'run'"),
+        ("principal, action, resource", "context.arguments has x && principal.role == 'x'", "attribute `role`"),
+        ("principal, action, resource", "context.signature == 'benign'", "never 'benign'"),
+        ("principal, action, resource", "(context.zone == 'breech') == context.arguments.x", "never 'breech'"),
+        ("principal, action, resource", "context.tool like 'rum*'", "context.tool is never like that; it is one of"),
+        ("principal, action, resource", "!(context.zone like 'b.each')", "context.zone is never like that"),
+        ("principal, action, resource", "context.arguments.x == 5", r'ever 5, .* write decimal\("5.0"\)'),
+        ("principal, action, resource", "context.arguments has x && context.arguments.x == -5", "ever -5"),
+        ("principal, action, resource", "[1, 2].contains(context.arguments.x)", "ever 1, .*ever 2"),
     ],
 )
 def test_a_rule_that_never_holds_is_refused(scope: str, condition: str, message: str, tmp_path: Path) -> None:
@@ -182,12 +190,23 @@ def test_a_rule_that_never_holds_is_refused(scope: str, condition: str, message:
         rules(cedar=str(file), known=["run"])
 
 
+def test_a_fault_is_named_once(tmp_path: Path) -> None:
+    file = tmp_path / "more.cedar"
+    file.write_text('forbid(principal, action, resource) when { context.zon == "x" };')
+    with pytest.raises(ConfigError) as caught:
+        rules(cedar=str(file))
+    assert str(caught.value).count("zon`") == 1
+
+
 @pytest.mark.parametrize(
     "condition",
     [
         'context.arguments has amount && context.arguments.amount.greaterThan(decimal("5.0"))',
         'if context.zone == "clear" then context.arguments.path like "/etc/*" else context has tool',
         'context.zone like "*ea*" || context.signature == ""',
+        'context.tool like "r*" && context.arguments.path like "rum*"',
+        '(context.tool == "run") != (context.zone == "clear")',
+        'context.arguments.amount == decimal("5.0")',
         "context.arguments.dry_run",
     ],
 )
