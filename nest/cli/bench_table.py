@@ -6,6 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from nest.cli.eval_tables import change
 from spider_sense.cli.tables import plain
 
 __all__ = ["arms_table"]
@@ -20,10 +21,11 @@ _SHARES = {
 
 
 def arms_table(arms: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return every arm's figures in percent with 95% intervals over prompts."""
-    table = Table(
-        title="Arms", caption="mean over an arm's runs; 95% bootstrap intervals over prompts", box=box.SIMPLE_HEAD
+    """Return every arm's figures in percent with 95% intervals over prompts, and how they differ from ``nest``'s."""
+    caption = (
+        "mean over an arm's runs; 95% bootstrap intervals over prompts; second lines: difference from nest, by prompt"
     )
+    table = Table(title="Arms", caption=caption, box=box.SIMPLE_HEAD)
     table.add_column("arm", no_wrap=True)
     for name in ("runs", *_SHARES.values(), "perplexity", "KL", "trained", "KiB", "s"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -39,6 +41,9 @@ def arms_table(arms: Mapping[str, Mapping[str, Any]]) -> Table:
             _number(None if figures["patch_bytes"] is None else figures["patch_bytes"] / 1024, ".0f"),
             _number(figures["seconds"], ".0f"),
         )
+        if differences := figures.get("versus_nest"):
+            cells = [change(differences.get(key)) for key in (*_SHARES, "perplexity")]
+            table.add_row("", "", *cells, style="dim")
     return table
 
 

@@ -124,15 +124,15 @@ def test_a_guard_adds_a_frontier(
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     patched = []
-    few = Bench.few
+    point = Bench.point
 
     def spy(self: Bench, name: str, changed: Any, *rest: Any, **options: Any) -> dict[str, Any]:
-        result = few(self, name, changed, *rest, **options)
+        result = point(self, name, changed, *rest, **options)
         if "-guard-" in name:
             patched.append([case.patched_from for case in changed.cases])
         return result
 
-    monkeypatch.setattr(Bench, "few", spy)
+    monkeypatch.setattr(Bench, "point", spy)
     cli = typer.Typer()
     cli.command()(script.main)
     arguments = ["--config", str(settings), "--guard", str(tmp_path / "guard")]
