@@ -99,6 +99,8 @@ def test_every_arm_is_measured_once(settings: Path, monkeypatch: pytest.MonkeyPa
     assert line["full"]["trained_share"] == pytest.approx(1.0)
     assert line["nest"]["trained_share"] < 0.1
     assert line["base"]["attacks"].keys() == {"prefill"}
+    measured = sorted(file.name for file in (out / "frontier").glob("nest-*"))
+    assert measured == [f"nest-seed0-draw0-{at}.json" for at in ("alpha0.5", "step1", "step2")], "the end is not again"
     assert (out / "frontier.png").stat().st_size > 10_000
     assert (out / "arms.png").stat().st_size > 10_000
     assert (out / "patches" / "nest-seed0-draw0" / "patch.json").is_file()
