@@ -62,7 +62,7 @@ def guarded_frontier(bench: Bench, guard: Guard) -> Frontier:
         monitor = Monitor(guard, Policy(rules=rules, patch=Patch(alpha=alpha), same_step=True), patch=patch)
         attached = monitor.attach(stage.loaded.model, stage.loaded.tokenizer)
         name = f"{run.name}-guard-{guard.digest}-alpha{alpha:g}"
-        points[f"{alpha:g}"] = bench.few(name, attached, rate, through_generate=True)
+        points[f"{alpha:g}"] = bench.point(name, attached, rate, through_generate=True)
     return {"alpha": points, "steps": {}}
 
 

@@ -2,7 +2,8 @@
 
 Percentile intervals at 95% (Efron and Tibshirani, 1993). Draws depend on the seed and the number of rows only, so the
 same rows of two runs are drawn together. Where all outcomes of a rate are the same, no resample differs and the
-interval would have no width; Clopper-Pearson's for 0 or n of n is given instead.
+interval would have no width; Clopper-Pearson's for 0 or n of n is given instead. So it is with two runs that agree on
+every row, or on none: as far to each side as a difference can lie.
 
 Shape letters: N rows, S resamples, G groups.
 """
@@ -109,6 +110,9 @@ def paired_difference(
     if len(ours_N) != len(base_N):
         raise DataError(f"{len(ours_N)} rows against {len(base_N)}; pair runs over the same prompts")
     difference_N = ours_N - base_N
+    if np.ptp(difference_N) == 0 and difference_N[0] in (-1.0, 0.0, 1.0):
+        value, reach = float(difference_N[0]), _unanimous(0.0, len(difference_N)).high
+        return Estimate(value=value, low=max(-1.0, value - reach), high=min(1.0, value + reach), n=len(difference_N))
     draws_SN = _draws(len(ours_N), seed, resamples)
     return _estimate(float(difference_N.mean()), draws_SN @ difference_N / len(ours_N), len(ours_N))
 

@@ -8,8 +8,7 @@ the mean of its own lessons, and the gradients are averaged.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +16,13 @@ import torch
 from accelerate import Accelerator, PartialState
 from pydantic import Field
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nest.checkpoint import load_checkpoint, save_checkpoint
 from nest.full import Change
 from nest.lessons import Batch, Lesson, batches, by_length, collate
 from nest.objective import Objective, token_counts
 from nest.reference import Reference
+from nest.training_mode import checkpointing, frozen
 from spider_sense.config import Settings
 from spider_sense.errors import DataError
 
@@ -98,7 +97,7 @@ def tune(
         PatchError: if the checkpoint in ``folder`` belongs to another run.
     """
     _check(lessons, config, references)
-    with _frozen(model, deltas):
+    with frozen(model, deltas):
         return _tuned(model, deltas, lessons, config, pad, references, folder, advance)
 
 
@@ -121,7 +120,7 @@ def _tuned(
     tuned, prepared = accelerator.prepare(objective, optimizer)
     history, place = [], accelerator.device if state.num_processes > 1 else device
     # Checkpointing computes activations again in the backward pass, so the hooks stay for both.
-    with deltas.hooked(), _checkpointing(model, config.gradient_checkpointing):
+    with deltas.hooked(), checkpointing(model, config.gradient_checkpointing):
         start = load_checkpoint(folder, deltas, optimizer, config) if folder else 0
         for offset, chosen in enumerate(batches(lessons, config.batch_size, config.steps, config.seed, start)):
             mine = _share(chosen, accelerator.process_index, accelerator.num_processes)
@@ -149,20 +148,6 @@ def _share(chosen: Sequence[int], process: int, processes: int) -> Sequence[int]
             f"{len(chosen)} lessons of a step for {processes} processes; batch_size must be an even number for each"
         )
     return chosen[process * size : (process + 1) * size]
-
-
-@contextmanager
-def _frozen(model: nn.Module, deltas: Change) -> Iterator[None]:
-    """Let gradients reach nothing of the model but what is trained; no gradient outlives the block."""
-    wanted = {id(parameter) for parameter in deltas.parameters()}
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in trainable:
-        parameter.requires_grad_(id(parameter) in wanted)
-    try:
-        yield
-    finally:
-        for parameter, before in trainable:
-            parameter.requires_grad_(before).grad = None
 
 
 def _is_due(step: int, config: TuneConfig) -> bool:
@@ -206,25 +191,6 @@ def _schedule(step: int, config: TuneConfig) -> float:
         return (step + 1) / rising
     done = (step - rising) / max(1, config.steps - rising)
     return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
-
-
-@contextmanager
-def _checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Keep no activations for the backward pass inside the block, if that is wanted."""
-    if not wanted:
-        model.eval()
-        yield
-        return
-    model.eval()
-    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
-    for layer in layers:
-        layer.training = True  # which transformers asks for; the layers inside, such as dropout, stay as they are
-    try:
-        yield
-    finally:
-        model.gradient_checkpointing_disable()  # type: ignore[operator]
-        model.eval()
 
 
 def _check(lessons: Sequence[Lesson], config: TuneConfig, references: dict[int, Reference] | None) -> None:

@@ -66,8 +66,6 @@ class BenchConfig(Settings):
     """Strengths of the frontier."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.25, 0.5)
     """Shares of the steps at which the frontier over training has a point, beside its end."""
-    frontier_limit: int = Field(default=60, gt=0)
-    """Rows of each file at each point of the frontier."""
     evaluate: EvalConfig = EvalConfig()
     stress: tuple[str, ...] = ("nest",)
     """Arms that are attacked as well, and the base beside them: prefill, ablation, neurons."""

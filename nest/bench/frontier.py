@@ -1,6 +1,6 @@
 """Attack success against over-refusal, an arm a curve: over the strength of its change, and over its training."""
 
-from contextlib import nullcontext
+from collections.abc import Mapping
 from typing import Any
 
 from safetensors.torch import load_file
@@ -16,23 +16,34 @@ Frontier = dict[str, Results]
 """Points by strength (``alpha``) and by steps of training (``steps``)."""
 
 
-def frontier(bench: Bench, run: Run, done: Trained, rate: float) -> Frontier:
-    """Measure an arm at every strength and milestone of the configuration; ``done`` is left as it was."""
-    change, end = done.change, done.change.values()
-    by_alpha = {f"{alpha:g}": _point(bench, run, change, rate, alpha) for alpha in bench.config.alphas}
+def frontier(bench: Bench, run: Run, done: Trained, rate: float, result: Mapping[str, Any]) -> Frontier:
+    """Measure an arm at every strength and milestone of the configuration; ``done`` is left as it was.
+
+    Args:
+        bench: measures.
+        run: the arm's first.
+        done: the same, trained.
+        rate: learning rate.
+        result: of the same, the whole change after all steps: that point is not measured again.
+    """
+    config, change, end = bench.config, done.change, done.change.values()
+    by_alpha = {
+        f"{alpha:g}": dict(result) if alpha == 1 else _at_strength(bench, run, change, rate, alpha)
+        for alpha in config.alphas
+    }
     by_steps = {}
     for steps, file in done.snapshots.items():
         change.put(load_file(file))
-        by_steps[str(steps)] = bench.few(f"{run.name}-step{steps}", change.folded(), rate)
+        by_steps[str(steps)] = bench.point(f"{run.name}-step{steps}", change.folded(), rate)
     change.put(end)
     if by_steps:
-        by_steps[str(bench.config.tune.steps)] = _point(bench, run, change, rate, 1.0)
+        by_steps[str(config.tune.steps)] = dict(result)
     return {"alpha": by_alpha, "steps": by_steps}
 
 
-def _point(bench: Bench, run: Run, change: Change, rate: float, alpha: float) -> dict[str, Any]:
+def _at_strength(bench: Bench, run: Run, change: Change, rate: float, alpha: float) -> dict[str, Any]:
     change.alpha = alpha
     try:
-        return bench.few(f"{run.name}-alpha{alpha:g}", change.folded() if alpha else nullcontext(), rate)
+        return bench.point(f"{run.name}-alpha{alpha:g}", change.folded(), rate)
     finally:
         change.alpha = 1.0

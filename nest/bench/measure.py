@@ -15,9 +15,7 @@ from nest.evaluate import Arm, base_answers, evaluate
 from nest.find import FindConfig, find
 from nest.full import Change
 from nest.parts import PartStore
-from nest.subsets import subset
 from nest.tune import Losses
-from spider_sense.data import Example
 from spider_sense.models import LoadedModel
 
 __all__ = ["Bench", "Results"]
@@ -42,11 +40,8 @@ class Bench:
         self._answers = base_answers(stage.loaded, stage.sets, config.evaluate)
         # The divergence runs base and tuned model side by side.
         self._base = replace(stage.loaded, model=deepcopy(stage.loaded.model))
-        limit, seed = config.frontier_limit, config.evaluate.seed
-        harmful, benign, borderline = (
-            _few(part, limit, seed) for part in (stage.sets.harmful, stage.sets.benign, stage.sets.borderline)
-        )
-        self._few = EvalSets(harmful=harmful, benign=benign, borderline=borderline)
+        sets = stage.sets
+        self._frontier = EvalSets(harmful=sets.harmful, benign=sets.benign, borderline=sets.borderline)
 
     def measure(self, name: str, change: Change | None, rate: float | None = None) -> dict[str, Any]:
         """Measure a run in full, ``None`` being the base model; arms under ``stress`` are attacked as well."""
@@ -62,14 +57,14 @@ class Bench:
         changed = nullcontext() if change is None else change.folded()
         return self._evaluated(f"results/{name}", name, changed, self.stage.sets, config, arm)
 
-    def few(
+    def point(
         self,
         name: str,
         changed: AbstractContextManager[object],
         rate: float | None,
         through_generate: bool = False,
     ) -> dict[str, Any]:
-        """Measure attack success and over-refusal on fewer prompts, for a point of the frontier.
+        """Measure attack success on direct prompts and over-refusal, for a point of the frontier.
 
         Args:
             name: of the point.
@@ -79,11 +74,7 @@ class Bench:
         """
         config = self.config.evaluate.model_copy(update={"attacks": ()})
         arm = Arm(identity=self._identity(name, rate), through_generate=through_generate)
-        return self._evaluated(f"frontier/{name}", name, changed, self._few, config, arm)
-
-    def start(self) -> dict[str, Results]:
-        """Return the point at which every frontier begins: the base model."""
-        return {"alpha": {"0": self.few("base", nullcontext(), None)}, "steps": {}}
+        return self._evaluated(f"frontier/{name}", name, changed, self._frontier, config, arm)
 
     def steps(self, name: str, losses: Losses) -> None:
         """Show a step of training."""
@@ -123,15 +114,6 @@ class Bench:
             self._progress.update(self._bar, description=f"{name}: {part}", completed=done[part], total=total)
 
         return tell
-
-
-def _few(examples: tuple[Example, ...], limit: int, seed: int) -> tuple[Example, ...]:
-    sources = dict.fromkeys(example.source for example in examples)
-    return tuple(
-        one
-        for source in sources
-        for one in subset([row for row in examples if row.source == source], limit, seed, lambda row: row.id)
-    )
 
 
 def _redetect(loaded: LoadedModel, harmful: Any, benign: Any) -> Mapping[Any, Any]:

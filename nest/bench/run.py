@@ -21,7 +21,8 @@ def run_bench(bench: Bench) -> tuple[Results, dict[str, Frontier]]:
     config, stage = bench.config, bench.stage
     nothing = {"trained_parameters": 0, "trained_share": 0.0, "patch_bytes": 0, "train_seconds": 0.0}
     results: Results = {"base": {**bench.measure("base", None), **nothing}}
-    frontiers: dict[str, Frontier] = {"base": bench.start()} if config.alphas or config.milestones else {}
+    wanted = bool(config.alphas or config.milestones)
+    frontiers: dict[str, Frontier] = {"base": {"alpha": {"0": results["base"]}, "steps": {}}} if wanted else {}
     for run in plan(config):
         drawn = run.seed == config.seeds[0] and run.draw == run.seed
         rate = choose_rate(run.arm, stage, config, bench.steps)
@@ -35,5 +36,5 @@ def run_bench(bench: Bench) -> tuple[Results, dict[str, Frontier]]:
             "learning_rate": rate,
         }
         if drawn and frontiers:
-            frontiers[run.arm] = frontier(bench, run, done, rate)
+            frontiers[run.arm] = frontier(bench, run, done, rate, results[run.name])
     return results, frontiers

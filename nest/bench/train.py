@@ -82,6 +82,9 @@ def trained(
         rate: learning rate.
         advance: see ``Advance``.
         milestones: numbers of steps after which the trained numbers are kept.
+
+    Raises:
+        DataError: if the loss diverges, or an earlier call passed a milestone without keeping it.
     """
     settings = {"learning_rate": rate, "seed": run.seed}
     key = key_of(stage.digest, config.tune.model_copy(update=settings).model_dump())
@@ -98,7 +101,13 @@ def trained(
         advance(run.name, losses)
 
     _tune(change, stage, config, settings, folder, step)
-    return Trained(change, clock.seconds, {steps: file for steps, file in snapshots.items() if file.is_file()})
+    lost = [steps for steps, file in snapshots.items() if not file.is_file()]
+    if lost:
+        raise DataError(
+            f"{folder} was trained without keeping what it was after {lost[0]} steps; remove that folder to train it "
+            "again, or leave the milestone out"
+        )
+    return Trained(change, clock.seconds, snapshots)
 
 
 @torch.no_grad()

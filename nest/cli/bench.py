@@ -54,10 +54,8 @@ def show(results: "Results", frontiers: "Mapping[str, Frontier]", settings: "Ben
     console.print(arms_table(arms))
     if frontiers and frontiers["base"]["alpha"]["0"]["over_refusal_borderline"]:
         draw_frontier(frontiers, settings.output / "frontier.png")
-    if results["base"]["utility"]:
-        shown = {
-            name: result for name, result in results.items() if name == "base" or f"-seed{settings.seeds[0]}-" in name
-        }
+    if arms["base"]["utility"] is not None:
+        shown = {arm: _with_intervals(figures) for arm, figures in arms.items()}
         draw_comparison(shown, "utility", settings.output / "arms.png")
     console.print(f"wrote {settings.output}", markup=False)
     points = {
@@ -65,6 +63,13 @@ def show(results: "Results", frontiers: "Mapping[str, Frontier]", settings: "Ben
         for arm, curves in frontiers.items()
     }
     typer.echo(json.dumps(_finite({**arms, "frontier": points}), allow_nan=False))
+
+
+def _with_intervals(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return an arm's figures in the form that those of a single evaluation have."""
+    return {
+        name: {"value": figures[name], "low": low, "high": high} for name, (low, high) in figures["intervals"].items()
+    }
 
 
 def _point(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from spider_sense.cli.tables import plain
 
-__all__ = ["comparison_table", "result_table"]
+__all__ = ["change", "comparison_table", "result_table"]
 
 _RATES = {
     "asr": "attack success, direct",
@@ -77,7 +77,7 @@ def comparison_table(results: Mapping[str, Mapping[str, Any]], changes: Mapping[
         table.add_row(plain(name), *(_share(result[key]) for key in _SHORT), _number(result["perplexity"]))
         if name in changes:
             keys = (*_SHORT, "perplexity")
-            table.add_row("", *(_change(changes[name].get(key)) for key in keys), style="dim")
+            table.add_row("", *(change(changes[name].get(key)) for key in keys), style="dim")
     return table
 
 
@@ -96,7 +96,8 @@ def _number(figure: Mapping[str, float] | None) -> str:
     return "-" if figure is None else f"{figure['value']:.4g} ({figure['low']:.4g}-{figure['high']:.4g})"
 
 
-def _change(figure: Mapping[str, float] | None) -> str:
+def change(figure: Mapping[str, float] | None) -> str:
+    """Return a difference of shares, or a relative change, in percent with its interval; nothing for None."""
     if figure is None:
         return ""
     return f"{100 * figure['value']:+.1f} ({100 * figure['low']:+.1f}, {100 * figure['high']:+.1f})"

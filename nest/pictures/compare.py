@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nest.pictures.canvas import COLOURS, axes, write_png
+from nest.pictures.canvas import COLOURS, legend, panels, points, write_png
 from spider_sense.errors import ConfigError, DataError, nearest
 from spider_sense.reporting.pieces import printable
 
@@ -19,8 +19,8 @@ AGAINST: Mapping[str, str] = {
 }
 """What may stand on the horizontal axis."""
 _SHARES = ("utility", "over_refusal", "over_refusal_borderline")
-_KINDS = {"asr": ("o", "direct"), "asr_jailbreak": ("^", "jailbreak wrappers")}
-SIZE = (8.0, 5.0)
+_KINDS = {"asr": "direct prompts", "asr_jailbreak": "jailbreak wrappers"}
+SIZE, SIZE_OF_ONE = (12.0, 5.0), (8.0, 5.0)
 
 
 def draw_comparison(results: Mapping[str, Mapping[str, Any]], against: str, path: Path) -> None:
@@ -40,35 +40,28 @@ def draw_comparison(results: Mapping[str, Mapping[str, Any]], against: str, path
     for name, result in results.items():
         lacking = [key for key in ("asr", against) if result.get(key) is None]
         if lacking:
-            raise DataError(f"{name} has no {lacking[0]}; evaluate it with prompts or tasks for that")
-    picture = axes("Attack success: lower is safer", AGAINST[against], "answers that do not refuse, %", SIZE)
-    for index, (name, result) in enumerate(results.items()):
-        _points(picture, printable(name), result, against, COLOURS[index % len(COLOURS)])
-    picture.set_ylim(-4, 104)
-    picture.grid(axis="both", alpha=0.3)
-    picture.figure.legend(frameon=False, loc="outside right upper", fontsize="small")
-    write_png(picture, path)
-
-
-def _points(picture: Any, name: str, result: Mapping[str, Any], against: str, colour: str) -> None:
-    x, x_error = _point(result[against], 100.0 if against in _SHARES else 1.0)
-    for key, (marker, kind) in _KINDS.items():
-        if result.get(key) is not None:
-            y, y_error = _point(result[key], 100.0)
-            picture.errorbar(
-                [x],
-                [y],
-                xerr=x_error,
-                yerr=y_error,
-                fmt=marker,
-                color=colour,
-                markerfacecolor=colour if key == "asr" else "white",
-                capsize=3,
-                label=f"{name}, {kind}",
+            raise DataError(
+                f"{name} has no {lacking[0]}; evaluate it with prompts or tasks for that, or draw against another"
             )
+    kinds = [key for key in _KINDS if any(result.get(key) is not None for result in results.values())]
+    pictures = panels(
+        [_KINDS[key] for key in kinds],
+        AGAINST[against],
+        "answers that do not refuse, %",
+        SIZE if len(kinds) > 1 else SIZE_OF_ONE,
+        heading="Attack success: lower is safer",
+    )
+    for key, picture in zip(kinds, pictures, strict=True):
+        for index, (name, result) in enumerate(results.items()):
+            if result.get(key) is not None:
+                across = _scaled(result[against], 100.0 if against in _SHARES else 1.0)
+                up = _scaled(result[key], 100.0)
+                points(picture, [across], [up], COLOURS[index % len(COLOURS)], label=printable(name))
+        picture.set_ylim(-4, 104)
+        picture.grid(axis="both", alpha=0.3)
+    legend(pictures[0])
+    write_png(pictures[0], path)
 
 
-def _point(figure: Mapping[str, float], scale: float) -> tuple[float, list[list[float]]]:
-    """Return a figure, and how far its interval reaches below and above it, as matplotlib takes them."""
-    value, low, high = (scale * figure[key] for key in ("value", "low", "high"))
-    return value, [[max(value - low, 0.0)], [max(high - value, 0.0)]]
+def _scaled(figure: Mapping[str, float], scale: float) -> dict[str, float]:
+    return {key: scale * figure[key] for key in ("value", "low", "high")}

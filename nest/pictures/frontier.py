@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nest.pictures.canvas import COLOURS, panels, write_png
+from nest.pictures.canvas import COLOURS, legend, panels, points, write_png
 from spider_sense.reporting.pieces import printable
 
 __all__ = ["draw_frontier"]
 
-SIZE = (12.0, 5.5)
+SIZE, SIZE_OF_ONE = (12.0, 5.5), (8.0, 5.5)
 Points = Mapping[str, Mapping[str, Any]]
 """Results by strength or steps."""
 _PANELS = {"alpha": "over the strength of the change", "steps": "over training"}
+_ACROSS, _UP = "over_refusal_borderline", "asr"
 
 
 def draw_frontier(frontiers: Mapping[str, Mapping[str, Points]], path: Path) -> None:
@@ -24,46 +25,39 @@ def draw_frontier(frontiers: Mapping[str, Mapping[str, Points]], path: Path) -> 
         path: the picture.
     """
     start = frontiers["base"]["alpha"]["0"]
-    arms = {arm: curves for arm, curves in frontiers.items() if arm != "base"}
-    drawn = [by for by in _PANELS if any(curves[by] for curves in arms.values())]
+    drawn = [by for by in _PANELS if any(curves[by] for arm, curves in frontiers.items() if arm != "base")]
     pictures = panels(
-        [f"Attack success against over-refusal, {_PANELS[by]}" for by in drawn],
+        [_PANELS[by] for by in drawn],
         "refused borderline benign prompts, %",
         "answered harmful prompts, %",
-        SIZE if len(drawn) > 1 else (8.0, 5.5),
+        SIZE if len(drawn) > 1 else SIZE_OF_ONE,
+        heading="Attack success against over-refusal: nearer to the corner is better",
     )
     for by, picture in zip(drawn, pictures, strict=True):
-        for index, (arm, curves) in enumerate(arms.items()):
-            if curves[by]:
-                results = [start, *(curves[by][at] for at in sorted(curves[by], key=float))]
-                line = "-" if index < len(COLOURS) else "--"
-                label = printable(arm) if by == drawn[0] else None
-                _curve(picture, label, results, COLOURS[index % len(COLOURS)], line)
-        picture.set_xlim(-3, 103)
+        for index, (arm, curves) in enumerate(frontiers.items()):
+            results = [] if arm == "base" else [curves[by][at] for at in sorted(curves[by], key=float)]
+            if results or arm == "base":
+                line = "o-" if index < len(COLOURS) else "o--"
+                _curve(picture, printable(arm), [start, *results], COLOURS[index % len(COLOURS)], line)
         picture.set_ylim(-3, 103)
+        picture.set_xlim(-1, _right(frontiers))
         picture.grid(axis="both", alpha=0.3)
-    pictures[0].figure.legend(frameon=False, loc="outside right upper", fontsize="small")
+    legend(pictures[0])
     write_png(pictures[0], path)
 
 
-def _curve(picture: Any, name: str | None, results: list[Mapping[str, Any]], colour: str, line: str) -> None:
-    across = [_figure(result["over_refusal_borderline"]) for result in results]
-    up = [_figure(result["asr"]) for result in results]
-    picture.errorbar(
-        [value for value, _, _ in across],
-        [value for value, _, _ in up],
-        xerr=[[low for _, low, _ in across], [high for _, _, high in across]],
-        yerr=[[low for _, low, _ in up], [high for _, _, high in up]],
-        fmt="o" + line,
-        color=colour,
-        markersize=4,
-        linewidth=1.3,
-        elinewidth=0.6,
-        label=name,
+def _curve(picture: Any, name: str, results: list[Mapping[str, Any]], colour: str, form: str) -> None:
+    across, up = ([_percent(result[key]) for result in results] for key in (_ACROSS, _UP))
+    points(picture, across, up, colour, form, name)
+
+
+def _percent(figure: Mapping[str, float]) -> dict[str, float]:
+    return {key: 100 * figure[key] for key in ("value", "low", "high")}
+
+
+def _right(frontiers: Mapping[str, Mapping[str, Points]]) -> float:
+    """Return where the horizontal axis ends, in percent: just beyond all intervals."""
+    highest = max(
+        point[_ACROSS]["high"] for curves in frontiers.values() for curve in curves.values() for point in curve.values()
     )
-
-
-def _figure(figure: Mapping[str, float]) -> tuple[float, float, float]:
-    """Return a share in percent, and how far its interval reaches below and above it."""
-    value, low, high = (100 * figure[key] for key in ("value", "low", "high"))
-    return value, max(value - low, 0.0), max(high - value, 0.0)
+    return min(103.0, 100 * float(highest) + 2)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nest.neurons import ModuleRecord, NeuronSet
-from nest.pictures.canvas import COLOURS, axes, write_png
+from nest.pictures.canvas import COLOURS, axes, legend, write_png
 from spider_sense.types import Place, Site
 
 __all__ = ["draw_spread"]
@@ -24,7 +24,7 @@ def draw_spread(neurons: NeuronSet, path: Path) -> None:
     for index, place in enumerate(places):
         _bars(picture, modules, place, index, len(places))
     # Outside, because bars may reach any corner.
-    picture.figure.legend(frameon=False, loc="outside right upper")
+    legend(picture)
     picture.xaxis.get_major_locator().set_params(integer=True)
     picture.margins(x=0.01)
     write_png(picture, path)

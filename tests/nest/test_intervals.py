@@ -45,9 +45,11 @@ def test_groups_count_alike_whatever_their_size() -> None:
 
 
 def test_paired_rows_that_agree_have_no_difference_whatever_their_spread() -> None:
-    values = [0.0, 1.0] * 20
+    values = [0.0, 1.0] * 50
     same = paired_difference(values, values)
-    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+    assert (same.value, same.low, same.high) == pytest.approx((0.0, -0.0362, 0.0362), abs=1e-4)
+    opposite = paired_difference([0.0] * 100, [1.0] * 100)
+    assert (opposite.value, opposite.low, opposite.high) == pytest.approx((-1.0, -1.0, -0.9638), abs=1e-4)
     better = paired_difference([value + 0.5 for value in values], values)
     assert (better.value, better.low, better.high) == pytest.approx((0.5, 0.5, 0.5))
 

@@ -16,6 +16,7 @@ from nest.cli import app as app_module
 from nest.cli import commands
 from nest.measurements import base_answers
 from spider_sense.config import parse
+from spider_sense.errors import DataError
 from spider_sense.models import LoadedModel
 
 assert commands.__all__
@@ -32,12 +33,20 @@ def settings(tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path, monkey
         label = "harmful" if word else "benign"
         lines = [json.dumps({"text": row.text, "label": label, "id": f"{name}{i}"}) for i, row in enumerate(rows)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "util_copa.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"w{i} w2", "choices": ["w3", "w4 w5"], "gold": i % 2}) for i in range(6))
+    )
     files = {name: [str(tmp_path / f"{name}.jsonl")] for name in ("tune_h", "tune_b", "test_h", "test_b")}
     config = {
         "model": "org/tiny",
         "output": str(tmp_path / "out"),
         "tune_on": {"harmful": files["tune_h"], "benign": files["tune_b"]},
-        "test_on": {"harmful": files["test_h"], "benign": files["test_b"], "borderline": files["test_b"]},
+        "test_on": {
+            "harmful": files["test_h"],
+            "benign": files["test_b"],
+            "borderline": files["test_b"],
+            "utility": [str(tmp_path / "util_copa.jsonl")],
+        },
         "tune": {"steps": 4, "batch_size": 4, "kl_weight": 0.5, "answer_tokens": 6},
         "learning_rates": [0.001, 0.01],
         "learning_rates_of": {"full": [0.0001, 0.001]},
@@ -90,7 +99,10 @@ def test_every_arm_is_measured_once(settings: Path, monkeypatch: pytest.MonkeyPa
     assert line["full"]["trained_share"] == pytest.approx(1.0)
     assert line["nest"]["trained_share"] < 0.1
     assert line["base"]["attacks"].keys() == {"prefill"}
+    measured = sorted(file.name for file in (out / "frontier").glob("nest-*"))
+    assert measured == [f"nest-seed0-draw0-{at}.json" for at in ("alpha0.5", "step1", "step2")], "the end is not again"
     assert (out / "frontier.png").stat().st_size > 10_000
+    assert (out / "arms.png").stat().st_size > 10_000
     assert (out / "patches" / "nest-seed0-draw0" / "patch.json").is_file()
 
     def never(*_: object, **__: object) -> Any:
@@ -101,6 +113,9 @@ def test_every_arm_is_measured_once(settings: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("nest.tune._step", never)
     again = bench()
     assert again["nest"]["asr"] == line["nest"]["asr"]
+    next((out / "snapshots").glob("full-*-step1.safetensors")).unlink()
+    with pytest.raises(DataError, match="trained without keeping what it was after 1 steps; remove that folder"):
+        bench()
 
 
 def test_a_file_on_both_sides_is_refused(settings: Path) -> None:
@@ -124,15 +139,15 @@ def test_a_guard_adds_a_frontier(
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     patched = []
-    few = Bench.few
+    point = Bench.point
 
     def spy(self: Bench, name: str, changed: Any, *rest: Any, **options: Any) -> dict[str, Any]:
-        result = few(self, name, changed, *rest, **options)
+        result = point(self, name, changed, *rest, **options)
         if "-guard-" in name:
             patched.append([case.patched_from for case in changed.cases])
         return result
 
-    monkeypatch.setattr(Bench, "few", spy)
+    monkeypatch.setattr(Bench, "point", spy)
     cli = typer.Typer()
     cli.command()(script.main)
     arguments = ["--config", str(settings), "--guard", str(tmp_path / "guard")]

@@ -50,8 +50,8 @@ def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_arm_runs_once_before_any_runs_again() -> None:
-    config = parse({**MINIMAL, "seeds": [4, 5], "draws": 3, "arms": ["nest", "random_rows"]}, BenchConfig, origin="b")
+    config = parse({**MINIMAL, "seeds": [4, 5], "draws": 3, "arms": ["random_rows", "nest"]}, BenchConfig, origin="b")
     runs = list(plan(config))
-    assert [run.arm for run in runs] == ["nest", "random_rows", "random_rows", "random_rows", "nest", "random_rows"]
+    assert [run.arm for run in runs] == ["random_rows", "nest", "random_rows", "random_rows", "random_rows", "nest"]
     assert len({run.name for run in runs}) == len(runs)
     assert Counter(run.seed for run in runs) == {4: 4, 5: 2}

@@ -23,9 +23,12 @@ def test_every_arm_is_a_point_with_its_intervals(monkeypatch: pytest.MonkeyPatch
     drawn: list[Any] = []
     monkeypatch.setattr(compare, "write_png", lambda axes, path: drawn.append(axes))
     compare.draw_comparison(RESULTS, "utility", Path("unused.png"))
-    series = {part.get_label(): part for part in drawn[0].containers}
-    assert list(series) == ["base, direct", "base, jailbreak wrappers", "nest, direct"]
-    point, _, bars = series["nest, direct"].lines
+    direct, wrapped = drawn[0].figure.axes
+    series = {part.get_label(): part for part in direct.containers}
+    assert list(series) == ["base", "nest"]
+    assert [part.get_label() for part in wrapped.containers] == ["base"], "nest has no such figure"
+    assert (direct.get_title(), wrapped.get_title()) == ("direct prompts", "jailbreak wrappers")
+    point, _, bars = series["nest"].lines
     assert [*point.get_xdata(), *point.get_ydata()] == pytest.approx([45.0, 10.0])
     ends = sorted(value for bar in bars for segment in bar.get_segments() for value in segment.flatten())
     assert ends == pytest.approx(sorted([40, 10, 55, 10, 45, 5, 45, 20]))
