@@ -74,7 +74,7 @@ def _about(guard: Guard, folder: Path) -> Table:
 
 def _canaries(canaries: Canaries | None) -> str:
     if canaries is None:
-        return "none; `spider-sense calibrate` makes some"
+        return "none; `spider-sense calibrate --data` makes some, of a guard of whole requests"
     least, most = min(canaries.bands), max(canaries.bands)
     return f"{len(canaries.prompts)} prompts, an engine may differ by {least:.2g} to {most:.2g}"
 
