@@ -1,6 +1,7 @@
 # Every target makes the virtual environment it needs; Python >= 3.11 and pip are all a machine must have.
 PYTHON ?= python3
 DEVICE ?= cpu
+PROCESSES ?= 1
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -64,8 +65,8 @@ soak-vllm: $(VLLM_STAMP)  ## thousands of requests at a guarded vLLM server, eac
 bench-stores: $(STAMP)  ## the stores of principals, and the way from an engine's offer to the commit, with 100,000 of them
 	$(BIN)/python bench/stores.py
 
-bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other, three seeds: hours, goes on where it stopped
-	$(BIN)/python bench/guarded_patch.py --config configs/nest-bench.yaml --guard runs/full/guard --device $(DEVICE)
+bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other, three seeds: hours (minutes with DEVICE=cuda PROCESSES=12), goes on where it stopped
+	$(BIN)/python bench/guarded_patch.py --config configs/nest-bench.yaml --guard runs/full/guard --device $(DEVICE) --processes $(PROCESSES)
 
 bench-nest-quick: $(STAMP)  ## the same, reduced to minutes
 	$(BIN)/nest bench --config configs/nest-bench-quick.yaml --device $(DEVICE)

@@ -15,6 +15,7 @@ from nest.bench.frontier import Frontier
 from nest.bench.measure import Bench
 from nest.bench.patches import patch_of
 from nest.bench.plan import Run
+from nest.bench.processes import run_processes
 from nest.bench.run import run_bench
 from nest.bench.stage import set_stage
 from nest.bench.train import choose_rate, trained
@@ -33,10 +34,13 @@ def main(
     config: Annotated[Path, typer.Option(help="The comparison, as for `nest bench`.")],
     guard: Annotated[Path, typer.Option(help="Folder of a guard for the same model.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    processes: Annotated[int, typer.Option(min=1, help="Runs at a time, as of `nest bench`.")] = 1,
 ) -> None:
     """Run the comparison, and nest's frontier once more behind a guard."""
     settings, watcher = load_yaml(config, BenchConfig), Guard.from_pretrained(guard)
     with progress_bars() as progress:
+        if processes > 1:
+            run_processes(settings, progress, device, processes)
         bench = Bench(settings, set_stage(settings, progress, device), progress)
         results, frontiers = run_bench(bench)
         frontiers[NAME] = guarded_frontier(bench, watcher)

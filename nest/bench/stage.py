@@ -134,7 +134,7 @@ def _held_out(lessons: Sequence[Lesson], count: int) -> set[int]:
 def _test_sets(config: BenchConfig, files: Files, tuned_on: set[str]) -> EvalSets:
     """Return the prompts to test on, without those that are, or wrap, a prompt that was tuned on."""
     parts: dict[str, list[Example]] = {
-        name: [row for file in getattr(files, name) for row in _rows(file) if not _contains(row.text, tuned_on)]
+        name: [row for file in getattr(files, name) for row in _unseen(file, tuned_on)]
         for name in ("harmful", "jailbreak", "benign", "borderline")
     }
     tasks = read_tasks(utility_files(files.utility)) if files.utility else []
@@ -150,7 +150,10 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _rows(file: str) -> list[Example]:
+def _unseen(file: str, tuned_on: set[str]) -> list[Example]:
     if file == CORPUS:
         raise ConfigError("the corpus cannot be tested on: its pairs stand among the lessons; name files")
-    return read_jsonl(file)
+    rows = [row for row in read_jsonl(file) if not _contains(row.text, tuned_on)]
+    if not rows:
+        raise ConfigError(f"{file}: no prompt is left to test on; name a file whose prompts nothing was tuned on")
+    return rows

@@ -22,10 +22,12 @@ __all__ = ["bench", "show"]
 def bench(
     config: Annotated[Path, typer.Option(help="YAML file, such as configs/nest-bench.yaml.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
 ) -> None:
     """Tune and measure every arm; a run that is cut off goes on where it stopped. The last line is JSON."""
     from nest.bench.config import BenchConfig
     from nest.bench.measure import Bench
+    from nest.bench.processes import run_processes
     from nest.bench.run import run_bench
     from nest.bench.stage import set_stage
     from spider_sense.cli.train import progress_bars
@@ -33,7 +35,10 @@ def bench(
 
     settings = load_yaml(config, BenchConfig)
     with progress_bars() as progress:
-        results, frontiers = run_bench(Bench(settings, set_stage(settings, progress, device), progress))
+        if processes > 1:
+            results, frontiers = run_processes(settings, progress, device, processes)
+        else:
+            results, frontiers = run_bench(Bench(settings, set_stage(settings, progress, device), progress))
     show(results, frontiers, settings)
 
 

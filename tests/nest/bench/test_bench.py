@@ -16,8 +16,8 @@ from nest.cli import app as app_module
 from nest.cli import commands
 from nest.measurements import base_answers
 from spider_sense.config import parse
-from spider_sense.errors import DataError
-from spider_sense.models import LoadedModel
+from spider_sense.errors import ConfigError, DataError
+from spider_sense.models import LoadedModel, load_model
 
 assert commands.__all__
 ROOT = Path(__file__).parents[3]
@@ -116,6 +116,41 @@ def test_every_arm_is_measured_once(settings: Path, monkeypatch: pytest.MonkeyPa
     next((out / "snapshots").glob("full-*-step1.safetensors")).unlink()
     with pytest.raises(DataError, match="trained without keeping what it was after 1 steps; remove that folder"):
         bench()
+
+
+def test_processes_measure_what_one_does(
+    settings: Path, tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nest.bench.stage.load_model", load_model)
+    planted: LoadedModel = tiny_neurons.plant(tiny_loaded)
+    planted.model.save_pretrained(tmp_path / "model")
+    planted.tokenizer.save_pretrained(tmp_path / "model")
+    config = {**json.loads(settings.read_text()), "model": str(tmp_path / "model"), "arms": ["nest", "untied"]}
+    config |= {"seeds": [0], "draws": 1, "stress": []}
+    lines = {}
+    for processes in (1, 2):
+        settings.write_text(json.dumps({**config, "output": str(tmp_path / f"by{processes}")}))
+        arguments = ["bench", "--config", str(settings), "--processes", str(processes)]
+        result = CliRunner().invoke(app_module.app, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        lines[processes] = json.loads(result.output.splitlines()[-1])
+    assert list(lines[2]) == list(lines[1]) == ["base", "nest", "untied", "frontier"]
+    assert lines[2]["frontier"] == lines[1]["frontier"]
+    for arm in ("base", "nest", "untied"):
+        for name in ("asr", "over_refusal", "learning_rate", "intervals", "versus_base"):
+            assert lines[2][arm].get(name) == lines[1][arm].get(name), (arm, name)
+    spoilt = next((tmp_path / "by2" / "snapshots").glob("untied-*-step1.safetensors"))
+    spoilt.unlink()
+    with pytest.raises(DataError, match="trained without keeping what it was after 1 steps"):
+        CliRunner().invoke(app_module.app, arguments, catch_exceptions=False)
+
+
+def test_a_file_with_nothing_left_to_test_on_is_refused(settings: Path) -> None:
+    config = json.loads(settings.read_text())
+    seen = Path(config["tune_on"]["benign"][0])
+    Path(config["test_on"]["borderline"][0]).write_text(seen.read_text())
+    with pytest.raises(ConfigError, match=r"test_b\.jsonl: no prompt is left to test on"):
+        CliRunner().invoke(app_module.app, ["bench", "--config", str(settings)], catch_exceptions=False)
 
 
 def test_a_file_on_both_sides_is_refused(settings: Path) -> None:
