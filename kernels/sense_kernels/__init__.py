@@ -8,7 +8,7 @@ from sense_kernels.patch import patch_rows, patch_rows_torch, patch_rows_triton
 from sense_kernels.recurrences import MERGE
 from sense_kernels.rows import FoldRows, IntArray, RowTensors
 from sense_kernels.score import pack_weight, score, score_torch, score_triton, split_weight
-from sense_kernels.score_fold import score_fold, score_fold_torch, score_fold_triton
+from sense_kernels.score_fold import score_fold, score_fold_torch
 from sense_kernels.signatures import (
     match_signatures,
     match_signatures_torch,
@@ -52,7 +52,6 @@ __all__ = [
     "score",
     "score_fold",
     "score_fold_torch",
-    "score_fold_triton",
     "score_torch",
     "score_triton",
     "split_weight",

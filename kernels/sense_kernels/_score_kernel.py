@@ -1,4 +1,4 @@
-"""The scoring kernel: one pass over the hidden states, tensor-core products, for a decode step the fold as epilogue.
+"""The scoring kernel: one pass over the hidden states, tensor-core products.
 
 A program owns BT rows and, when there are few rows, one segment of the width; the last of a tile's programs to finish
 adds the segments up in order, so that many rows (segments one after another in one program) and few rows (segments side
@@ -9,17 +9,15 @@ Shape letters: T packed rows, D width, K linear columns, M hidden units, J their
 
 # mypy: disable-error-code="no-untyped-def"
 
-from typing import Any
-
 from torch import Tensor
 
-from sense_kernels._fold_kernel import fold_cells, max_nan
+from sense_kernels._fold_kernel import max_nan
 from sense_kernels._products import dot_half, dot_single, round_to
 from sense_kernels._ticket import is_last
 from sense_kernels._triton import tl, triton
 from sense_kernels.launch import Scratch, backend, new_scratch, options, score_launch
 
-__all__ = ["NO_FOLD", "launch_score", "score_kernel"]
+__all__ = ["launch_score", "score_kernel"]
 
 
 @triton.jit
@@ -130,30 +128,6 @@ def _finish(
         tl.store(at_out + K + offs_j[None, :], second, mask=here & (offs_j < J)[None, :])
 
 
-@triton.jit
-def _fold_tile(
-    tables, out, stride_out, fold_rows, lanes, trace, blocks, first, end, GROUPS: tl.constexpr, SIZES: tl.constexpr
-):
-    """Fold the rows of a tile, each into the state of its own request."""
-    for index in tl.static_range(len(GROUPS)):
-        for request in range(first, end, GROUPS[index][9]):
-            fold_cells(
-                tables,
-                out,
-                stride_out,
-                fold_rows,
-                lanes,
-                trace,
-                blocks,
-                request,
-                end,
-                index,
-                tl.constexpr(GROUPS[index]),
-                SIZES,
-                True,
-            )
-
-
 @triton.jit(do_not_specialize=["rows"])
 def score_kernel(
     site,
@@ -163,18 +137,11 @@ def score_kernel(
     out,
     stride_out,
     rows,
-    tables,
-    fold_rows,
-    lanes,
-    trace,
-    blocks,
     EPS: tl.constexpr,
     SHAPE: tl.constexpr,
     TILE: tl.constexpr,
-    GROUPS: tl.constexpr,
-    SIZES: tl.constexpr,
 ):
-    """Score one site, and fold if there are groups. Grid: (row tiles, segments with SPLIT, else 1).
+    """Score one site. Grid: (row tiles, segments with SPLIT, else 1).
 
     Args:
         site: (hidden [T, D], row stride, residual [T, D] or None, row stride, weight [D, CP], its low half or None).
@@ -183,20 +150,14 @@ def score_kernel(
         biases: (bias [K + M], mlp_weight [M, J], mlp_bias [J]).
         out: [T, K + J] float32, row stride ``stride_out``.
         rows: T.
-        tables: as of :func:`fold_cells`, and so are ``lanes``, ``trace`` and ``blocks``.
-        fold_rows: (None, code [T], None, slot [T], accepted [T] or None).
         EPS: added to the mean square.
         SHAPE: (D, CP, K + M, M, J).
         TILE: (BT, BD, BC, column tiles, segment, segments, SPLIT, precision of fp32 products, whether on HIP).
-        GROUPS: groups of lanes to fold, empty to score only.
-        SIZES: as of :func:`fold_cells`.
     """
     BT: tl.constexpr = TILE[0]
     BC: tl.constexpr = TILE[2]
     SPLIT: tl.constexpr = TILE[6]
-    first = tl.program_id(0) * BT
-    offs_t = (first + tl.arange(0, BT)).to(tl.int64)
-    end = tl.minimum(first + BT, rows)
+    offs_t = (tl.program_id(0) * BT + tl.arange(0, BT)).to(tl.int64)
     if SPLIT:
         partials, scratch_rows, stride = scratch
         segment = tl.program_id(1)
@@ -209,26 +170,8 @@ def score_kernel(
             tl.store(at + SHAPE[1], squares, mask=here)
         if is_last(tickets, tl.program_id(0), TILE[5], TILE[8]):
             _finish(site, scratch, biases, out, stride_out, rows, offs_t, EPS, SHAPE, TILE)
-            if len(GROUPS) > 0:
-                tl.debug_barrier()
-                _fold_tile(tables, out, stride_out, fold_rows, lanes, trace, blocks, first, end, GROUPS, SIZES)
     else:
         _finish(site, scratch, biases, out, stride_out, rows, offs_t, EPS, SHAPE, TILE)
-        if len(GROUPS) > 0:
-            tl.debug_barrier()
-            _fold_tile(tables, out, stride_out, fold_rows, lanes, trace, blocks, first, end, GROUPS, SIZES)
-
-
-NO_FOLD: dict[str, Any] = {
-    "tables": (None, None, None),
-    "fold_rows": (None, None, None, None, None),
-    "lanes": (None, None, None, None),
-    "trace": None,
-    "blocks": (None, None, None, None),
-    "GROUPS": (),
-    "SIZES": (0, 0, 0),
-}
-"""Arguments of the scoring kernel for a launch without epilogue."""
 
 
 def launch_score(
@@ -240,9 +183,8 @@ def launch_score(
     eps: float,
     out: Tensor,
     scratch: Scratch | None,
-    epilogue: dict[str, Any] = NO_FOLD,
 ) -> None:
-    """Launch :func:`score_kernel`; arguments as of :func:`sense_kernels.score_torch`, and those of the epilogue."""
+    """Launch :func:`score_kernel`; arguments as of :func:`sense_kernels.score_torch`."""
     x_TD, r_TD = _packed(hidden_TD), None if residual is None else _packed(residual)
     if weight_low is not None and x_TD.dtype != weight.dtype:
         weight, weight_low = weight.float() + weight_low.float(), None
@@ -274,7 +216,6 @@ def launch_score(
         SHAPE=(width, columns, len(bias), len(mlp_weight), len(mlp_bias)),
         TILE=(*tile[:6], split, tile.precision, backend() == "hip"),
         **options(tile.warps, tile.stages),
-        **epilogue,
     )
 
 

@@ -26,16 +26,7 @@ from sense_kernels.rows import FoldRows, RowTensors
 from sense_kernels.score import library
 from sense_kernels.twin import fold_torch
 
-__all__ = [
-    "FOLD_SCHEMA",
-    "check_tables",
-    "fold",
-    "fold_torch",
-    "fold_triton",
-    "on_gpu",
-    "pack_arguments",
-    "unpack_arguments",
-]
+__all__ = ["fold", "fold_torch", "fold_triton", "pack_arguments"]
 
 _LENGTHS = 4
 """Requests of so many different lengths are folded length by length on a CPU; with more of them the twin is quicker,
@@ -67,7 +58,7 @@ def fold(
         trace: [T, H] float32 or None; receives the readout at each watched row.
         blocks: state of the KV blocks; a row with a block number writes its request's state there.
     """
-    if isinstance(rows, FoldRows) and not on_gpu(state):
+    if isinstance(rows, FoldRows) and not (state.device.type == "cuda" and AVAILABLE):
         run = _fold_cpu if state.device.type == "cpu" else fold_torch
         return run(state, count, peak, logits_TC, rows, table, trace, blocks)
     tensors = rows.to(state.device) if isinstance(rows, FoldRows) else rows
@@ -75,13 +66,8 @@ def fold(
     return None
 
 
-def on_gpu(tensor: Tensor) -> bool:
-    """Return whether a tensor lies where Triton's kernels run; elsewhere the twins do the work."""
-    return tensor.device.type == "cuda" and AVAILABLE
-
-
-def check_tables(state: State, logits_TC: Tensor, blocks: State | None, trace: Tensor | None) -> None:
-    """Check what the kernels take for granted.
+def _check_tables(state: State, logits_TC: Tensor, blocks: State | None, trace: Tensor | None) -> None:
+    """Check what the kernel takes for granted.
 
     Raises:
         ValueError: if a table is not contiguous, or the columns of the logits do not lie next to each other.
@@ -149,7 +135,7 @@ def fold_triton(
     requests = len(rows.slot)
     if not requests or not table.groups:
         return
-    check_tables(State(state, count, peak), logits_TC, blocks, trace)
+    _check_tables(State(state, count, peak), logits_TC, blocks, trace)
     groups, warps = kernel_groups(table.spec)
     grid = (triton.cdiv(requests, min(group[9] for group in groups)), len(groups))
     _fold_kernel[grid](
@@ -167,24 +153,15 @@ def fold_triton(
     )
 
 
-FOLD_SCHEMA = (
-    "Tensor(a!) state, Tensor(b!) count, Tensor(c!) peak, Tensor{logits} logits, Tensor? row, Tensor code,"
-    " Tensor? start, Tensor slot, Tensor? accepted, Tensor? block, Tensor value, Tensor query, Tensor param,"
-    " Tensor head, int[] spec, Tensor(d!)? trace, Tensor(e!)? block_state, Tensor(f!)? block_count,"
-    " Tensor(g!)? block_peak"
-)
-"""The arguments of a fold as a registered op takes them, tensors and numbers only."""
-
-
 def pack_arguments(
     state: State, logits_TC: Tensor, rows: RowTensors, table: LaneTable, trace: Tensor | None, blocks: State | None
 ) -> tuple[Any, ...]:
-    """Return the arguments in the order of ``FOLD_SCHEMA``."""
+    """Return the arguments in the order of the op's schema: tensors and numbers only."""
     lanes = table.value, table.query, table.param, table.head
     return *state, logits_TC, *rows, *lanes, table.spec, trace, *(blocks or (None, None, None))
 
 
-def unpack_arguments(
+def _unpack_arguments(
     arguments: Sequence[Any],
 ) -> tuple[State, Tensor, RowTensors, LaneTable, Tensor | None, State | None]:
     """Return what :func:`pack_arguments` was given."""
@@ -196,21 +173,25 @@ def unpack_arguments(
 
 
 def _on_cpu(*arguments: Any) -> None:
-    state, logits_TC, rows, table, trace, blocks = unpack_arguments(arguments)
+    state, logits_TC, rows, table, trace, blocks = _unpack_arguments(arguments)
     _fold_cpu(*state, logits_TC, FoldRows.of(rows), table, trace, blocks)
 
 
 def _on_any(*arguments: Any) -> None:
-    state, logits_TC, rows, table, trace, blocks = unpack_arguments(arguments)
+    state, logits_TC, rows, table, trace, blocks = _unpack_arguments(arguments)
     fold_torch(*state, logits_TC, FoldRows.of(rows), table, trace, blocks)
 
 
 def _on_gpu(*arguments: Any) -> None:
-    state, logits_TC, rows, table, trace, blocks = unpack_arguments(arguments)
+    state, logits_TC, rows, table, trace, blocks = _unpack_arguments(arguments)
     fold_triton(*state, logits_TC, rows, table, trace, blocks)
 
 
-library.define(f"fold({FOLD_SCHEMA.format(logits='')}) -> ()")
+library.define(
+    "fold(Tensor(a!) state, Tensor(b!) count, Tensor(c!) peak, Tensor logits, Tensor? row, Tensor code, Tensor? start,"
+    " Tensor slot, Tensor? accepted, Tensor? block, Tensor value, Tensor query, Tensor param, Tensor head, int[] spec,"
+    " Tensor(d!)? trace, Tensor(e!)? block_state, Tensor(f!)? block_count, Tensor(g!)? block_peak) -> ()"
+)
 library.impl("fold", _on_cpu, "CPU")
 library.impl("fold", _on_gpu if AVAILABLE else _on_any, "CUDA")
 

@@ -156,10 +156,12 @@ def kernel_groups(spec: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], i
 
 
 class PatchLaunch(NamedTuple):
-    """Tiles of the patching kernel."""
+    """Tiles of the patching kernels."""
 
     rows: int
     inner: int
+    segment: int  # of the width; each segment is multiplied by a program of its own
+    segments: int
     neurons: int  # patched neurons written at once
     warps: int
     stages: int
@@ -169,9 +171,13 @@ class PatchLaunch(NamedTuple):
 @cache
 def patch_launch(width: int, target: str = "cuda") -> PatchLaunch:
     """Return the settings for vectors of a width."""
+    # Each segment costs the update a load, so there are at most 32 of them.
+    segment = min(max(256, _power_of_2(-(-width // 32))), _power_of_2(width))
     return PatchLaunch(
         rows=16,
         inner=min(64, _power_of_2(width)),
+        segment=segment,
+        segments=-(-width // segment),
         neurons=64,
         warps=2 if target == "hip" else 4,
         stages=2 if target == "hip" else 3,

@@ -10,15 +10,13 @@ A row whose gate is 0 is neither read nor written, and stays as it was bit for b
 Shape letters: T packed rows, D inputs of the projection, F its outputs, K clusters, R patched neurons.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from sense_kernels._products import dot_single, round_to
-from sense_kernels._triton import AVAILABLE, tl, triton
-from sense_kernels.launch import backend, options, patch_launch
+from sense_kernels._patch_kernel import launch_dots, launch_update
+from sense_kernels._triton import AVAILABLE
+from sense_kernels.launch import backend, patch_launch
 from sense_kernels.score import library
 
 __all__ = ["patch_rows", "patch_rows_torch", "patch_rows_triton"]
@@ -104,55 +102,6 @@ def _check(output: Tensor, hidden: Tensor, vectors_KD: Tensor, gate_T: Tensor) -
         )
 
 
-@triton.jit(do_not_specialize=["rows", "neurons", "alpha"])
-def _patch_kernel(
-    output,
-    stride_output,
-    hidden,
-    stride_hidden,
-    vectors,
-    neuron,
-    cluster,
-    gate,
-    alpha,
-    rows,
-    neurons,
-    SHAPE: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    D: tl.constexpr = SHAPE[0]
-    K: tl.constexpr = SHAPE[1]
-    BT: tl.constexpr = TILE[0]
-    BD: tl.constexpr = TILE[1]
-    BR: tl.constexpr = TILE[2]
-    PRECISION: tl.constexpr = TILE[3]
-    BK: tl.constexpr = max(16, triton.next_power_of_2(K))
-    offs_t = (tl.program_id(0) * BT + tl.arange(0, BT)).to(tl.int64)
-    g = tl.load(gate + offs_t, mask=offs_t < rows, other=0.0)
-    patched = (g != 0.0)[:, None]
-    if tl.max(patched.to(tl.int32)) != 0:
-        offs_d, offs_k = tl.arange(0, BD), tl.arange(0, BK)
-        dots = tl.zeros([BT, BK], tl.float32)
-        for start in range(0, D, BD):
-            d = start + offs_d
-            x = tl.load(
-                hidden + offs_t[:, None] * stride_hidden + d[None, :], mask=patched & (d < D)[None, :], other=0.0
-            )
-            in_u = (d < D)[:, None] & (offs_k < K)[None, :]
-            u = tl.load(vectors + offs_k[None, :] * D + d[:, None], mask=in_u, other=0.0)  # [BD, BK]
-            dots = dot_single(x.to(tl.float32), u, dots, PRECISION)
-        dots *= (g * alpha)[:, None]
-        for start in range(0, neurons, BR):
-            offs_r = start + tl.arange(0, BR)
-            column = tl.load(neuron + offs_r, mask=offs_r < neurons, other=0).to(tl.int64)
-            k = tl.load(cluster + offs_r, mask=offs_r < neurons, other=0).to(tl.int32)
-            added = tl.gather(dots, k[None, :] + tl.zeros([BT, BR], tl.int32), 1)
-            at = output + offs_t[:, None] * stride_output + column[None, :]
-            mask = patched & (offs_r < neurons)[None, :]
-            y = tl.load(at, mask=mask, other=0.0)
-            tl.store(at, round_to(y.to(tl.float32) + added, y.dtype), mask=mask)
-
-
 def patch_rows_triton(
     output_TF: Tensor,
     hidden_TD: Tensor,
@@ -162,32 +111,16 @@ def patch_rows_triton(
     gate_T: Tensor,
     alpha: float,
 ) -> None:
-    """Launch the kernel; arguments as of :func:`patch_rows_torch`."""
+    """Launch the two kernels; arguments as of :func:`patch_rows_torch`."""
     output, hidden = output_TF.view(-1, output_TF.shape[-1]), hidden_TD.reshape(-1, hidden_TD.shape[-1])
-    clusters, width = vectors_KD.shape
     if not len(hidden) or not len(neuron_R):
         return
     _check(output, hidden, vectors_KD, gate_T)
     if output.stride(1) != 1:
         raise ValueError(f"the output needs columns of stride 1, got strides {output.stride()}")
-    hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
-    tile = patch_launch(width, backend())
-    _patch_kernel[(triton.cdiv(len(hidden), tile.rows),)](
-        output,
-        output.stride(0),
-        hidden,
-        hidden.stride(0),
-        vectors_KD.contiguous(),
-        neuron_R.contiguous(),
-        cluster_R.contiguous(),
-        gate_T.contiguous(),
-        alpha,
-        len(hidden),
-        len(neuron_R),
-        SHAPE=(width, clusters),
-        TILE=(tile.rows, tile.inner, tile.neurons, tile.precision),
-        **options(tile.warps, tile.stages),
-    )
+    gate_T, tile = gate_T.contiguous(), patch_launch(vectors_KD.shape[1], backend())
+    partials = launch_dots(hidden, vectors_KD, gate_T, tile)
+    launch_update(output, partials, neuron_R, cluster_R, gate_T, alpha, tile)
 
 
 library.define(

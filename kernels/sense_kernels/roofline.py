@@ -22,7 +22,8 @@ __all__ = [
     "decode_step_us",
     "fold_work",
     "match_work",
-    "patch_work",
+    "patch_dots_work",
+    "patch_update_work",
     "score_work",
 ]
 
@@ -141,7 +142,7 @@ def fold_work(requests: int, rows: int, columns: int, table: LaneTable, trace: b
     Args:
         requests: B, each with one state.
         rows: R, folded tokens of all requests.
-        columns: C logit columns to read; 0 in the fused step, which has just written them.
+        columns: C logit columns to read.
         table: the lanes.
         trace: whether the readouts are written.
     """
@@ -154,12 +155,18 @@ def fold_work(requests: int, rows: int, columns: int, table: LaneTable, trace: b
     return Work(moved, vector=rows * flops)
 
 
-def patch_work(rows: int, width: int, clusters: int, neurons: int, dtype: str, backend: str) -> Work:
-    """Count the neuron patch with every row's gate open: hidden states and vectors once, patched outputs in and out."""
-    item = ITEM_BYTES[dtype]
-    moved = rows * width * item + 4 * clusters * width + 16 * neurons + 2 * rows * neurons * item + 4 * rows
-    products = 2 * rows * width * max(16, clusters) * _fp32_products(backend)
-    return Work(moved, single=products, vector=2 * rows * neurons)
+def patch_dots_work(rows: int, width: int, clusters: int, dtype: str, backend: str) -> Work:
+    """Count the dot products of a neuron patch with every row's gate open: hidden states and vectors once.
+
+    The partial sums, which stay in a cache, are counted neither here nor in :func:`patch_update_work`.
+    """
+    moved = rows * width * ITEM_BYTES[dtype] + 4 * clusters * width + 4 * rows
+    return Work(moved, single=2 * rows * width * max(16, clusters) * _fp32_products(backend))
+
+
+def patch_update_work(rows: int, neurons: int, dtype: str) -> Work:
+    """Count the update of a neuron patch with every row's gate open: patched outputs in and out."""
+    return Work(16 * neurons + 2 * rows * neurons * ITEM_BYTES[dtype] + 4 * rows, vector=2 * rows * neurons)
 
 
 def match_work(rows: int, width: int, signatures: int, dtype: str, stored: str) -> Work:

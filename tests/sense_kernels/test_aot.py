@@ -185,7 +185,7 @@ def _python(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str
 
 
 def test_small_variants_pass_on_two_targets(tmp_path: Path) -> None:
-    kernels = ("score few rows bf16 D576 H16", "score many rows fp32 D576 H16", "patch_rows fp16 D576 H16")
+    kernels = ("score few rows bf16 D576 H16", "score many rows fp32 D576 H16", "patch_rows dots fp16 D576 H16")
     arguments = [
         *("--target", "sm_80", "--target", "gfx942", "--workers", "1"),
         *(f"--kernel={name}" for name in kernels),
@@ -210,7 +210,7 @@ def test_small_variants_pass_on_two_targets(tmp_path: Path) -> None:
 
 
 def test_the_table_has_a_cell_under_every_heading(tmp_path: Path) -> None:
-    name = "patch_rows fp16 D576 H16"
+    name = "patch_rows dots fp16 D576 H16"
     done = _python(tmp_path, "-m", "sense_kernels.aot", "--target", "gfx942", "--workers", "1", f"--kernel={name}")
     assert done.returncode == 0, done.stdout + done.stderr
     headings, cells = (

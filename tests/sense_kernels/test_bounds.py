@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from sense_kernels import FoldRows, RowTensors, fold_triton, new_scratch, pack_weight, score_fold_triton, score_triton
+from sense_kernels import (
+    FoldRows,
+    RowTensors,
+    fold_triton,
+    new_scratch,
+    pack_weight,
+    patch_rows_triton,
+    score_triton,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 D, EPS = 600, 1e-6
@@ -82,8 +90,15 @@ def test_folding_stays_in_bounds(optional: bool, oracle: Any, traffic: Any) -> N
 
 
 def test_a_decode_step_stays_in_bounds(oracle: Any) -> None:
-    table, weight = oracle.table(), pack_weight(torch.randn(D, 3))
-    site = weight, torch.randn(3), torch.empty(0, 0), torch.empty(0), None
+    table = oracle.table()
     rows = RowTensors(None, torch.full((5,), 12), None, torch.tensor([3, -1, 0, 4, 1]))
     trace = torch.empty(5, oracle.HEADS)
-    score_fold_triton(torch.randn(5, D), site, EPS, table.new_state(5), rows, table, torch.empty(5, 3), trace=trace)
+    fold_triton(*table.new_state(5), torch.randn(5, oracle.COLUMNS), rows, table, trace)
+
+
+@pytest.mark.parametrize("clusters", [1, 17])
+@pytest.mark.parametrize("rows", [1, 17])
+def test_patching_stays_in_bounds(rows: int, clusters: int) -> None:
+    output, hidden, vectors = torch.randn(rows, 100), torch.randn(rows, D), torch.randn(clusters, D)
+    neuron, cluster = torch.randperm(100)[:70], torch.arange(70) % clusters
+    patch_rows_triton(output, hidden, vectors, neuron, cluster, torch.arange(rows) % 3 / 2 + 0.5, 1.0)

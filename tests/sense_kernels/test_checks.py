@@ -12,7 +12,6 @@ from sense_kernels import (
     HostSites,
     Lane,
     LaneTable,
-    RowTensors,
     Scratch,
     fold,
     fold_triton,
@@ -22,7 +21,6 @@ from sense_kernels import (
     pack_weight,
     patch_rows_triton,
     score,
-    score_fold_triton,
     score_triton,
 )
 from sense_kernels.testing import assert_close
@@ -64,14 +62,11 @@ def test_a_residual_or_scratch_that_does_not_fit_is_refused() -> None:
 
 def test_tables_that_are_not_contiguous_are_refused() -> None:
     table = LaneTable([Lane(kind="attention", head=0, value=0, query=1)], 1)
-    state, rows = table.new_state(4), RowTensors(None, torch.tensor([RESPONSE]), None, torch.tensor([0]))
+    state = table.new_state(4)
     steps = FoldRows(np.array([0]), np.array([RESPONSE]), np.array([0, 1]), np.array([0])).to(torch.device("cpu"))
-    site = pack_weight(torch.ones(60, 2)), torch.zeros(2), *NONE, None
     for bad in (state._replace(state=torch.zeros(3, 4).T), state._replace(counts=torch.zeros(1, 8).long()[:, ::2].T)):
         with pytest.raises(ValueError, match="contiguous"):
             fold_triton(*bad, torch.zeros(1, 2), steps, table)
-        with pytest.raises(ValueError, match="contiguous"):
-            score_fold_triton(torch.ones(1, 60), site, 1e-6, bad, rows, table, torch.zeros(1, 2))
     with pytest.raises(ValueError, match="columns of stride 1"):
         fold_triton(*state, torch.zeros(2, 3).T, steps, table)
 

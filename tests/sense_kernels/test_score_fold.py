@@ -1,4 +1,4 @@
-"""A site scored and folded at once: the fused decode step, the two launches of a prefill, the CPU's path, the op."""
+"""A site scored and then folded: the kernels of a decode step and of a prefill, the CPU's path, a compiled step."""
 
 from typing import Any
 
@@ -14,16 +14,14 @@ from sense_kernels import (
     RowTensors,
     Scratch,
     State,
-    _score_kernel,
+    fold_triton,
     new_scratch,
     pack_weight,
     score_fold,
     score_fold_torch,
-    score_fold_triton,
+    score_triton,
     split_weight,
 )
-from sense_kernels.fold import pack_arguments
-from sense_kernels.launch import ScoreLaunch, score_launch
 from sense_kernels.testing import assert_close
 
 # Rows past the last are all zeros, and untaken branches divide by 0: numpy warns of both inside the interpreter.
@@ -38,6 +36,25 @@ def site(dtype: torch.dtype, mlp: bool = False) -> Site:
     linear, hidden = (2, 6) if mlp else (3, 0)
     high, low = split_weight(pack_weight(torch.randn(D, linear + hidden) / D**0.5), dtype)
     return high, torch.randn(linear + hidden) / 2, torch.randn(hidden, int(mlp)) / 2, torch.randn(int(mlp)), low
+
+
+def by_kernels(
+    hidden: Tensor,
+    packed: Site,
+    eps: float,
+    state: State,
+    rows: RowTensors,
+    table: LaneTable,
+    logits: Tensor,
+    residual: Tensor | None = None,
+    trace: Tensor | None = None,
+    blocks: State | None = None,
+    scratch: Scratch | None = None,
+) -> None:
+    """Do what ``score_fold`` does on a GPU."""
+    weight, bias, mlp_weight, mlp_bias, low = packed
+    score_triton(hidden, weight, bias, mlp_weight, mlp_bias, eps, logits, residual, low, *(scratch or (None, None)))
+    fold_triton(*state, logits, rows, table, trace, blocks)
 
 
 class Runner:
@@ -68,11 +85,11 @@ def requests(lengths: list[tuple[int, int]], traffic: Any, dtype: torch.dtype) -
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_decoded_and_prefilled_tokens_leave_the_same_bits(dtype: torch.dtype, oracle: Any, traffic: Any) -> None:
     of, table, packed = requests([(4, 3), (2, 4)], traffic, dtype), oracle.table(), site(dtype, mlp=True)
-    prefill = Runner(score_fold_triton, packed, traffic)
+    prefill = Runner(by_kernels, packed, traffic)
     want = traffic.feed(prefill, table, of, traffic.whole(of))
     assert prefill.decode_steps == 0
     for chunks, padding in ((traffic.one_by_one(of), 0), (traffic.prompt_then_steps(of), 0), ([[3, 4], [1, 5]], 2)):
-        mixed = Runner(score_fold_triton, packed, traffic)
+        mixed = Runner(by_kernels, packed, traffic)
         traffic.assert_same_bits(traffic.feed(mixed, table, of, chunks, seed=2, padding=padding), want)
         assert (mixed.decode_steps > 2) == (padding == 0)
     twin = traffic.feed(Runner(score_fold_torch, packed), table, of, traffic.whole(of))
@@ -121,7 +138,7 @@ def test_a_decode_step_of_several_tiles_is_the_twins(dtype: torch.dtype, oracle:
     rows, folded = decode_step(70, traffic)
     packed, table, scratch = site(dtype, mlp=True), oracle.table(), new_scratch(D, 16, "cpu")
     scratch.partials.fill_(torch.nan)
-    got = run_step(score_fold_triton, hidden, packed, rows, table, residual=residual, scratch=scratch)
+    got = run_step(by_kernels, hidden, packed, rows, table, residual=residual, scratch=scratch)
     want = run_step(score_fold_torch, hidden, packed, FoldRows.of(rows), table, residual=residual)
     for ref, tri in zip(want, got, strict=True):
         assert_close(ref=ref, tri=tri, dtype=dtype)
@@ -135,18 +152,6 @@ def test_a_decode_step_of_several_tiles_is_the_twins(dtype: torch.dtype, oracle:
     assert not (got[7][:70, 1:4] == 9).any()
 
 
-def one_after_another(*arguments: Any) -> ScoreLaunch:
-    """Return the settings with which no number of rows is small enough to run segments side by side."""
-    return score_launch(*arguments)._replace(split_rows=0)
-
-
-def test_the_fold_is_the_epilogue_of_either_grid(oracle: Any, traffic: Any, monkeypatch: Any) -> None:
-    hidden, packed, (rows, _) = torch.randn(9, D), site(torch.float32), decode_step(9, traffic)
-    side_by_side = run_step(score_fold_triton, hidden, packed, rows, oracle.table())
-    monkeypatch.setattr(_score_kernel, "score_launch", one_after_another)
-    traffic.assert_same_bits(run_step(score_fold_triton, hidden, packed, rows, oracle.table()), side_by_side)
-
-
 @pytest.mark.parametrize("heads", [1, 65])
 def test_any_number_of_heads_is_the_twins(heads: int, traffic: Any) -> None:
     lanes = [Lane(kind="attention", head=head, value=head % C, query=(head + 1) % C) for head in range(heads)]
@@ -156,7 +161,7 @@ def test_any_number_of_heads_is_the_twins(heads: int, traffic: Any) -> None:
         site(torch.float32),
         decode_step(5, traffic),
     )
-    got = run_step(score_fold_triton, hidden, packed, rows, table)
+    got = run_step(by_kernels, hidden, packed, rows, table)
     for ref, tri in zip(run_step(score_fold_torch, hidden, packed, FoldRows.of(rows), table), got, strict=True):
         assert_close(ref=ref, tri=tri, dtype=torch.float32)
 
@@ -164,16 +169,16 @@ def test_any_number_of_heads_is_the_twins(heads: int, traffic: Any) -> None:
 def test_a_hidden_state_that_overflows_poisons_its_own_request(oracle: Any, traffic: Any) -> None:
     hidden, packed, (rows, _) = torch.randn(9, D), site(torch.float32, mlp=True), decode_step(9, traffic)
     rows = rows._replace(code=torch.full((9,), 15), accepted=None)
-    clean = run_step(score_fold_triton, hidden, packed, rows, oracle.table())
+    clean = run_step(by_kernels, hidden, packed, rows, oracle.table())
     hidden[3, 5] = 1e25
-    got = run_step(score_fold_triton, hidden, packed, rows, oracle.table())
+    got = run_step(by_kernels, hidden, packed, rows, oracle.table())
     own = int(rows.slot[3])
     assert got[2][own].isnan().all()
     others = torch.arange(len(got[0])) != own
     traffic.assert_same_bits([x[others] for x in got[:3]], [x[others] for x in clean[:3]])
 
 
-@pytest.mark.parametrize("function", [score_fold_triton, score_fold])
+@pytest.mark.parametrize("function", [by_kernels, score_fold])
 def test_no_requests_change_nothing(function: Any, oracle: Any) -> None:
     none = torch.empty(0, dtype=torch.int64)
     written = run_step(
@@ -183,43 +188,11 @@ def test_no_requests_change_nothing(function: Any, oracle: Any) -> None:
     assert (written[7] == 9).all()
 
 
-@pytest.mark.parametrize("function", [score_fold_triton, score_fold])
 @pytest.mark.parametrize("requests", [3, 5])
-def test_a_decode_step_needs_a_row_for_each_request(function: Any, requests: int, oracle: Any) -> None:
+def test_a_decode_step_needs_a_row_for_each_request(requests: int, oracle: Any) -> None:
     rows = RowTensors(None, torch.full((requests,), 12), None, torch.arange(requests))
     with pytest.raises(ValueError, match=f"one row for each request, got 4 rows for {requests} requests"):
-        run_step(function, torch.randn(4, D), site(torch.float32), rows, oracle.table())
-
-
-def as_arguments(
-    hidden: Tensor, packed: Site, state: State, rows: RowTensors, table: LaneTable, logits: Tensor, optional: bool
-) -> tuple[Any, ...]:
-    """Return the arguments of the op, with or without the optional ones."""
-    residual, trace, blocks = None, None, None
-    scratch: tuple[Any, Any] = (None, None)
-    if optional:
-        residual, trace = torch.randn_like(hidden), torch.zeros(len(hidden), table.heads)
-        blocks, scratch = (
-            table.new_state(len(hidden)),
-            Scratch(torch.empty(2, 8, 32), torch.zeros(1, dtype=torch.int32)),
-        )
-    return hidden, residual, *packed, EPS, *scratch, *pack_arguments(state, logits, rows, table, trace, blocks)
-
-
-@pytest.mark.parametrize("optional", [False, True])
-@pytest.mark.parametrize("decode", [False, True])
-def test_the_op_is_registered_as_it_behaves(decode: bool, optional: bool, oracle: Any, traffic: Any) -> None:
-    rows, _ = decode_step(6, traffic)
-    if not optional:
-        rows = rows._replace(accepted=None, block=None)
-    if not decode:
-        rows = rows._replace(row=torch.arange(6), start=torch.arange(7))
-    hidden, packed = torch.randn(6, D), site(torch.float32)
-    if optional:
-        hidden, packed = hidden.bfloat16(), site(torch.bfloat16, mlp=True)
-    table, logits = oracle.table(), torch.zeros(6, C)
-    arguments = as_arguments(hidden, packed, table.new_state(10), rows, table, logits, optional)
-    torch.library.opcheck(torch.ops.sense.score_fold.default, arguments)
+        run_step(score_fold, torch.randn(4, D), site(torch.float32), rows, oracle.table())
 
 
 @pytest.mark.parametrize("decode", [False, True])

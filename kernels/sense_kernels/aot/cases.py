@@ -11,13 +11,14 @@ from itertools import product
 
 import torch
 
+from sense_kernels._patch_kernel import launch_dots, launch_update
 from sense_kernels.aot.case import DTYPES, Case, empty, integers, mixed_bank
 from sense_kernels.fold import fold_triton
-from sense_kernels.patch import patch_rows_triton
-from sense_kernels.roofline import Work, fold_work, match_work, patch_work, score_work
+from sense_kernels.launch import backend, patch_launch
+from sense_kernels.roofline import fold_work, match_work, patch_dots_work, patch_update_work, score_work
 from sense_kernels.rows import RowTensors
 from sense_kernels.score import pack_weight, score_triton, split_weight
-from sense_kernels.score_fold import Site, score_fold_triton
+from sense_kernels.score_fold import Site
 from sense_kernels.signatures import match_signatures_triton
 
 __all__ = ["KERNELS"]
@@ -70,55 +71,16 @@ def score_cases() -> Iterator[Case]:
         yield _score(rows, 4096, 96, "bf16", residual=False, mlp=(64, 4))
 
 
-def _score_fold(width: int, columns: int, dtype: str) -> Case:
-    table = mixed_bank(min(columns, HEADS))
-
-    def launch() -> None:
-        hidden = empty(FEW, width, dtype=dtype)
-        score_fold_triton(
-            hidden,
-            _site(width, columns, dtype),
-            EPS,
-            table.new_state(FEW, "meta"),
-            RowTensors(row=None, code=integers(FEW), start=None, slot=integers(FEW)),
-            table,
-            empty(FEW, columns),
-            torch.empty_like(hidden),
-        )
-
-    def work(rows: int, backend: str) -> Work:
-        return score_work(rows, width, columns, dtype, backend, True) + fold_work(rows, rows, 0, table)
-
-    return Case(
-        kernel="score_fold",
-        variant="decode residual",
-        dtype=dtype,
-        width=width,
-        columns=columns,
-        rows=FEW,
-        launch=launch,
-        work=work,
-        operands=dtype,
-        streams=_streams(dtype, residual=True),
-    )
-
-
-def score_fold_cases() -> Iterator[Case]:
-    """The fused decode step. Its epilogue does not depend on the width, so two of three widths are tried once."""
-    for columns, dtype in product(COLUMNS, FLOATS):
-        yield _score_fold(4096, columns, dtype)
-    for width in (576, 8192):
-        yield _score_fold(width, 64, "bf16")
-
-
-def _fold(trace: bool, blocks: bool, accepted: bool) -> Case:
+def _fold(
+    variant: str, decode: bool = False, trace: bool = False, blocks: bool = False, accepted: bool = False
+) -> Case:
     table = mixed_bank(HEADS)
 
     def launch() -> None:
         rows = RowTensors(
-            row=integers(4 * FEW),
+            row=None if decode else integers(4 * FEW),
             code=integers(4 * FEW),
-            start=integers(FEW + 1),
+            start=None if decode else integers(FEW + 1),
             slot=integers(FEW),
             accepted=integers(FEW) if accepted else None,
             block=integers(4 * FEW) if blocks else None,
@@ -134,8 +96,7 @@ def _fold(trace: bool, blocks: bool, accepted: bool) -> Case:
 
     return Case(
         kernel="fold",
-        variant=" ".join(n for n, on in {"trace": trace, "blocks": blocks, "accepted": accepted}.items() if on)
-        or "plain",
+        variant=variant,
         dtype="fp32",
         width=None,
         columns=HEADS,
@@ -149,34 +110,56 @@ def _fold(trace: bool, blocks: bool, accepted: bool) -> Case:
 
 def fold_cases() -> Iterator[Case]:
     """The fold of a bank with every kind of lane."""
-    for trace, blocks, accepted in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 1)):
-        yield _fold(bool(trace), bool(blocks), bool(accepted))
+    yield _fold("plain")
+    yield _fold("decode", decode=True)
+    yield _fold("trace", trace=True)
+    yield _fold("blocks", blocks=True)
+    yield _fold("trace blocks accepted", trace=True, blocks=True, accepted=True)
 
 
-def _patch(width: int, clusters: int, dtype: str) -> Case:
+def _patch_dots(width: int, clusters: int, dtype: str) -> Case:
     def launch() -> None:
-        output, hidden = empty(FEW, 4 * width, dtype=dtype), empty(FEW, width, dtype=dtype)
-        vectors, gate = empty(clusters, width), empty(FEW)
-        patch_rows_triton(output, hidden, vectors, integers(NEURONS), integers(NEURONS), gate, 1.0)
+        launch_dots(empty(FEW, width, dtype=dtype), empty(clusters, width), empty(FEW), patch_launch(width, backend()))
 
     return Case(
         kernel="patch_rows",
-        variant="",
+        variant="dots",
         dtype=dtype,
         width=width,
         columns=clusters,
         rows=FEW,
         launch=launch,
-        work=lambda rows, backend: patch_work(rows, width, clusters, NEURONS, dtype, backend),
+        work=lambda rows, backend: patch_dots_work(rows, width, clusters, dtype, backend),
         operands="fp32",
         streams=("hidden", "vectors"),
     )
 
 
+def _patch_update(width: int, clusters: int, dtype: str) -> Case:
+    def launch() -> None:
+        tile = patch_launch(width, backend())
+        partials, output = empty(tile.segments, FEW, clusters), empty(FEW, 4 * width, dtype=dtype)
+        launch_update(output, partials, integers(NEURONS), integers(NEURONS), empty(FEW), 1.0, tile)
+
+    return Case(
+        kernel="patch_rows",
+        variant="update",
+        dtype=dtype,
+        width=width,
+        columns=clusters,
+        rows=FEW,
+        launch=launch,
+        work=lambda rows, backend: patch_update_work(rows, NEURONS, dtype),
+        operands=None,
+        streams=(),
+    )
+
+
 def patch_cases() -> Iterator[Case]:
-    """The neuron patch; H is the number of clusters."""
+    """The two launches of the neuron patch; H is the number of clusters."""
     for width, clusters, dtype in product((576, 4096), (16, 64), FLOATS):
-        yield _patch(width, clusters, dtype)
+        yield _patch_dots(width, clusters, dtype)
+        yield _patch_update(width, clusters, dtype)
 
 
 def _match(width: int, dtype: str, stored: str) -> Case:
@@ -207,7 +190,6 @@ def match_cases() -> Iterator[Case]:
 
 KERNELS: dict[str, Callable[[], Iterator[Case]]] = {
     "score": score_cases,
-    "score_fold": score_fold_cases,
     "fold": fold_cases,
     "patch_rows": patch_cases,
     "match_signatures": match_cases,
