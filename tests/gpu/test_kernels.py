@@ -112,16 +112,16 @@ def test_the_chunks_of_a_prompt_change_no_bit() -> None:
     lanes, logits = table("cuda"), torch.randn(40, 14, generator=torch.Generator().manual_seed(5)).cuda()
 
     def chunked(*lengths: int) -> list[Tensor]:
-        state, first = lanes.new_state(1, "cuda"), 0
+        (state, count, peak), first = lanes.new_state(1, "cuda"), 0
         for n in lengths:
             codes = np.full(n, RESPONSE | WATCHED)
             rows: Any = FoldRows(np.arange(n), codes, np.array([0, n]), np.array([0]))
             if n == 1:
                 tensors = rows.to(torch.device("cuda"))
                 rows = RowTensors(None, tensors.code, None, tensors.slot)
-            fold(*state, logits[first : first + n], rows, lanes)
+            fold(state, count, peak, logits[first : first + n], rows, lanes)
             first += n
-        return [tensor.cpu() for tensor in state]
+        return [state.cpu(), count.cpu(), peak.cpu()]
 
     whole = chunked(40)
     for pieces in (chunked(17, 3, 20), chunked(25, *[1] * 15)):
