@@ -14,10 +14,10 @@ from _bench import compiled, graph_of
 from _probes import EPS, Bank, Step
 from torch import Tensor
 
-from sense_kernels import FoldRows, HostSites, RowTensors, State, fold, fold_torch, score, score_fold, score_torch
+from sense_kernels import FoldRows, HostSites, RowTensors, State, fold, fold_torch, score, score_torch
 from sense_kernels.recurrences import READOUT, UPDATE, Chunk
 
-__all__ = ["Captured", "Dense", "Eager", "Fused", "Ours"]
+__all__ = ["Captured", "Dense", "Eager", "Ours"]
 
 
 class Ours:
@@ -44,26 +44,6 @@ class Ours:
             for hidden_TD, (*weights, low), out in zip(self._step.hidden, self._bank.sites, self._outs, strict=True):
                 score(hidden_TD, *weights, EPS, out, None, low, *self._scratch)
         fold(*self.state, self._logits_TC, self._rows, self._bank.table)
-
-
-class Fused:
-    """One site scored and folded at once; on a GPU a decode step is one launch."""
-
-    def __init__(self, bank: Bank, step: Step) -> None:
-        (self._site,), (self._hidden_TD,), self._table = bank.sites, step.hidden, bank.table
-        device, rows = bank.table.value.device, step.rows
-        self.state = bank.table.new_state(step.requests, device)
-        self._rows: FoldRows | RowTensors = rows
-        if device.type != "cpu":
-            moved = rows.to(device)
-            self._rows = moved._replace(row=None, start=None) if rows.one_each else moved
-        self._logits_TC, _ = bank.new_logits(len(rows.row_R))
-        self._scratch = bank.new_scratch()
-
-    def __call__(self) -> None:
-        """Run the step."""
-        arguments = self._hidden_TD, self._site, EPS, self.state, self._rows, self._table, self._logits_TC
-        score_fold(*arguments, scratch=None if self._scratch[0] is None else self._scratch)
 
 
 class Eager:

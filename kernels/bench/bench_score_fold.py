@@ -20,9 +20,9 @@ from _bench import alternate, check, numbers, options
 from _loop import Loop
 from _probes import Bank, Step, random_bank, random_step
 from _report import Case, Report, report
-from _variants import Captured, Dense, Eager, Fused, Ours
+from _variants import Captured, Dense, Eager, Ours
 
-__all__ = ["ONE_SITE", "VARIANTS", "cases", "gate", "main", "parse", "run_case"]
+__all__ = ["VARIANTS", "cases", "gate", "main", "parse", "run_case"]
 
 _DECODE_TOKENS = 20
 """Tokens of a decoded request that the gate compares: more than the longest window."""
@@ -34,8 +34,6 @@ Maker = Callable[[Bank, Step], Any]
 
 VARIANTS: dict[str, Maker] = {"ours": Ours, "eager": Eager, "compiled": Dense, "loop": Loop}
 """What is compared; ours with each of the others."""
-ONE_SITE: dict[str, Maker] = {"ours": Fused, "apart": Ours, "eager": Eager, "compiled": Dense, "loop": Loop}
-"""Likewise, where all probes read one site; ``apart`` scores and then folds."""
 _UNCAPTURED = ("eager", "loop")
 """Variants with host arrays, or with state tensors that change places."""
 
@@ -58,12 +56,12 @@ def gate(variants: Mapping[str, Any], step: Step) -> None:
             check(name, run.state, first.state)
 
 
-def run_case(name: str, bank: Bank, step: Step, out: Report, makers: Mapping[str, Maker]) -> None:
+def run_case(name: str, bank: Bank, step: Step, out: Report) -> None:
     """Compare the variants, then time them; on a GPU a second time as CUDA graphs, those that can be captured."""
     hidden_TD = step.hidden[0]
     rounds = out.rounds * (_MORE_ROUNDS if step.rows.one_each else 1)
     dtype = str(hidden_TD.dtype).removeprefix("torch.")
-    variants = {variant: make(bank, step) for variant, make in makers.items()}
+    variants = {variant: make(bank, step) for variant, make in VARIANTS.items()}
     gate(variants, step)
     case = Case(name, *hidden_TD.shape, bank.table.heads, dtype, _moved(bank, step))
     out.add(case, alternate(variants, rounds, out.device))
@@ -81,8 +79,8 @@ def _moved(bank: Bank, step: Step) -> int:
     return sum(tensor.nbytes for tensor in (*step.hidden, *weights)) + logits + 2 * sum(part.nbytes for part in state)
 
 
-def cases(arguments: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Bank, Step, dict[str, Maker]]]:
-    """Yield the name, bank, step and variants of each case."""
+def cases(arguments: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Bank, Step]]:
+    """Yield the name, bank and step of each case."""
     dtype = getattr(torch, arguments.dtype)
     shapes = [("decode", rows, rows) for rows in arguments.decode]
     shapes += [
@@ -93,9 +91,9 @@ def cases(arguments: argparse.Namespace, device: torch.device) -> Iterator[tuple
     for name, rows, requests in shapes:
         lengths = arguments.decode if name == "decode" else arguments.prefill
         suffix = f"_{rows}" if len(lengths) > 1 else ""
-        yield name + suffix, bank, random_step(bank, rows, requests, dtype, device), VARIANTS
+        yield name + suffix, bank, random_step(bank, rows, requests, dtype, device)
         if name == "decode":
-            yield f"decode_site{suffix}", one_site, random_step(one_site, rows, requests, dtype, device), ONE_SITE
+            yield f"decode_site{suffix}", one_site, random_step(one_site, rows, requests, dtype, device)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -114,8 +112,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run all cases; return the JSON line."""
     with report("score_fold", arguments) as out:
-        for name, bank, step, makers in cases(arguments, out.device):
-            run_case(name, bank, step, out, makers)
+        for name, bank, step in cases(arguments, out.device):
+            run_case(name, bank, step, out)
     return out.line
 
 

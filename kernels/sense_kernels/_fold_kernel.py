@@ -1,9 +1,13 @@
 """The streaming recurrences on the GPU, one token after another, in fp32.
 
-Both the fold and the epilogue of the fused decode step call :func:`fold_cells`, so a request's state is the same bit
-for bit whichever of them folded its tokens. A *cell* is one head of one request; a program works on [R, P] lanes (R
-cells, P lanes a head) and, for windowed kinds, on [R, P, W] rings, all of one group. Group facts are compile-time
-constants: a bank's kernel holds one body per group and each program runs one of them.
+Prompts and decode steps go through the same code, so a request's state is the same bit for bit however its tokens were
+cut into steps. A *cell* is one head of one request; a program works on [R, P] lanes (R cells, P lanes a head) and, for
+windowed kinds, on [R, P, W] rings, all of one group. Group facts are compile-time constants: a bank's kernel holds one
+body per group and each program runs one of them.
+
+A prompt is as quick as one token's chain of dependent instructions. So a token's row number is loaded two steps ahead
+and its logits one, and a cell's lanes and rings stay in one thread: along them, places are multiplied by a ``unit``
+that the compiler does not know to be 1, or it would spread them over threads to load state in wider pieces.
 
 The formulas are those of :mod:`sense_kernels.recurrences`, taken one token at a time.
 """
@@ -40,17 +44,21 @@ def _best(best, readout, full):
 def _window_mean(queries, values, seen, WINDOW: tl.constexpr, KIND: tl.constexpr):
     """Mean, or softmax-weighted mean, of the tokens in the ring. [R, P, W] -> [R, P]."""
     place = tl.arange(0, values.shape[2])[None, None, :]
+    held = tl.minimum(seen, WINDOW)
     if KIND == _ROLLING_MEAN_MAX:
-        return tl.sum(values, 2) / tl.minimum(seen, WINDOW).to(tl.float32)
-    filled = place < tl.minimum(seen, WINDOW)[:, :, None]
+        return tl.sum(values, 2) / held.to(tl.float32)
+    filled = place < held[:, :, None]
     top = tl.max(tl.where(filled, queries, float("-inf")), 2)
     weight = tl.where(filled, tl.exp(queries - top[:, :, None]), 0.0)
     return tl.sum(weight * values, 2) / tl.sum(weight, 2)
 
 
 @triton.jit
-def _step(a, b, c, queries, values, z, q, param, seen, WINDOW: tl.constexpr, KIND: tl.constexpr):
-    """Fold one token into every lane; ``seen`` counts it already. Returns the state and the window's mean."""
+def _step(a, b, c, queries, values, z, q, param, seen, newest, WINDOW: tl.constexpr, KIND: tl.constexpr):
+    """Fold one token into every lane; returns the state and the window's mean.
+
+    ``seen`` counts the token already; ``newest`` [R, P, W] is its place in a ring, no place if it is not taken.
+    """
     mean = z
     if KIND == _MEAN:
         a += (z - a) / seen.to(tl.float32)
@@ -67,7 +75,6 @@ def _step(a, b, c, queries, values, z, q, param, seen, WINDOW: tl.constexpr, KIN
         a = max_nan(a + (z - param), tl.zeros_like(a))
         b = max_nan(b, a)
     else:
-        newest = tl.arange(0, values.shape[2])[None, None, :] == ((seen - 1) % WINDOW)[:, :, None]
         values = tl.where(newest, z[:, :, None], values)
         queries = tl.where(newest, q[:, :, None], queries)
         mean = _window_mean(queries, values, seen, WINDOW, KIND)
@@ -90,7 +97,7 @@ def _readout(a, b, c, mean, seen, WINDOW: tl.constexpr, KIND: tl.constexpr):
 
 
 @triton.jit
-def _load_state(state, floats, mask, WINDOW: tl.constexpr, W: tl.constexpr, KIND: tl.constexpr):
+def _load_state(state, floats, mask, unit, WINDOW: tl.constexpr, W: tl.constexpr, KIND: tl.constexpr):
     """Return (a, b, c) [R, P] and the rings (queries, values) [R, P, W]; what a kind lacks is 0.
 
     ``floats`` [R, P] is the offset of each lane's first state float.
@@ -102,7 +109,7 @@ def _load_state(state, floats, mask, WINDOW: tl.constexpr, W: tl.constexpr, KIND
     if KIND == _ROLLING_MEAN_MAX or KIND == _ROLLING_ATTENTION:
         place = tl.arange(0, W)[None, None, :]
         held = mask[:, :, None] & (place < WINDOW)
-        first = state + floats[:, :, None] + place
+        first = state + floats[:, :, None] + place * unit
         if KIND == _ROLLING_ATTENTION:
             queries = tl.load(first, mask=held, other=0.0)
             values = tl.load(first + WINDOW, mask=held, other=0.0)
@@ -120,12 +127,12 @@ def _load_state(state, floats, mask, WINDOW: tl.constexpr, W: tl.constexpr, KIND
 
 
 @triton.jit
-def _store_state(state, floats, mask, a, b, c, queries, values, WINDOW: tl.constexpr, KIND: tl.constexpr):
+def _store_state(state, floats, mask, unit, a, b, c, queries, values, WINDOW: tl.constexpr, KIND: tl.constexpr):
     """Write what :func:`_load_state` reads."""
     if KIND == _ROLLING_MEAN_MAX or KIND == _ROLLING_ATTENTION:
         place = tl.arange(0, values.shape[2])[None, None, :]
         held = mask[:, :, None] & (place < WINDOW)
-        first = state + floats[:, :, None] + place
+        first = state + floats[:, :, None] + place * unit
         if KIND == _ROLLING_ATTENTION:
             tl.store(first, queries, mask=held)
             tl.store(first + WINDOW, values, mask=held)
@@ -147,6 +154,31 @@ def _finite(x):
 
 
 @triton.jit
+def _load_row(rows, block, first, step, length, ONE_ROW: tl.constexpr):
+    """Return packed row, code and KV block of a token of every cell, [R] each; past its last row 0, 0 and -1."""
+    at, live = first + step, step < length
+    row = at
+    if not ONE_ROW:
+        row = tl.load(rows[0] + at, mask=live, other=0).to(tl.int64)
+    code = tl.load(rows[1] + at, mask=live, other=0).to(tl.int32)
+    ends = tl.full(code.shape, -1, tl.int64)
+    if block is not None:
+        ends = tl.load(block + at, mask=live, other=-1).to(tl.int64)
+    return row, code, ends
+
+
+@triton.jit
+def _load_logits(logits, stride_logits, row, code, mask, value, query, SPAN: tl.constexpr, KIND: tl.constexpr):
+    """Return value and query of a token in every lane [R, P]; 0 where its row is not of the span."""
+    taken = ((code & SPAN) != 0)[:, None] & mask
+    z = tl.load(logits + row[:, None] * stride_logits + value, mask=taken, other=0.0)
+    q = z
+    if KIND == _ATTENTION or KIND == _ROLLING_ATTENTION:
+        q = tl.load(logits + row[:, None] * stride_logits + query, mask=taken, other=0.0)
+    return z, q
+
+
+@triton.jit
 def fold_cells(
     tables,
     logits,
@@ -157,6 +189,7 @@ def fold_cells(
     blocks,
     request,
     requests,
+    unit,
     INDEX: tl.constexpr,
     GROUP: tl.constexpr,
     SIZES: tl.constexpr,
@@ -173,6 +206,7 @@ def fold_cells(
         blocks: (block [R], state, count, peak of the KV blocks), or None for each.
         request: the first request of this program.
         requests: B, one past the last request that it may touch.
+        unit: 1, unknown to the compiler.
         INDEX: the group's number.
         GROUP: (kind, span, window, parts, lanes, first lane, first state float, state floats of a lane, cells); cells
             is a power of two and a multiple of the group's padded heads.
@@ -207,9 +241,10 @@ def fold_cells(
         length = tl.load(rows[2] + owner + 1, mask=real, other=0).to(tl.int64) - first
     if rows[4] is not None:
         length = tl.minimum(length, tl.load(rows[4] + owner, mask=real, other=0).to(tl.int64))
+    length = length.to(tl.int32)
 
     part = tl.arange(0, P)[None, :]
-    lane = member[:, None] * PARTS + part
+    lane = member[:, None] * PARTS + part * unit
     mask = real[:, None] & (part < PARTS)
     value = tl.load(lanes[0] + GROUP[5] + lane, mask=mask, other=0)
     query = value
@@ -219,56 +254,69 @@ def fold_cells(
     head = tl.load(lanes[3] + GROUP[5] + member * PARTS, mask=real, other=0)
 
     floats = GROUP[6] + lane * WIDTH
-    a, b, c, queries, values = _load_state(tables[0], slot[:, None] * S + floats, mask, WINDOW, W, KIND)
-    count = tl.load(tables[1] + slot * G + INDEX, mask=real, other=0)
+    a, b, c, queries, values = _load_state(tables[0], slot[:, None] * S + floats, mask, unit, WINDOW, W, KIND)
+    # 64 bits wide in the table only: a request has fewer than 2^31 tokens.
+    count = tl.load(tables[1] + slot * G + INDEX, mask=real, other=0).to(tl.int32)
     peak = tl.load(tables[2] + slot * H + head, mask=real, other=0.0)
     # A state that is read before the window is full needs the mean of what the ring holds.
     mean = a
+    position = count
     if ROLLING:
         mean = _window_mean(queries, values, tl.maximum(count, 1)[:, None] + tl.zeros_like(lane), WINDOW, KIND)
+        position = count % WINDOW
+    place = tl.arange(0, W)[None, None, :]
 
+    row, code, block = _load_row(rows, blocks[0], first, 0, length, ONE_ROW)
+    z, q = _load_logits(logits, stride_logits, row, code, mask, value, query, SPAN, KIND)
+    next_row, next_code, next_block = _load_row(rows, blocks[0], first, 1, length, ONE_ROW)
     for step in range(0, tl.max(length)):
-        live = real & (step < length)
-        at = first + step
-        row = at
-        if not ONE_ROW:
-            row = tl.load(rows[0] + at, mask=live, other=0).to(tl.int64)
-        code = tl.load(rows[1] + at, mask=live, other=0)
-        take = live & ((code & SPAN) != 0)
-        count += take.to(tl.int64)
+        next_z, next_q = _load_logits(logits, stride_logits, next_row, next_code, mask, value, query, SPAN, KIND)
+        later_row, later_code, later_block = _load_row(rows, blocks[0], first, step + 2, length, ONE_ROW)
+
+        take = (code & SPAN) != 0
         taken = take[:, None] & mask
-        z = _finite(tl.load(logits + row[:, None] * stride_logits + value, mask=taken, other=0.0))
-        q = z
-        if KIND == _ATTENTION or KIND == _ROLLING_ATTENTION:
-            q = _finite(tl.load(logits + row[:, None] * stride_logits + query, mask=taken, other=0.0)) * param
+        count += take.to(tl.int32)
         seen = tl.maximum(count, 1)[:, None] + tl.zeros_like(lane)
-        a1, b1, c1, queries1, values1, mean1 = _step(a, b, c, queries, values, z, q, param, seen, WINDOW, KIND)
+        newest = (place == position[:, None, None]) & taken[:, :, None]
+        z, q = _finite(z), _finite(q) * param
+        a1, b1, c1, queries, values, mean1 = _step(a, b, c, queries, values, z, q, param, seen, newest, WINDOW, KIND)
         a, b, c = tl.where(taken, a1, a), tl.where(taken, b1, b), tl.where(taken, c1, c)
         mean = tl.where(taken, mean1, mean)
         if ROLLING:
-            queries = tl.where(taken[:, :, None], queries1, queries)
-            values = tl.where(taken[:, :, None], values1, values)
+            position = tl.where(take, tl.where(position == WINDOW - 1, 0, position + 1), position)
 
-        watched = live & ((code & _WATCHED) != 0)
-        if tl.max(watched.to(tl.int32)) != 0:
-            readout = tl.sum(tl.where(mask, _readout(a, b, c, mean, seen, WINDOW, KIND), 0.0), 1)
-            readout = tl.where(count == 0, float("-inf"), readout)
-            peak = tl.where(watched, max_nan(peak, readout), peak)
-            if trace is not None:
-                tl.store(trace + row * H + head, readout, mask=watched)
+        watched = (code & _WATCHED) != 0
+        readout = tl.sum(tl.where(mask, _readout(a, b, c, mean, seen, WINDOW, KIND), 0.0), 1)
+        readout = tl.where(count == 0, float("-inf"), readout)
+        peak = tl.where(watched, max_nan(peak, readout), peak)
+        if trace is not None:
+            tl.store(trace + row * H + head, readout, mask=watched)
         if blocks[0] is not None:
-            block = tl.load(blocks[0] + at, mask=live, other=-1).to(tl.int64)
-            ends = live & (block >= 0)
+            ends = block >= 0
             if tl.max(ends.to(tl.int32)) != 0:
                 _store_state(
-                    blocks[1], block[:, None] * S + floats, mask & ends[:, None], a, b, c, queries, values, WINDOW, KIND
+                    blocks[1],
+                    block[:, None] * S + floats,
+                    mask & ends[:, None],
+                    unit,
+                    a,
+                    b,
+                    c,
+                    queries,
+                    values,
+                    WINDOW,
+                    KIND,
                 )
-                tl.store(blocks[2] + block * G + INDEX, count, mask=ends & (member == 0))
+                tl.store(blocks[2] + block * G + INDEX, count.to(tl.int64), mask=ends & (member == 0))
                 tl.store(blocks[3] + block * H + head, peak, mask=ends)
+        row, code, block, z, q = next_row, next_code, next_block, next_z, next_q
+        next_row, next_code, next_block = later_row, later_code, later_block
 
     # Warps hold copies of the same cells: none may write before all have read.
     tl.debug_barrier()
     touched = real & (length > 0)
-    _store_state(tables[0], slot[:, None] * S + floats, mask & touched[:, None], a, b, c, queries, values, WINDOW, KIND)
-    tl.store(tables[1] + slot * G + INDEX, count, mask=touched & (member == 0))
+    _store_state(
+        tables[0], slot[:, None] * S + floats, mask & touched[:, None], unit, a, b, c, queries, values, WINDOW, KIND
+    )
+    tl.store(tables[1] + slot * G + INDEX, count.to(tl.int64), mask=touched & (member == 0))
     tl.store(tables[2] + slot * H + head, peak, mask=touched)

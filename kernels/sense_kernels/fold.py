@@ -98,9 +98,9 @@ def _fold_cpu(
     run(state, count, peak, logits_TC, rows, table, trace, blocks)
 
 
-@triton.jit(do_not_specialize=["requests"])
+@triton.jit(do_not_specialize=["requests", "unit"])
 def _fold_kernel(
-    tables, logits, stride_logits, rows, lanes, trace, blocks, requests, GROUPS: tl.constexpr, SIZES: tl.constexpr
+    tables, logits, stride_logits, rows, lanes, trace, blocks, requests, unit, GROUPS: tl.constexpr, SIZES: tl.constexpr
 ):
     for index in tl.static_range(len(GROUPS)):
         if tl.program_id(1) == index:
@@ -114,6 +114,7 @@ def _fold_kernel(
                 blocks,
                 tl.program_id(0) * GROUPS[index][9],
                 requests,
+                unit,
                 index,
                 tl.constexpr(GROUPS[index]),
                 SIZES,
@@ -147,6 +148,7 @@ def fold_triton(
         trace,
         (None, None, None, None) if blocks is None else (rows.block, *blocks),
         requests,
+        1,
         GROUPS=groups,
         SIZES=(table.state_floats, len(groups), table.heads),
         **options(warps),

@@ -36,7 +36,7 @@ __all__ = [
 PAD = 16
 """Weight columns are padded to a multiple of this: whole tensor-core tiles, and loads of 16 bytes and more."""
 
-SPLIT_ROWS = 1024
+SPLIT_ROWS = 2048
 """Up to so many rows the scoring kernel sums the segments of the width in parallel programs."""
 
 WARM_ROWS = SPLIT_ROWS + 1

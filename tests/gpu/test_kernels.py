@@ -45,7 +45,7 @@ def table(device: str) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("rows", [1, 17, 130, 1100])
+@pytest.mark.parametrize("rows", [1, 17, 130, 2100])
 def test_score(rows: int, dtype: torch.dtype) -> None:
     from sense_kernels import score, score_torch
 
@@ -59,7 +59,7 @@ def test_score(rows: int, dtype: torch.dtype) -> None:
 
 
 def run(device: str, dtype: torch.dtype, steps: list[list[int]], graph: bool = False) -> list[Tensor]:
-    """Fold steps of so many rows a request; a step of single rows is fused. Returns the state tables."""
+    """Score and fold steps of so many rows a request. Returns the state tables."""
     from sense_kernels import RESPONSE, WATCHED, FoldRows, RowTensors, new_scratch, score_fold
 
     generator = torch.Generator().manual_seed(2)
@@ -106,13 +106,35 @@ def test_a_captured_step_equals_a_launched_one() -> None:
         assert torch.equal(got, want)
 
 
+def test_the_chunks_of_a_prompt_change_no_bit() -> None:
+    from sense_kernels import RESPONSE, WATCHED, FoldRows, RowTensors, fold
+
+    lanes, logits = table("cuda"), torch.randn(40, 14, generator=torch.Generator().manual_seed(5)).cuda()
+
+    def chunked(*lengths: int) -> list[Tensor]:
+        (state, count, peak), first = lanes.new_state(1, "cuda"), 0
+        for n in lengths:
+            codes = np.full(n, RESPONSE | WATCHED)
+            rows: Any = FoldRows(np.arange(n), codes, np.array([0, n]), np.array([0]))
+            if n == 1:
+                tensors = rows.to(torch.device("cuda"))
+                rows = RowTensors(None, tensors.code, None, tensors.slot)
+            fold(state, count, peak, logits[first : first + n], rows, lanes)
+            first += n
+        return [state.cpu(), count.cpu(), peak.cpu()]
+
+    whole = chunked(40)
+    for pieces in (chunked(17, 3, 20), chunked(25, *[1] * 15)):
+        assert all(torch.equal(got, want) for got, want in zip(pieces, whole, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_does_not_depend_on_its_batch(dtype: torch.dtype) -> None:
     from sense_kernels import score
 
-    hidden = torch.randn(1100, D, generator=torch.Generator().manual_seed(1)).to(dtype).cuda()
+    hidden = torch.randn(2100, D, generator=torch.Generator().manual_seed(1)).to(dtype).cuda()
     weight, bias, mlp_weight, mlp_bias, low = site(dtype, 14)[0]
-    alone, together = (torch.empty(1100, 14, device="cuda") for _ in range(2))
+    alone, together = (torch.empty(2100, 14, device="cuda") for _ in range(2))
     score(hidden[:17], weight, bias, mlp_weight, mlp_bias, 1e-6, alone, None, low)
     score(hidden, weight, bias, mlp_weight, mlp_bias, 1e-6, together, None, low)
     assert torch.equal(alone[:17], together[:17])

@@ -4,6 +4,7 @@ import argparse
 import csv
 import importlib.util
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def score_fold(scripts: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script without its compiler, which takes half a minute."""
     module = scripts("bench_score_fold")
     dense = module.Dense
-    for table in (module.VARIANTS, module.ONE_SITE):
-        monkeypatch.setitem(table, "compiled", lambda bank, step: dense(bank, step, lambda function: function))
+    monkeypatch.setitem(module.VARIANTS, "compiled", lambda bank, step: dense(bank, step, lambda function: function))
     monkeypatch.setattr(module, "_MORE_ROUNDS", 1)
     return module
 
@@ -54,9 +54,7 @@ def tiny(module: Any, path: Path, *more: str) -> argparse.Namespace:
 def test_the_line_and_the_rows(score_fold: Any, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = score_fold.main(tiny(score_fold, tmp_path / "results.csv", "--dtype", dtype))
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == line
-    cases = {"decode": score_fold.VARIANTS, "decode_site": score_fold.ONE_SITE}
-    cases |= {"prefill": score_fold.VARIANTS, "prefill8": score_fold.VARIANTS}
-    expected = {(case, variant) for case, variants in cases.items() for variant in variants}
+    expected = set(product(("decode", "decode_site", "prefill", "prefill8"), score_fold.VARIANTS))
     for case, variant in expected:
         assert line[f"{case}_{variant}_us"] > 0
         assert (f"{case}_{variant}_ratio" in line) == (variant != "ours")

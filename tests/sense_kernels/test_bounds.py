@@ -92,8 +92,9 @@ def test_folding_stays_in_bounds(optional: bool, oracle: Any, traffic: Any) -> N
 def test_a_decode_step_stays_in_bounds(oracle: Any) -> None:
     table = oracle.table()
     rows = RowTensors(None, torch.full((5,), 12), None, torch.tensor([3, -1, 0, 4, 1]))
-    trace = torch.empty(5, oracle.HEADS)
-    fold_triton(*table.new_state(5), torch.randn(5, oracle.COLUMNS), rows, table, trace)
+    state, count, peak = table.new_state(5)
+    logits, trace = torch.randn(5, oracle.COLUMNS), torch.empty(5, oracle.HEADS)
+    fold_triton(state, count, peak, logits, rows, table, trace)
 
 
 @pytest.mark.parametrize("clusters", [1, 17])
