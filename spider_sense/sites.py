@@ -1,6 +1,7 @@
 """The table of architectures: where in a transformers model each site is read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -15,6 +16,7 @@ __all__ = [
     "layer_count",
     "resolve",
     "resolve_all",
+    "shortened",
     "supported_architectures",
     "unwrap",
 ]
@@ -111,6 +113,25 @@ def layer_count(model: nn.Module) -> int:
     blocks = cast(nn.ModuleList, _find(model, layout.blocks))
     _expect(f"number of blocks in {layout.blocks}", len(blocks), _text_config(model).num_hidden_layers)
     return len(blocks)
+
+
+@contextmanager
+def shortened(model: nn.Module, layers: int) -> Iterator[None]:
+    """Leave out, for the length of a block, all of a model's blocks but the first ``layers``.
+
+    What these compute is what the whole model computes there; its logits mean nothing meanwhile.
+
+    Raises:
+        SiteError: if the architecture is unknown.
+    """
+    owner, _, name = _layout(model).blocks.rpartition(".")
+    stack = unwrap(_find(model, owner))
+    blocks = cast(nn.ModuleList, getattr(stack, name))
+    setattr(stack, name, blocks[:layers])
+    try:
+        yield
+    finally:
+        setattr(stack, name, blocks)
 
 
 def available_places(model: nn.Module) -> tuple[Place, ...]:
