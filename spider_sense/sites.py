@@ -226,12 +226,13 @@ def _find(model: nn.Module, path: str) -> nn.Module:
     module, seen = model, ""
     for name in path.split("."):
         # A block may be compiled by itself, inside a model that is not.
-        children = dict(unwrap(module).named_children())
-        if name not in children:
+        inner = unwrap(module)
+        child = getattr(inner, name, None)
+        if not isinstance(child, nn.Module):
             where = f"in {seen.rstrip('.')} of " if seen else "in "
-            owner = type(unwrap(model)).__name__
+            owner, children = type(unwrap(model)).__name__, dict(inner.named_children())
             raise SiteError(f"looked for {path}: no {name!r} {where}{owner}; {nearest(name, children)}")
-        module, seen = children[name], f"{seen}{name}."
+        module, seen = child, f"{seen}{name}."
     return module
 
 
