@@ -165,7 +165,7 @@ def test_what_cannot_be_calibrated_on_is_named(
         set_on(stages, loaded, [Trace(id="s", messages=(Message(role="system", content="Be kind."),))])
     with pytest.raises(
         DataError,
-        match=r"18 spans for query cannot show a rate of 0\.05; give 19 .* 99 for .*, or leave the stage's messages out",
+        match=r"18 spans for query cannot show a rate of 0\.05; give 19 .* 99 for .*, or leave the stage's messages",
     ):
         set_on(stages, loaded, conversations(18))
     with pytest.raises(ConfigError, match="a breach must be the rarer of the two"):
