@@ -51,8 +51,8 @@ class Size(Settings):
 
 
 SITES = ("resid.10", "resid.14", "resid.18", "resid.22")
-FULL = Size(sites=SITES, site="resid.18", tokens=400, rows=300, attacks=20, requests=80, asked=24, timed=50, repeats=5)
-QUICK = Size(sites=SITES, site="resid.18", tokens=260, rows=60, attacks=8, requests=40, asked=6, timed=20, repeats=3)
+FULL = Size(sites=SITES, site="resid.18", tokens=400, rows=300, attacks=20, requests=80, asked=24, timed=50, repeats=9)
+QUICK = Size(sites=SITES, site="resid.18", tokens=260, rows=60, attacks=8, requests=40, asked=6, timed=20, repeats=5)
 
 
 def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[str, StageData]:
