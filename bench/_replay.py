@@ -2,6 +2,8 @@
 
 import secrets
 import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,44 +31,67 @@ __all__ = ["Timing", "compare", "shipped", "sighted", "timed"]
 SECRETS = 20
 
 
-def sighted(reader: ChatSpans, sense: ModelSense, trace: BenchTrace) -> list[Sighting]:
-    """Run a trace through the model and return what is sensed of each span."""
+@torch.inference_mode()
+def sighted(reader: ChatSpans, senses: Sequence[ModelSense], trace: BenchTrace) -> list[list[Sighting]]:
+    """Run a trace through the model once and return what each sense makes of its spans."""
     conversation = reader.read(trace.messages)
-    seen = []
-    for span, text, item in zip(conversation.spans, conversation.texts, sense.sense(conversation), strict=True):
+    with ExitStack() as stack:
+        for sense in senses:
+            stack.enter_context(sense.attached())
+        senses[0].run(conversation.ids)
+        found = [sense.read(conversation) for sense in senses]
+    artifacts = []
+    for span, text in zip(conversation.spans, conversation.texts, strict=True):
         purpose = "" if span.stage == "query" else trace.messages[0].content
-        seen.append(Sighting(trace, Artifact(span=span, text=text, purpose=purpose), item))
-    return seen
+        artifacts.append(Artifact(span=span, text=text, purpose=purpose))
+    return [
+        [Sighting(trace, artifact, item) for artifact, item in zip(artifacts, sensed, strict=True)] for sensed in found
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What one trace costs, in seconds, each the fastest of several: what else the machine does only ever adds."""
+    """What one trace costs, in seconds, several times over; what is timed together was timed one after the other."""
 
-    bare: float
+    bare: tuple[float, ...]
     """Rendering, and the pass that the engine makes over the prompt in any case, nothing of it cached."""
-    check: float
+    check: tuple[float, ...]
     """`Screen.check`, which makes such a pass of its own: all of it is added in front of an endpoint elsewhere."""
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """What is added each time, as a share of ``bare``, if the engine's own pass is the one that is read."""
+        return tuple(check / bare - 1 for bare, check in zip(self.bare, self.check, strict=True))
+
+    @property
     def added(self) -> float:
-        """What is added, as a share of ``bare``, if the engine's own pass is the one that is read."""
-        return self.check / self.bare - 1
+        """The median of ``shares``: what differs between the times is the machine, and between traces the screen."""
+        return float(np.median(self.shares))
+
+    @property
+    def fastest(self) -> float:
+        """What is added as a share, the fastest of each against one another."""
+        return min(self.check) / min(self.bare) - 1
 
 
 @torch.inference_mode()
-def timed(reader: ChatSpans, sense: ModelSense, screen: Screen, trace: BenchTrace, repeats: int = 5) -> Timing:
-    """Time a screen as it is shipped; bare and screened passes alternate."""
+def timed(reader: ChatSpans, sense: ModelSense, screen: Screen, trace: BenchTrace, repeats: int) -> Timing:
+    """Time a screen as it is shipped; bare and screened passes alternate, and so does which of them comes first."""
     plain = [message.dump() for message in trace.messages]
-    bare, screened = [], []
-    for _ in range(repeats):
-        start = time.perf_counter()
+
+    def bare() -> None:
         sense.run(reader.tokenizer.apply_chat_template(plain, add_generation_prompt=True)["input_ids"])
-        bare.append(time.perf_counter() - start)
-        start = time.perf_counter()
+
+    def check() -> None:
         screen.check(trace.messages, principal="ann")
-        screened.append(time.perf_counter() - start)
-    return Timing(min(bare), min(screened))
+
+    seconds: dict[Callable[[], None], list[float]] = {bare: [], check: []}
+    for turn in range(repeats):
+        for action in (bare, check) if turn % 2 else (check, bare):
+            start = time.perf_counter()
+            action()
+            seconds[action].append(time.perf_counter() - start)
+    return Timing(tuple(seconds[bare]), tuple(seconds[check]))
 
 
 def shipped(reader: ChatSpans, sense: ModelSense, bank: SignatureBank) -> Screen:

@@ -45,12 +45,14 @@ class Size(Settings):
     """Spans that the served model judges: it takes seconds each."""
     timed: int
     """Benign traces that are timed."""
+    repeats: int
+    """Times that each of them is timed, without the screen and with it."""
     options: StageOptions = StageOptions()
 
 
 SITES = ("resid.10", "resid.14", "resid.18", "resid.22")
-FULL = Size(sites=SITES, site="resid.18", tokens=400, rows=300, attacks=20, requests=80, asked=24, timed=50)
-QUICK = Size(sites=SITES, site="resid.18", tokens=260, rows=60, attacks=8, requests=40, asked=6, timed=20)
+FULL = Size(sites=SITES, site="resid.18", tokens=400, rows=300, attacks=20, requests=80, asked=24, timed=50, repeats=9)
+QUICK = Size(sites=SITES, site="resid.18", tokens=260, rows=60, attacks=8, requests=40, asked=6, timed=20, repeats=5)
 
 
 def captured(loaded: LoadedModel, data: Path, size: Size, folder: Path) -> dict[str, StageData]:

@@ -8,7 +8,7 @@ they are still of the same tokens and model. The last line is one JSON object.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -89,11 +89,12 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
     calibrated = calibrate_stages(guard, loaded, reader, traffic)
     CONSOLE.log(f"thresholds set on {calibrated.guard.manifest.training['recalibrated_on']['spans']}")
     sense = ModelSense(loaded, calibrated, bank.site)
-    before, seen = ([item for trace in replayed for item in sighted(reader, one, trace)] for one in (unset, sense))
+    sights = [sighted(reader, (unset, sense), trace) for trace in replayed]
+    before, seen = ([item for both in sights for item in both[place]] for place in range(2))
     suspects = {item.trace.id for item in seen if item.sensed.zone != "clear"}
     clear = [trace for trace in replayed if trace.attacked is None and trace.id not in suspects]
     screen = shipped(reader, sense, bank)
-    timings = [timed(reader, sense, screen, trace) for trace in clear[: size.timed]]
+    timings = [timed(reader, sense, screen, trace, size.repeats) for trace in clear[: size.timed]]
     CONSOLE.log(f"judging {len(seen)} spans of {len(replayed)} traces")
     words = {name: TfidfBaseline.fit(*texts_of(stages[name], ~left_out[name])) for name in STAGES}
     with served() as judge:
@@ -132,18 +133,28 @@ def summary(results: dict[str, Any], compared: dict[str, dict[str, Any]], timing
         "false_positives_uncalibrated": unset["false_positives"]["value"],
         "escalated_share_uncalibrated": unset["escalated_share"]["value"],
         "timed_traces": len(timings),
-        "added_latency_median_ratio": _median([item.added for item in timings]),
-        "added_latency_p99_ratio": float(np.percentile([item.added for item in timings], 99)) if timings else None,
-        "added_latency_worst_ratio": max((item.added for item in timings), default=None),
-        "pass_seconds_median": _median([item.bare for item in timings]),
-        "check_seconds_median": _median([item.check for item in timings]),
+        **latency(timings),
         "judge": f"{REFERENCE}: TF-IDF, no language model",
         "arms": compared,
     }
 
 
-def _median(values: list[float]) -> float | None:
-    return float(np.median(values)) if values else None
+def latency(timings: list[Timing]) -> dict[str, float | None]:
+    """Return what the screen adds, as shares of a pass: each trace's median, and beside it what that evens out."""
+
+    def over(values: Iterable[float], percent: float) -> float | None:
+        found = list(values)
+        return float(np.percentile(found, percent)) if found else None
+
+    return {
+        "added_latency_median_ratio": over((item.added for item in timings), 50),
+        "added_latency_p99_ratio": over((item.added for item in timings), 99),
+        "added_latency_worst_ratio": over((item.added for item in timings), 100),
+        "added_latency_p99_ratio_fastest": over((item.fastest for item in timings), 99),
+        "added_latency_p99_ratio_single": over((share for item in timings for share in item.shares), 99),
+        "pass_seconds_median": over((second for item in timings for second in item.bare), 50),
+        "check_seconds_median": over((second for item in timings for second in item.check), 50),
+    }
 
 
 def show_probes(results: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ KIND = ArtifactKind(
     noun="guard",
     manifest=MANIFEST,
     version=SCHEMA_VERSION,
-    maker="spider-sense train",
+    maker="spider-sense train` or, for an agent's stages, `make bench-screening",
     again="train",
     error=GuardError,
 )

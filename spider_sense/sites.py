@@ -1,6 +1,7 @@
 """The table of architectures: where in a transformers model each site is read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -15,6 +16,7 @@ __all__ = [
     "layer_count",
     "resolve",
     "resolve_all",
+    "shortened",
     "supported_architectures",
     "unwrap",
 ]
@@ -113,6 +115,25 @@ def layer_count(model: nn.Module) -> int:
     return len(blocks)
 
 
+@contextmanager
+def shortened(model: nn.Module, layers: int) -> Iterator[None]:
+    """Leave out, for the length of a block, all of a model's blocks but the first ``layers``.
+
+    What these compute is what the whole model computes there; its logits mean nothing meanwhile.
+
+    Raises:
+        SiteError: if the architecture is unknown.
+    """
+    owner, _, name = _layout(model).blocks.rpartition(".")
+    stack = unwrap(_find(model, owner))
+    blocks = cast(nn.ModuleList, getattr(stack, name))
+    setattr(stack, name, blocks[:layers])
+    try:
+        yield
+    finally:
+        setattr(stack, name, blocks)
+
+
 def available_places(model: nn.Module) -> tuple[Place, ...]:
     """Return the places that every block of the model has.
 
@@ -205,12 +226,13 @@ def _find(model: nn.Module, path: str) -> nn.Module:
     module, seen = model, ""
     for name in path.split("."):
         # A block may be compiled by itself, inside a model that is not.
-        children = dict(unwrap(module).named_children())
-        if name not in children:
+        inner = unwrap(module)
+        child = getattr(inner, name, None)
+        if not isinstance(child, nn.Module):
             where = f"in {seen.rstrip('.')} of " if seen else "in "
-            owner = type(unwrap(model)).__name__
+            owner, children = type(unwrap(model)).__name__, dict(inner.named_children())
             raise SiteError(f"looked for {path}: no {name!r} {where}{owner}; {nearest(name, children)}")
-        module, seen = children[name], f"{seen}{name}."
+        module, seen = child, f"{seen}{name}."
     return module
 
 

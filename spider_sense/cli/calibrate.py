@@ -70,6 +70,8 @@ def calibrate(
             progress=stack.enter_context(progress_bars()),
         )
     _show(done.guard, done.before)
+    for record in done.guard.manifest.detectors:
+        _warn(record.name, record.calibration)
     repeats = sum(map(len, sets.values())) - len(rows)
     typer.echo(f"calibrated on {len(rows)} conversations, {repeats} repeats left out; wrote {done.folder}")
 
@@ -116,6 +118,9 @@ def _stages(
     done.guard.save_pretrained(target)
     _show(done.guard, {record.name: record.calibration for record in stages.guard.manifest.detectors})
     kept = done.guard.manifest.training["recalibrated_on"]["kept"]
+    for record in done.guard.manifest.detectors:
+        if record.name not in kept:
+            _warn_of_stage(record.name, record.calibration)
     if kept:
         typer.echo(f"no span for {', '.join(kept)}, so the thresholds are those of before", err=True)
     typer.echo(f"calibrated on {len(traces)} conversations; wrote {target}")
@@ -124,7 +129,6 @@ def _stages(
 def _show(guard: "Guard", before: "Mapping[str, Calibration]") -> None:
     for record in guard.manifest.detectors:
         console.print(thresholds_table(record.name, record.calibration, before[record.name]))
-        _warn(record.name, record.calibration)
 
 
 def _warn(detector: str, calibration: "Calibration") -> None:
@@ -140,5 +144,18 @@ def _warn(detector: str, calibration: "Calibration") -> None:
         typer.echo(
             f"warning: {len(weak)} thresholds of {detector} rest on too little traffic, one on {worst.n} where "
             f"{worst.needed} are needed for {worst.target_fpr:.1%}; do not act on its verdicts before it has seen more",
+            err=True,
+        )
+
+
+def _warn_of_stage(stage: str, calibration: "Calibration") -> None:
+    """Say that a breach counts as suspect where fewer spans were seen than its rate needs."""
+    from spider_sense.calibration import least_for
+
+    needed = least_for(calibration.breach_fpr)
+    if calibration.n < needed:
+        typer.echo(
+            f"warning: a breach of {stage} counts as suspect: it rests on {calibration.n} spans, and "
+            f"{calibration.breach_fpr:.1%} needs {needed}",
             err=True,
         )

@@ -40,6 +40,7 @@ _ALLOWED = (
 _CONNECTIVES = frozenset({"&&", "||", "!", "if-then-else"})
 _TESTS = frozenset({"&&", "||", "!", "==", "!=", "<", "<=", ">", ">=", "in", "is", "has", "like", "contains"})
 """What is true or false, whatever it is about."""
+_NO_SUCH_TOOL = "is not declared as a valid eid"
 _WORDS = {"zone": ZONES, "signature": ("", *(kind for kind in KINDS if kind != "benign"))}
 
 
@@ -85,6 +86,8 @@ def _faults(rule: Mapping[str, Any], known: Sequence[str] | None) -> Iterator[st
     import cedarpy
 
     words = _WORDS | ({"tool": known} if known else {})
+    no_tools = [] if known is None else list(_unknown_tools(rule, known))
+    yield from no_tools
     for body in (condition["body"] for condition in rule["conditions"]):
         yield from _whole_numbers(body)
         yield from _unknown_words(body, words)
@@ -94,9 +97,16 @@ def _faults(rule: Mapping[str, Any], known: Sequence[str] | None) -> Iterator[st
     tools = f" enum [{', '.join(map(literal, known))}]" if known else ""
     schema = _SCHEMA.format(tools=tools, actions=", ".join(ACTIONS.values()))
     found = cedarpy.validate_policies(cedarpy.policies_from_json_str(json.dumps(one)), schema)
-    # The validator says it once for each action, and may name it.
-    said = (re.sub("^for policy `policy0`[,:] ", "", error.error) for error in found.errors)
+    # The validator says it once for each action, and may name it; of a tool it does not say what is nearest.
+    told = (error.error for error in found.errors if not (no_tools and error.error.endswith(_NO_SUCH_TOOL)))
+    said = (re.sub("^for policy `policy0`[,:] ", "", fault) for fault in told)
     yield from sorted({re.sub(r" for Action::\"\w+\"", "", fault) for fault in said}, reverse=True)
+
+
+def _unknown_tools(rule: Mapping[str, Any], known: Sequence[str]) -> Iterator[str]:
+    """Return what is wrong with names of tools."""
+    named = dict.fromkeys(node["id"] for node in _nodes(rule) if node.get("type") == "Tool" and "id" in node)
+    yield from (f"there is no tool {name!r}; {nearest(name, known)}" for name in named if name not in known)
 
 
 def _whole_numbers(body: dict[str, Any]) -> Iterator[str]:

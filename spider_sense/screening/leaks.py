@@ -4,11 +4,11 @@ Secrets are what the operator marks, and canaries that are made to be found. Not
 of their n-grams: without the operator's key nobody can tell from the digests whether a guess is right.
 """
 
-import hashlib
 import secrets
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from spider_sense.errors import ConfigError
 from spider_sense.screening.disguise import disguises, folded, unescaped
@@ -73,7 +73,8 @@ class LeakWatch:
     """
 
     def __init__(self, key: OperatorKey) -> None:
-        self._key = key.derived("leaks")
+        # Copied for each digest: taking the key in takes longer than a run of letters does.
+        self._keyed = blake2b(key=key.derived("leaks"), digest_size=8)
         self._forms: list[_Form] = []
         self._at: dict[bytes, list[int]] = defaultdict(list)
         self._runs: dict[bytes, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -170,8 +171,10 @@ class LeakWatch:
     def _grams(self, text: str, n: int) -> list[bytes]:
         grams = [text[start : start + n] for start in range(len(text) - n + 1)]
         # The same few stand again and again.
-        digests = {gram: self._digest(gram.encode()) for gram in set(grams)}
+        digests = {gram: self._digest(gram) for gram in set(grams)}
         return [digests[gram] for gram in grams]
 
-    def _digest(self, gram: bytes) -> bytes:
-        return hashlib.blake2b(gram, key=self._key, digest_size=8).digest()
+    def _digest(self, gram: str) -> bytes:
+        started = self._keyed.copy()
+        started.update(gram.encode())
+        return started.digest()

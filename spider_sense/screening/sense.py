@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sense_kernels import PROMPT, WATCHED, FoldRows, fold
 from spider_sense.attach import Attachment
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.models import LoadedModel
-from spider_sense.scoring import Bank, Probe, RequestRows, Scorer
+from spider_sense.scoring import Bank, Probe
 from spider_sense.screening.drift import DRIFT, Places, drift, opening
 from spider_sense.screening.pooling import pool
 from spider_sense.screening.sensed import Sensed
@@ -134,17 +135,17 @@ def span_scores(bank: Bank, logits_SC: Tensor, spans: Sequence[tuple[int, int]])
     Returns:
         The readout at the end of each span [N, H], float64; NaN of an empty one.
     """
-    scorer, batch = Scorer(bank), []
-    for start, stop in spans:
-        request = scorer.open(str(start), stop, start, 0)
-        request.position = start
-        if stop > start:
-            batch.append(RequestRows(request, np.arange(start, stop), np.arange(start, stop)))
     scores_NH = np.full((len(spans), bank.table.heads), np.nan)
-    if batch:
-        scorer.step(logits_SC, batch)
-        filled = [place for place, (start, stop) in enumerate(spans) if stop > start]
-        scores_NH[filled] = scorer.peak([item.request for item in batch]).double().cpu().numpy()
+    filled = [place for place, (start, stop) in enumerate(spans) if stop > start]
+    if filled:
+        row_R = np.concatenate([np.arange(*spans[place]) for place in filled])
+        end_B = np.cumsum([spans[place][1] - spans[place][0] for place in filled])
+        code_R = np.full(len(row_R), PROMPT)
+        code_R[end_B - 1] |= WATCHED
+        state = bank.table.new_state(len(filled), bank.device)
+        rows = FoldRows(row_R, code_R, np.concatenate(([0], end_B)), np.arange(len(filled)))
+        fold(*state, logits_SC, rows, bank.table)
+        scores_NH[filled] = state.peak.double().cpu().numpy()
     return scores_NH
 
 

@@ -78,6 +78,7 @@ class SignatureBank:
         units_TD = torch.nn.functional.normalize(pooled_TD.float() - self.centre_D)
         return units_TD * (pooled_TD != 0).any(1, keepdim=True)
 
+    @torch.inference_mode()
     def match(self, pooled_D: Tensor) -> list[Match]:
         """Return what fires on a mean activation [D], nearest first: of each side what fires most surely."""
         units_1D = self.unit(pooled_D[None])

@@ -111,7 +111,8 @@ def _anew(record: Detector, found: Mapping[str, Verdict], rates: _Rates) -> Dete
     if len(found) < needed:
         raise DataError(
             f"{len(found)} spans for {record.name} cannot show a rate of {rates.suspect_fpr:g}; give {needed} or more, "
-            f"and {least_for(rates.breach_fpr)} for a breach at {rates.breach_fpr:g}"
+            f"and {least_for(rates.breach_fpr)} for a breach at {rates.breach_fpr:g}, "
+            "or leave the stage's messages out, and it keeps its thresholds"
         )
     scores = np.array([verdict.score for verdict in found.values()])
     tokens = np.array([verdict.coverage.scored for verdict in found.values()])

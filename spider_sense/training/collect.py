@@ -21,7 +21,7 @@ from spider_sense.errors import ConfigError, DataError
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.models import LoadedModel
 from spider_sense.scoring.bank import EPS
-from spider_sense.sites import resolve_all
+from spider_sense.sites import resolve_all, shortened
 from spider_sense.training.conversations import Conversation, batches, conversation, padded
 from spider_sense.training.manifest import Pins, resume
 from spider_sense.training.shards import CapturedRows, append, load, responses
@@ -147,8 +147,9 @@ def _captured(
     keys: Mapping[str, str],
     advance: Callable[[int], None],
 ) -> Iterator[CapturedRows]:
+    depth = 1 + max(site.layer for site in sites)
     for batch in batched:
-        generated = _run(loaded, batch)
+        generated = _run(loaded, batch, depth)
         taken = {sequence.key: sequence for sequence in capture.take()}
         for index, (item, response) in enumerate(zip(batch, generated, strict=True)):
             rows = slice(item.skip, len(item.ids) + len(response))
@@ -164,13 +165,17 @@ def _captured(
 
 
 @torch.inference_mode()
-def _run(loaded: LoadedModel, batch: Sequence[Conversation]) -> list[tuple[int, ...]]:
-    """Run the model on a batch and return what it generated of each conversation."""
+def _run(loaded: LoadedModel, batch: Sequence[Conversation], depth: int) -> list[tuple[int, ...]]:
+    """Run the model on a batch and return what it generated of each conversation.
+
+    Where nothing is generated, what comes after the first ``depth`` blocks is read by nobody and left out.
+    """
     model: Any = loaded.model
     pad, generate = loaded.tokenizer.pad_token_id, batch[0].generate
     ids_BT, mask_BT = (x.to(model.device) for x in padded(batch, pad, left=generate > 0))
     if not generate:
-        model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, logits_to_keep=1)
+        with shortened(model, depth):
+            model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, logits_to_keep=1)
         return [()] * len(batch)
     all_BT = model.generate(
         ids_BT,

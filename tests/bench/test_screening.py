@@ -27,6 +27,8 @@ KEYS = {
     "added_latency_median_ratio",
     "added_latency_p99_ratio",
     "added_latency_worst_ratio",
+    "added_latency_p99_ratio_fastest",
+    "added_latency_p99_ratio_single",
     "check_seconds_median",
     "drift_clean",
 }
@@ -93,6 +95,17 @@ class Nobody:
         return Answer(outcome=None, reason="gone", seconds=0.0)
 
 
+def test_a_disturbance_of_one_time_is_not_the_screens(bench: Any) -> None:
+    steady = bench.Timing(bare=(1.0, 2.0, 4.0), check=(1.25, 2.5, 9.0))
+    none = bench.Timing(bare=(1.0, 1.0, 1.0), check=(1.0, 1.0, 1.0))
+    assert (steady.shares, steady.added, steady.fastest) == ((0.25, 0.25, 1.25), 0.25, 0.25)
+    found = bench.latency([steady, none])
+    assert found["added_latency_worst_ratio"] == 0.25
+    assert 1.0 < found["added_latency_p99_ratio_single"] < 1.25
+    assert found["added_latency_median_ratio"] == 0.125
+    assert set(bench.latency([]).values()) == {None}
+
+
 def test_the_comparison_runs_from_prompt_sets_to_its_last_line(
     bench: Any, agent_loaded: LoadedModel, tmp_path: Path
 ) -> None:
@@ -105,6 +118,7 @@ def test_the_comparison_runs_from_prompt_sets_to_its_last_line(
         requests=3,
         asked=4,
         timed=2,
+        repeats=2,
         options=StageOptions(folds=2),
     )
     (tmp_path / "data").mkdir()

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, get_args
 
 import pytest
@@ -13,6 +14,7 @@ from spider_sense.sites import (
     layer_count,
     resolve,
     resolve_all,
+    shortened,
     supported_architectures,
     unwrap,
 )
@@ -124,6 +126,20 @@ def test_resid_is_what_transformers_calls_hidden_states(tiny_model: Builder, arc
     with torch.no_grad():
         last = norm(seen[Site(1, "resid")])
     torch.testing.assert_close(last, output.hidden_states[-1], rtol=0, atol=0)
+
+
+def test_a_shortened_model_computes_the_same_up_to_its_end_and_is_whole_again(
+    tiny_model: Builder, architecture: str
+) -> None:
+    model, first, last = tiny_model(architecture), Site(0, "resid"), Site(LAYERS - 1, "resid")
+    points = resolve_all(model, [first, last])
+    whole, output = read(model, points)
+    with suppress(KeyboardInterrupt), shortened(model, 1):
+        seen, _ = read(model, points)
+        raise KeyboardInterrupt
+    assert seen.keys() == {first}
+    torch.testing.assert_close(seen[first], whole[first], rtol=0, atol=0)
+    torch.testing.assert_close(read(model, points)[1].logits, output.logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))

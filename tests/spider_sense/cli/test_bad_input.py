@@ -99,7 +99,8 @@ def test_missing_data_file(refuse: Refuse, guard: Path, tmp_path: Path, verb: st
 def test_missing_guard(refuse: Refuse, benign: Path, tmp_path: Path, verb: str) -> None:
     nowhere = tmp_path / "nowhere"
     error = refuse(verb, nowhere) if verb == "inspect" else refuse(*scoring(verb, nowhere, benign))
-    assert "nowhere/guard.json does not exist; name a folder that `spider-sense train` wrote" in error
+    assert "nowhere/guard.json does not exist; name a folder that `spider-sense train` or" in error
+    assert "`make bench-screening` wrote" in error
 
 
 @pytest.mark.parametrize("verb", ["eval", "calibrate", "train"])

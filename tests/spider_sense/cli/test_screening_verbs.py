@@ -266,6 +266,12 @@ def test_a_guard_of_the_stages_is_calibrated_on_traces(run: Run, stage_guard: Pa
     given = ("calibrate", "--guard", stage_guard, "--model", "x", "--out", tmp_path / "ours")
     printed = run(*given, "--trace", asked(tmp_path / "own.jsonl", 120))
     assert "no span for plan, so the thresholds are those of before" in printed
+    # Plans keep what they had, and 120 queries are enough.
+    assert "warning" not in printed
+    few = run(*given, "--trace", asked(tmp_path / "few.jsonl", 30))
+    assert "warning: a breach of query counts as suspect: it rests on 30 spans, and 1.0% needs 99" in few
+    assert "warning: a breach of plan" not in few
+    run(*given, "--trace", tmp_path / "own.jsonl")
     assert "calibrated on 120 conversations; wrote" in printed
     assert (stage_guard / "guard.json").read_bytes() == before
     shown = run("inspect", tmp_path / "ours")

@@ -169,7 +169,7 @@ def test_what_is_like_a_secret_is_none(watch: LeakWatch) -> None:
 
 
 def test_nothing_of_it_is_kept(watch: LeakWatch) -> None:
-    kept = pickle.dumps({name: value for name, value in vars(watch).items() if name not in ("_key", "_runs")})
+    kept = pickle.dumps({name: value for name, value in vars(watch).items() if name not in ("_keyed", "_runs")})
     kept += pickle.dumps([*watch._runs])
     for piece in ("Alpha", "alpha", "tango93", SECRET[5:15], SECRET.encode().hex()[:12]):
         assert piece.encode() not in kept

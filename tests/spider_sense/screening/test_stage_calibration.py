@@ -163,7 +163,10 @@ def test_what_cannot_be_calibrated_on_is_named(
         set_on(stages, loaded, [])
     with pytest.raises(DataError, match="no probe of the guard reads a span of the 1 conversations"):
         set_on(stages, loaded, [Trace(id="s", messages=(Message(role="system", content="Be kind."),))])
-    with pytest.raises(DataError, match=r"18 spans for query cannot show a rate of 0\.05; give 19 .* 99 for a breach"):
+    with pytest.raises(
+        DataError,
+        match=r"18 spans for query cannot show a rate of 0\.05; give 19 .* 99 for .*, or leave the stage's messages",
+    ):
         set_on(stages, loaded, conversations(18))
     with pytest.raises(ConfigError, match="a breach must be the rarer of the two"):
         set_on(stages, loaded, conversations(18), suspect_fpr=0.01, breach_fpr=0.05)

@@ -163,7 +163,9 @@ def test_rules_in_cedars_own_language(tmp_path: Path) -> None:
         ('principal, action == Action::"exec", resource', "", 'unrecognized action `Action::"exec"`'),
         ("principal, action, resource == Tol::'run'", "", "unrecognized entity type `Tol`"),
         ("principal, action, resource == Principal::'run'", "", "unable to find an applicable action"),
-        ("principal, action, resource == Tool::'rum'", "", "`'rum'` is not declared as a valid eid"),
+        ("principal, action, resource == Tool::'rum'", "", "there is no tool 'rum'; did you mean 'run'"),
+        ("principal, action, resource", "resource == Tool::'rum' || context.zone == 'clear'", "no tool 'rum'; did you"),
+        ("principal, action, resource", "[Tool::'run', Tool::'fly'].contains(resource)", "no tool 'fly'; Known: run"),
         ("principal in Group::'x', action, resource", "", "unrecognized entity type `Group`"),
         ("principal == ?principal, action, resource", "", r"nobody fills in \?principal"),
         ("principal, action, resource", "context.zon == 'breach'", "attribute `zon` in context"),
@@ -186,7 +188,7 @@ def test_a_rule_that_never_holds_is_refused(scope: str, condition: str, message:
     file = tmp_path / "more.cedar"
     when = f" when {{ {condition} }}" if condition else ""
     file.write_text(f'@id("mine") forbid({scope}){when};'.replace("'", '"'))
-    with pytest.raises(ConfigError, match=message.replace("'rum'`", '"rum"`')):
+    with pytest.raises(ConfigError, match=message):
         rules(cedar=str(file), known=["run"])
 
 
@@ -196,6 +198,10 @@ def test_a_fault_is_named_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         rules(cedar=str(file))
     assert str(caught.value).count("zon`") == 1
+    file.write_text('forbid(principal, action, resource == Tool::"rum") when { resource == Tool::"rum" };')
+    with pytest.raises(ConfigError) as caught:
+        rules(cedar=str(file), known=["run"])
+    assert str(caught.value).count("rum") == 1
 
 
 @pytest.mark.parametrize(

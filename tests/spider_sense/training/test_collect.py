@@ -102,6 +102,21 @@ def test_a_set_holds_what_single_passes_compute(loaded: LoadedModel, tmp_path: P
         torch.testing.assert_close(rows.float(), expected(loaded, ids, 6), rtol=2e-3, atol=2e-3)
 
 
+def test_no_block_runs_that_no_site_needs(loaded: LoadedModel, tmp_path: Path) -> None:
+    ran: list[int] = []
+    for place, layer in enumerate(loaded.model.model.layers):
+        layer.register_forward_pre_hook(lambda module, args, place=place: ran.append(place))
+    whole = collect(loaded, EXAMPLES, SITES, tmp_path / "whole")
+    assert set(ran) == {0, 1}
+    ran.clear()
+    found = collect(loaded, EXAMPLES, SITES[1:], tmp_path / "first")
+    assert set(ran) == {0}
+    torch.testing.assert_close(found.hidden[:, 0], whole.hidden[:, 1], rtol=0, atol=0)
+    # A response needs the whole model.
+    collect(loaded, EXAMPLES[:1], SITES[1:], tmp_path / "response", respond=2)
+    assert set(ran) == {0, 1}
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
 def test_batches_do_not_change_what_is_captured(loaded: LoadedModel, tmp_path: Path, batch_tokens: int) -> None:
     whole = collect(loaded, EXAMPLES, SITES, tmp_path / "whole")
