@@ -88,6 +88,16 @@ def test_diluted_campaigns_stand_out_together_and_not_alone(uncalibrated: Tiered
     assert group_score(stacked(early)) == -math.inf
 
 
+def test_accounts_that_send_almost_nothing_hide_no_group(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    kinds = ("payment", "network")
+    ring = _ring(tiny_streams, kinds, attack_from=0, share=0.5)
+    idle = [events[:1] for events in _ring(tiny_streams, kinds, count=40, attack_from=0)]
+    for number, events in enumerate(idle):
+        idle[number] = [replace(event, principal=f"idle{number}") for event in events]
+    alone = group_score(stacked(_states(uncalibrated, ring)))
+    assert group_score(stacked(_states(uncalibrated, ring + idle))) > 0.9 * alone > 0
+
+
 def test_a_group_is_scored_by_what_its_requests_have_in_common(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
     attacks = _ring(tiny_streams, ("payment",), attack_from=0, share=0.5)
     states = stacked(_states(uncalibrated, attacks))
