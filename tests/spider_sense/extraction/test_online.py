@@ -165,6 +165,18 @@ def test_operators_see_clear_link_and_erase(
     store.close()
 
 
+def test_a_damaged_state_hides_nobody_else_from_a_review(
+    run: Callable[..., str], settings: ExtractionSettings, capsys: pytest.CaptureFixture[str], helpers: Any
+) -> None:
+    store = open_store(settings.store)
+    store.update({"ann": keep(b"damaged"), "bob": keep(helpers.Counting().open("bob").to_bytes())})
+    store.close()
+    cli(["review", "--extraction", str(settings.detector.parent / "extraction.yaml")], standalone_mode=False)
+    told = capsys.readouterr()
+    assert told.out.startswith("1 principals, 0 found")
+    assert "'ann' is left out" in told.err
+
+
 def test_a_review_finds_a_group_and_servers_hear_of_it(
     run: Callable[..., str], settings: ExtractionSettings, artifact: Artifact
 ) -> None:
