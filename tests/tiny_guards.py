@@ -220,7 +220,12 @@ class Engine:
             ids=ids, prompt=len(prompt), known=len(prompt), done=0, furthest=0, blocks=[], state="new", hidden=hidden
         )
         self.requests[name].params = SimpleNamespace(
-            extra_args=None, max_tokens=1000 - len(prompt), logit_bias={7: 1.0, 5: -1.0}, logprobs=4, temperature=0.5
+            extra_args=None,
+            max_tokens=1000 - len(prompt),
+            logit_bias={7: 1.0, 5: -1.0},
+            logprobs=4,
+            logprob_token_ids=None,
+            temperature=0.5,
         )
         name_principal(self.requests[name].params, principal)
 

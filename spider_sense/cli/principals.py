@@ -13,6 +13,7 @@ from spider_sense.cli.app import app, console
 if TYPE_CHECKING:
     from spider_sense.extraction.artifact import Artifact
     from spider_sense.extraction.settings import ExtractionSettings
+    from spider_sense.extraction.state import PrincipalState
     from spider_sense.extraction.stores import Store
 
 __all__ = ["principals"]
@@ -45,15 +46,26 @@ def review(config: Config) -> None:
     """Look at linked groups, and select whom to act on; servers hear of it within seconds."""
     from spider_sense.extraction.keys import Key
     from spider_sense.extraction.standing import strictest, text_of
-    from spider_sense.extraction.state import PrincipalState
 
     with _opened(config) as (settings, artifact, store):
-        states = {name: PrincipalState.from_bytes(state) for name, state in store.principals()}
+        states = dict(_readable(store))
         found = artifact.detector(Key.read(settings.key)).review(states)
         by_name = {one.principal: [other for other in found if other.principal == one.principal] for one in found}
         worst = {name: strictest(decisions) for name, decisions in by_name.items()}
         store.mark_groups({name: text_of(decision) for name, decision in worst.items() if decision is not None})
         console.print(f"{len(states)} principals, {len(worst)} found by their groups or in selection", highlight=False)
+
+
+def _readable(store: "Store") -> "Iterator[tuple[str, PrincipalState]]":
+    """Yield the states; one that is damaged is named and left out, or it would hide what the others did."""
+    from spider_sense.errors import StateError
+    from spider_sense.extraction.state import PrincipalState
+
+    for name, data in store.principals():
+        try:
+            yield name, PrincipalState.from_bytes(data)
+        except StateError as error:
+            typer.echo(f"warning: {name!r} is left out: {error}", err=True)
 
 
 @principals.command()

@@ -7,8 +7,8 @@ __all__ = ["LEVELS", "TIERS", "Decision", "Level", "Tier"]
 
 Level = Literal["watch", "limit", "act"]
 """watch: look closer, nothing is done. limit: a tier crossed its threshold, own history with a high level besides, so
-throttle, verify or omit reasoning. act: several kinds of evidence, or a selection under false-discovery control; a
-human confirms."""
+throttle, verify or omit reasoning. act: several kinds of evidence, or a selection of those limited under
+false-discovery control; a human confirms."""
 LEVELS: tuple[Level, ...] = get_args(Level)
 
 Tier = Literal["rule", "own", "level", "group"]

@@ -41,7 +41,7 @@ class Event:
     links: tuple[tuple[LinkKind, int], ...] = ()
     """Keyed hashes that tell nothing of the content; that of the parameters is added by the detector."""
     biased: tuple[int, ...] = ()
-    """Token ids with a logit bias."""
+    """Token ids with a logit bias, or whose logits the client named."""
     top_logprobs: int = 0
     max_tokens: int = 0
     """0 if the request set none."""

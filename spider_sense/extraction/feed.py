@@ -7,6 +7,7 @@ until a later request of it has been folded.
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -51,7 +52,8 @@ class Feed:
         self._waiting: queue.Queue[tuple[float, Observation]] = queue.Queue(settings.queue)
         self._found: dict[str, Decision] = {}
         self._parties: dict[str, str] = {}
-        self._lost: set[str] = set()
+        self._lost: dict[str, float] = {}
+        self._losing = threading.Lock()
         self._down = ""
         self._closing = threading.Event()
         self.counts = FeedCounts()
@@ -73,10 +75,11 @@ class Feed:
 
     def offer(self, seen: Observation) -> None:
         """Take in a request; this never waits."""
+        offered = time.monotonic()
         try:
-            self._waiting.put_nowait((time.monotonic(), seen))
+            self._waiting.put_nowait((offered, seen))
         except queue.Full:
-            self._lose(seen.principal, "dropped")
+            self._lose(seen.principal, "dropped", offered)
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that was offered so far is committed, or counted as lost; return whether it is."""
@@ -100,11 +103,12 @@ class Feed:
         self._store.close()
 
     def _run(self) -> None:
-        refreshed = expired = time.monotonic()
+        # The first erasure does not wait for an hour: a server may be started anew more often than that.
+        refreshed, expired = time.monotonic(), -math.inf
         while not self._closing.is_set():
             batch = self._take()
             try:
-                self._fold([seen for _, seen in batch])
+                self._fold(batch)
                 if time.monotonic() - refreshed > self._pace.refresh_seconds:
                     self._refresh()
                     refreshed = time.monotonic()
@@ -129,23 +133,27 @@ class Feed:
                 break
         return batch
 
-    def _fold(self, batch: Sequence[Observation]) -> None:
+    def _fold(self, batch: Sequence[tuple[float, Observation]]) -> None:
         """Fold requests into the store; what is wrong with one principal's leaves the others' alone."""
         events: dict[str, list[Event]] = {}
-        for seen in batch:
+        latest: dict[str, float] = {}
+        for offered, seen in batch:
             try:
-                events.setdefault(seen.principal, []).append(self._encode(seen, self._parties.get(seen.principal)))
+                event = self._encode(seen, self._parties.get(seen.principal))
             except Exception:
                 _LOG.exception("a request of %r cannot be read", seen.principal)
-                self._lose(seen.principal, "failed")
-        events = {name: mine for name, mine in events.items() if mine}
-        if not self._commit(events):
-            for name, mine in events.items():
-                if not self._commit({name: mine}):
-                    self._lose(name, "failed", len(mine))
+                self._lose(seen.principal, "failed", offered)
+            else:
+                events.setdefault(seen.principal, []).append(event)
+                latest[seen.principal] = offered
+        unfolded = [name for name, mine in self._commit(events).items() if self._commit({name: mine})]
+        for name in unfolded:
+            self._lose(name, "failed", latest.pop(name), len(events[name]))
+        for name, offered in latest.items():
+            self._heard(name, offered)
 
-    def _commit(self, events: Mapping[str, Sequence[Event]]) -> bool:
-        """Write until the store takes it or the feed closes; return whether the detector could fold them."""
+    def _commit(self, events: Mapping[str, Sequence[Event]]) -> Mapping[str, Sequence[Event]]:
+        """Write until the store takes it or the feed closes; return what the detector could not fold."""
         left, wait = dict(events), 0.1
         while left:
             new: dict[str, list[Decision]] = {}
@@ -156,16 +164,16 @@ class Feed:
                 self._settle({name: left.pop(name) for name in error.committed if name in left}, new)
                 if self._closing.wait(wait):
                     for name, mine in left.items():
-                        self._lose(name, "failed", len(mine))
-                    return True
+                        self._lose(name, "failed", math.inf, len(mine))
+                    return {}
                 wait = min(2 * wait, _LONGEST_WAIT)
             except Exception:
                 _LOG.exception("requests of %s cannot be folded", ", ".join(map(repr, left)))
-                return False
+                return left
             else:
                 self._settle({name: left.pop(name) for name in kept}, new)
                 self._down = ""
-        return True
+        return {}
 
     def _change(self, events: Sequence[Event], new: dict[str, list[Decision]], old: Entry | None) -> Entry:
         """Return what is kept of a principal after some more events: of its decisions the strictest stands."""
@@ -182,7 +190,6 @@ class Feed:
     def _settle(self, events: Mapping[str, Sequence[Event]], new: Mapping[str, Sequence[Decision]]) -> None:
         """Take note of what is committed."""
         for name, mine in events.items():
-            self._lost.discard(name)
             self.counts.add("folded", len(mine))
             self.counts.decided(new[name])
             for decision in new[name]:
@@ -212,9 +219,16 @@ class Feed:
         else:
             _LOG.info("%d principals were erased, not seen for %g days", erased, self._pace.retention_days)
 
-    def _lose(self, name: str, fate: Fate, number: int = 1) -> None:
+    def _lose(self, name: str, fate: Fate, offered: float, number: int = 1) -> None:
         self.counts.add(fate, number)
-        self._lost.add(name)
+        with self._losing:
+            self._lost[name] = max(offered, self._lost.get(name, offered))
+
+    def _heard(self, name: str, offered: float) -> None:
+        """Forget a loss if what was folded was offered after it: a request that had waited makes up for nothing."""
+        with self._losing:
+            if self._lost.get(name, math.inf) < offered:
+                del self._lost[name]
 
     def _fail(self, error: Exception) -> None:
         self.counts.add("store_errors")

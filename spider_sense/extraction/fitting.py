@@ -105,12 +105,19 @@ def calibrate(
     ``family`` may say what kind of work a principal does.
 
     Raises:
-        DataError: if there is no row.
+        DataError: if there is no row, or principals without any activations: their maxima would lower the thresholds
+            of everybody.
         MismatchError: if the key is another one.
     """
     detector = artifact.detector(key)
     events = events_of(artifact, benign, key, read)
     states, own, level = _replayed(detector, events)
+    unseen = [name for name, state in states.items() if not state.states["sketched"][0]]
+    if unseen:
+        raise DataError(
+            f"{len(unseen)} of {len(states)} honest principals have no activations, {unseen[0]!r} among them; give "
+            "'hidden', or text and the model to read it with, or leave them out"
+        )
     work = {row.principal: row.family or row.principal for row in benign}
     return artifact.calibrated(
         Calibration.fit(

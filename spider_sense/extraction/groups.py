@@ -202,9 +202,10 @@ def group_score(states_N: States) -> float:
 
     What a campaign's accounts work on shows in all of them together, through each one's cover: in a template if it has
     one, and in the probe. Beyond a fifth, openings tell a product from a person, not a campaign from a product. It is
-    -inf with fewer than two members, and where they have sent less than the first checkpoint of the level.
+    -inf where neither two members nor all of them on average have sent as much as the first checkpoint of the level.
     """
-    if len(states_N) < 2 or states_N["count"].mean() < CHECKPOINTS[0]:
+    count = states_N["count"]
+    if len(count) < 2 or max(np.sort(count)[-2], count.mean()) < CHECKPOINTS[0]:
         return -math.inf
     alike, high = group_shares(states_N)
     return min(alike, ALIKE) + high

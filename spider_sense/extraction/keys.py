@@ -5,9 +5,11 @@ BLAKE2b with a key, 64 bits. Zero is kept for "unknown".
 
 import hashlib
 import json
+import os
 import re
 import secrets
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from spider_sense.errors import ConfigError
@@ -68,8 +70,8 @@ class Key:
             ConfigError: if the file exists or cannot be written: a key that is replaced orphans every state.
         """
         try:
-            with path.open("xb") as stream:
-                path.chmod(0o600)
+            # Never readable by others, not even while it is empty: who holds it open then reads it later.
+            with open(path, "xb", opener=partial(os.open, mode=0o600)) as stream:
                 stream.write(secrets.token_bytes(32))
         except OSError as error:
             raise ConfigError(f"cannot write {path}: {error.strerror}; name a new file") from error

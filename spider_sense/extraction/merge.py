@@ -39,8 +39,9 @@ def _take_older(result: States, one_N: States, other_N: States) -> None:
     """What has an order: the frozen baseline is the older principal's."""
     other_is_older = other_N["first"] < one_N["first"]
     result["first"] = np.where(other_is_older, other_N["first"], one_N["first"])
-    for name in ("frozen", "tenant"):
-        result[name][other_is_older] = other_N[name][other_is_older]
+    result["frozen"][other_is_older] = other_N["frozen"][other_is_older]
+    older, newer = (np.where(flag, other_N["tenant"], one_N["tenant"]) for flag in (other_is_older, ~other_is_older))
+    result["tenant"] = np.where(older != b"", older, newer)
     for at, name in (("own_at", "own"), ("level_at", "level")):
         result[at] = np.where(other_N[name] > one_N[name], other_N[at], one_N[at])
     assert (result["frozen"].sum(axis=-1) <= FROZEN).all()

@@ -23,7 +23,7 @@ class Asked:
     parameters: Mapping[str, object] = field(default_factory=dict)
     """Sampling parameters that tell one client program from another."""
     biased: tuple[int, ...] = ()
-    """Token ids with a logit bias."""
+    """Token ids with a logit bias, or whose logits the client named."""
     top_logprobs: int = 0
     max_tokens: int = 0
     """0 if the request set none."""

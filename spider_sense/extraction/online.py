@@ -68,8 +68,12 @@ def open_watch(settings: ExtractionSettings, tokenizer: Any) -> Watch:
         SpiderSenseError: if something cannot be opened, or does not fit.
     """
     artifact, key = read_artifact(settings), Key.read(settings.key)
-    store = open_claimed(settings, artifact)
     reader = Reader(key, Turns(tokenizer), settings.tenants, artifact.lists)
-    feed = Feed(store, artifact.detector(key), reader, settings)
+    store = open_claimed(settings, artifact)
+    try:
+        feed = Feed(store, artifact.detector(key), reader, settings)
+    except BaseException:
+        store.close()
+        raise
     atexit.register(feed.close)
     return Watch(feed, heads_of(artifact))

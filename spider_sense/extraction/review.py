@@ -23,8 +23,9 @@ DISCOVERY = 0.05
 WATCHED = 0.05
 """Share of honest groups that may be watched."""
 UNCALIBRATED = 0.5
-"""Score from which a group is watched if there is no calibration."""
+"""Score from which a group is watched if calibration had too few groups to tell."""
 _LIMIT = LEVELS.index("limit") + 1
+_NONE: tuple[float, Tier] = 1.0, "level"
 
 
 def review(detector: "TieredDetector", states: Mapping[str, PrincipalState]) -> tuple[Decision, ...]:
@@ -43,7 +44,8 @@ def _judge_group(detector: "TieredDetector", group: Group, states: Mapping[str, 
         yield from _of_members(group, members, "rule", "act", float(len(LEVELS)), 1.0, None, True, words, EVERYBODY)
     score, tenant, calibration = group_score(members), group_tenant(members), detector.calibration
     threshold = detector.threshold("group", tenant)
-    watch = UNCALIBRATED if calibration is None else calibration.threshold("group", tenant, WATCHED)
+    watch = np.inf if calibration is None else calibration.threshold("group", tenant, WATCHED)
+    watch = UNCALIBRATED if watch == np.inf else watch
     if score <= min(threshold, watch):
         return
     p_value = None if calibration is None else calibration.p_value("group", tenant, score)
@@ -98,11 +100,15 @@ def _together(members: States) -> States:
 
 
 def _discoveries(detector: "TieredDetector", states: Mapping[str, PrincipalState]) -> Iterator[Decision]:
-    """Yield whom Benjamini and Hochberg's procedure selects; their p-values split the budget over the tiers."""
+    """Yield whom Benjamini and Hochberg's procedure selects; their p-values split the budget over the tiers.
+
+    Who crossed no threshold has a p-value of 1: among few principals, or many attackers, the procedure alone would
+    select more of the honest than may ever be limited.
+    """
     calibration = detector.calibration
     if calibration is None or not states:
         return
-    best = {name: min(_p_values(detector, calibration, state)) for name, state in states.items()}
+    best = {name: min(_p_values(detector, calibration, state), default=_NONE) for name, state in states.items()}
     chosen = benjamini_hochberg(np.array([p for p, _ in best.values()]), DISCOVERY)
     for (name, (p_value, tier)), selected in zip(best.items(), chosen.tolist(), strict=True):
         if selected:
@@ -114,11 +120,9 @@ def _discoveries(detector: "TieredDetector", states: Mapping[str, PrincipalState
 def _p_values(
     detector: "TieredDetector", calibration: Calibration, state: PrincipalState
 ) -> Iterator[tuple[float, Tier]]:
-    whole = calibration.budget.whole
-    tiers: list[Tier] = ["level"]
-    # A turn alone limits nobody, so it is no reason to act.
-    if state.states["level"][0] > detector.watch("level", state.tenant):
-        tiers.append("own")
+    whole, limited = calibration.budget.whole, detector.levels(state.states)[0] >= _LIMIT
+    tiers: tuple[Tier, ...] = ("own", "level")
     for tier in tiers:
-        p_value = calibration.p_value(tier, state.tenant, float(state.states[tier][0]))
-        yield min(p_value * whole / calibration.budget.share(tier), 1.0), tier
+        if limited[TIERS.index(tier)]:
+            p_value = calibration.p_value(tier, state.tenant, float(state.states[tier][0]))
+            yield min(p_value * whole / calibration.budget.share(tier), 1.0), tier

@@ -141,12 +141,14 @@ def _rows(record: object) -> Iterator[Row]:
 
 def _wildchat(record: Mapping[str, Any]) -> Iterator[Row]:
     """Yield a request for every user turn of a conversation; the address is hashed already."""
-    messages = [Message.model_validate(turn) for turn in record["conversation"]]
-    header = record.get("header") or {}
+    turns, header = record["conversation"], record.get("header") or {}
+    if not isinstance(turns, list) or not isinstance(header, Mapping):
+        raise ValueError("its conversation is no list, or its header no object; export WildChat's columns as they are")
+    messages = [Message.model_validate(turn) for turn in turns]
     client = " ".join(str(header[name]) for name in sorted(header) if header[name])
     for index, message in enumerate(messages):
         if message.role == "user":
-            said = record["conversation"][index].get("timestamp") or record.get("timestamp")
+            said = turns[index].get("timestamp") or record.get("timestamp")
             if said is None:
                 raise ValueError("the conversation has no timestamp; keep that column when exporting")
             yield Row.model_validate(

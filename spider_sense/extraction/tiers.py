@@ -74,7 +74,7 @@ class TieredDetector:
     ) -> tuple[States, tuple[Decision, ...]]:
         """Do the same for N principals with one request each."""
         states = self.advance(states_N, batch)
-        levels_N4 = self._levels(states)
+        levels_N4 = self.levels(states)
         fresh = levels_N4 > states["decided"]
         states["decided"] = np.maximum(states["decided"], levels_N4)
         decisions = [
@@ -129,7 +129,7 @@ class TieredDetector:
         """Return a tier's threshold; infinity without a calibration."""
         return np.inf if self.calibration is None else self.calibration.threshold(tier, tenant, share)
 
-    def _levels(self, states_N: States) -> NDArray[np.uint8]:
+    def levels(self, states_N: States) -> NDArray[np.uint8]:
         """Return the level of each tier, [N, 4]: 0 nothing, 1 watch, 2 limit, 3 act."""
         result = np.zeros((len(states_N), len(TIERS)), dtype=np.uint8)
         result[:, TIERS.index("rule")] = self.rules.judge(states_N)

@@ -19,6 +19,7 @@ _PARAMETERS = (
     "ignore_eos",
 )
 """Those that tell one client program from another. A seed, which vLLM changes for each choice, does not."""
+_ALL = 2**31 - 1
 
 
 def asked_of(new: Any, longest: int) -> Asked | None:
@@ -35,9 +36,11 @@ def asked_of(new: Any, longest: int) -> Asked | None:
         return None
     most = params.max_tokens or 0
     unset = most + len(new.prompt_token_ids or ()) >= longest
+    # vLLM tells logits of tokens that are named, and of tokens that are biased into the answer; -1 tells all of them.
+    named, best = params.logprob_token_ids or (), params.logprobs or 0
     return Asked(
         parameters={field: value for field in _PARAMETERS if (value := getattr(params, field, None)) is not None},
-        biased=tuple(sorted(params.logit_bias or ())),
-        top_logprobs=max(0, params.logprobs or 0),
+        biased=tuple(sorted({*(params.logit_bias or ()), *named})),
+        top_logprobs=max(best, len(named)) if best >= 0 else _ALL,
         max_tokens=0 if unset else most,
     )

@@ -15,7 +15,7 @@ from spider_sense.extraction.fitting import calibrate, fit
 from spider_sense.extraction.layout import SKETCH
 from spider_sense.extraction.simulator.noise import noise_rows
 from spider_sense.extraction.standing import text_of
-from spider_sense.extraction.stores import open_store
+from spider_sense.extraction.stores import Entry, open_store
 from spider_sense.fingerprint import fingerprint
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
@@ -102,6 +102,7 @@ def test_what_was_found_comes_back_and_a_client_is_not_told_why(
         principal="team-a", level="act", tier="group", score=9.0, threshold=4.0, p_value=0.001, count=64, time=1e9,
         stratum="", certified=True, evidence=("the same template from four keys",),
     )  # fmt: skip
+    store.update({"team-a": lambda old: Entry(PrincipalState.open(Key(KEY).seed("team-a")).to_bytes())})
     store.mark_groups({"team-a": text_of(found)})
     store.close()
     (answers,) = run_engine([prompts[:3]], settings, as_sent_by("team-a"))

@@ -6,7 +6,7 @@ loses the shard that it was computing.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +36,6 @@ class Features:
 
     def __init__(self, index: dict[str, int], hidden_ND: Vectors) -> None:
         self.index, self.hidden_ND = index, hidden_ND
-
-    def rows(self, texts: Iterable[str]) -> NDArray[np.int64]:
-        """Return the row of each text, [N]."""
-        return np.array([self.index[text] for text in texts], dtype=np.int64)
 
 
 def cached_features(

@@ -1,7 +1,7 @@
 """One seed: fit, calibrate, and put every system before every stream."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,8 +34,6 @@ from spider_sense.extraction.simulator.traffic import Stream
 from spider_sense.extraction.sketch import Sketch
 
 __all__ = ["Material", "SeedRun", "benign_scenes"]
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)

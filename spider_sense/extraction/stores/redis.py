@@ -72,6 +72,14 @@ return cleared
 """
 """KEYS: own, group, and the states. ARGV: a new tag, so that no writer brings a standing back; principals."""
 
+_GROUPS = """
+redis.call('DEL', KEYS[1])
+for i = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 1 then redis.call('HSET', KEYS[1], ARGV[2 * i - 3], ARGV[2 * i - 2]) end
+end
+"""
+"""KEYS: group, and the states. ARGV: for each state its principal and the standing."""
+
 _LINK = """
 local old = {}
 for i = 2, #ARGV do
@@ -105,11 +113,11 @@ class RedisStore:
         except ImportError as error:
             raise MissingExtraError("redis", "redis") from error
         self._error, self._refused = redis.RedisError, redis.ResponseError
-        self._url, self._patience = _without_password(url), patience
+        self._url, self._patience, self._stale = _without_password(url), patience, False
         with self._told():
             self._db: Any = redis.Redis.from_url(url, socket_timeout=patience, socket_connect_timeout=patience)
-            scripts = (_SET, _ERASE, _CLEAR, _LINK)
-            self._set, self._erase, self._clear, self._link = map(self._db.register_script, scripts)
+            scripts = (_SET, _ERASE, _CLEAR, _GROUPS, _LINK)
+            self._set, self._erase, self._clear, self._groups, self._link = map(self._db.register_script, scripts)
             self._check_server()
 
     def _check_server(self) -> None:
@@ -201,11 +209,9 @@ class RedisStore:
         """Replace all that is said of principals because of their group."""
         check_names(standings)
         marked = {name: standing for name, standing in standings.items() if standing}
-        with self._told(), self._db.pipeline(transaction=True) as pipe:
-            pipe.delete(_GROUP)
-            if marked:
-                pipe.hset(_GROUP, mapping=marked)
-            pipe.execute()
+        with self._told():
+            keys = [_GROUP, *(_STATE + name for name in marked)]
+            self._groups(keys=keys, args=[part for pair in marked.items() for part in pair])
 
     def clear(self, principals: Collection[str]) -> int:
         """Take back the standings of some principals."""
@@ -238,6 +244,7 @@ class RedisStore:
         """Remove some principals, and rewrite the server's files without them."""
         check_names(principals)
         with self._told():
+            self._stale = True
             erased = self._remove(list(principals), "")
             self._rewrite_files()
         return erased
@@ -246,8 +253,9 @@ class RedisStore:
         """Erase those that were last seen before a time."""
         with self._told():
             old = [name.decode() for name in self._db.zrangebyscore(_SEEN, "-inf", f"({before!r}")]
+            self._stale |= bool(old)
             erased = self._remove(old, repr(before))
-            if old:
+            if self._stale:
                 self._rewrite_files()
         return erased
 
@@ -271,6 +279,7 @@ class RedisStore:
         self._in_background(self._db.bgrewriteaof, ("aof_rewrite_in_progress", "aof_rewrite_scheduled"))
         if self._db.config_get("save").get("save"):
             self._in_background(self._db.bgsave, ("rdb_bgsave_in_progress",))
+        self._stale = False
 
     def _in_background(self, start: Callable[[], object], busy: Sequence[str]) -> None:
         deadline = time.monotonic() + max(60.0, self._patience)
@@ -324,4 +333,5 @@ def _batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _without_password(url: str) -> str:
     scheme, mark, rest = url.partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+    # It may stand before the host, or behind it as ?password=.
+    return f"{scheme}{mark}{rest.rpartition('@')[2].partition('?')[0]}"

@@ -48,6 +48,7 @@ class SqliteStore:
         self.path = Path(path)
         self._patience = patience
         self._lock = threading.RLock()
+        self._stale = False
         with self._told():
             self._db = sqlite3.connect(
                 self.path, timeout=patience, isolation_level=None, check_same_thread=False, cached_statements=64
@@ -137,10 +138,12 @@ class SqliteStore:
     def mark_groups(self, standings: Mapping[str, str]) -> None:
         """Replace all that is said of principals because of their group."""
         check_names(standings)
-        rows = [(name, standing) for name, standing in standings.items() if standing]
+        rows = [(name, standing, name) for name, standing in standings.items() if standing]
         with self._told(), self._transaction():
             self._db.execute("DELETE FROM group_standing")
-            self._db.executemany("INSERT INTO group_standing VALUES (?, ?)", rows)
+            self._db.executemany(
+                "INSERT INTO group_standing SELECT ?, ? WHERE EXISTS (SELECT 1 FROM principal WHERE name = ?)", rows
+            )
 
     def clear(self, principals: Collection[str]) -> int:
         """Take back the standings of some principals."""
@@ -199,7 +202,7 @@ class SqliteStore:
                 old = self._db.execute("SELECT name FROM principal WHERE seen < ?", (before,)).fetchall()
                 for (name,) in old:
                     self._erase(name)
-            if old:
+            if old or self._stale:
                 self._empty_log()
         return len(old)
 
@@ -219,12 +222,14 @@ class SqliteStore:
 
     def _empty_log(self) -> None:
         """Move what the log holds into the file and cut it off: it still holds pages as they were."""
+        self._stale = True
         busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreError(
                 f"{self.path}: erased, but another process reads the file, so that its log still holds what was "
                 "erased; erase once more when it has ended"
             )
+        self._stale = False
 
     def _entry(self, name: str) -> Entry | None:
         row = self._db.execute("SELECT state, standing FROM principal WHERE name = ?", (name,)).fetchone()

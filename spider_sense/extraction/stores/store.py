@@ -11,7 +11,17 @@ from typing import Protocol
 
 from spider_sense.errors import SpiderSenseError
 
-__all__ = ["LONGEST_NAME", "Change", "Entry", "Store", "StoreError", "check_names", "check_owner", "moment"]
+__all__ = [
+    "LONGEST_NAME",
+    "BadNameError",
+    "Change",
+    "Entry",
+    "Store",
+    "StoreError",
+    "check_names",
+    "check_owner",
+    "moment",
+]
 
 LONGEST_NAME = 512
 """Bytes of a principal's name in UTF-8."""
@@ -44,10 +54,14 @@ class StoreError(SpiderSenseError):
         self.committed = frozenset(committed)
 
 
+class BadNameError(SpiderSenseError, ValueError):
+    """No principal can be named so."""
+
+
 class Store(Protocol):
     """Keeps the state of principals. Threads may share one; processes open one each.
 
-    Every method raises ``StoreError`` if what keeps the data fails, and ``ValueError`` for a name that is empty or
+    Every method raises ``StoreError`` if what keeps the data fails, and ``BadNameError`` for a name that is empty or
     longer than ``LONGEST_NAME``.
     """
 
@@ -61,7 +75,8 @@ class Store(Protocol):
         """Change some principals, each atomically, at the price of one write to the disk.
 
         Args:
-            changes: by principal. If one raises, nothing is changed, and that is what this raises.
+            changes: by principal. If one raises, nothing is changed, and that is what this raises; a store that
+                has committed others by then raises ``StoreError``, which names them.
             seen: when they were last seen, in seconds since 1970; None for now.
 
         Returns:
@@ -75,7 +90,10 @@ class Store(Protocol):
         """Yield every standing that is not empty; a principal may appear twice, by itself and by its group."""
 
     def mark_groups(self, standings: Mapping[str, str]) -> None:
-        """Replace all that is said of principals because of the group that they are in."""
+        """Replace all that is said of principals because of the group that they are in.
+
+        Who has no state is passed over: it was erased while the groups were looked for.
+        """
 
     def clear(self, principals: Collection[str]) -> int:
         """Take back the standings of some principals, and return how many had one; their states stay."""
@@ -106,12 +124,12 @@ def check_names(principals: Collection[str]) -> None:
     """Check that names can be kept.
 
     Raises:
-        ValueError: naming the first that cannot.
+        BadNameError: naming the first that cannot.
     """
     for name in principals:
         size = len(name.encode("utf-8", "surrogatepass"))
         if not 0 < size <= LONGEST_NAME or "\0" in name or size != len(name.encode("utf-8", "ignore")):
-            raise ValueError(
+            raise BadNameError(
                 f"{name[:40]!r} cannot be a principal's name: it takes 1 to {LONGEST_NAME} bytes of UTF-8 without a "
                 "zero; name whom a request belongs to by something shorter, such as a digest"
             )

@@ -59,7 +59,7 @@ def decision(principal: str, level: Level, tier: Any = "own") -> Decision:
 
 
 def plain(seen: Observation, party: str | None) -> Event:
-    if seen.principal == "cannot be read":
+    if seen.principal == "cannot be read" or not seen.prompt:
         raise ValueError("no event")
     links = (("declared", KEY.hash("declared", party)),) if party else ()
     return Event(principal=seen.principal, time=seen.time, links=links)  # type: ignore[arg-type]

@@ -100,7 +100,9 @@ def test_many_requests_share_a_commit(feed: Any, store: Store, helpers: Any) -> 
 
 
 def test_a_new_feed_knows_what_was_found_before(feed: Any, store: Store, tmp_path: Path, helpers: Any) -> None:
-    store.update({"ann": lambda old: Entry(b"", text_of(helpers.decision("ann", "act")))})
+    store.update(
+        {"ann": lambda old: Entry(b"", text_of(helpers.decision("ann", "act"))), "bob": lambda old: Entry(b"")}
+    )
     store.mark_groups({"bob": text_of(helpers.decision("bob", "limit", "group"))})
     one = feed()
     assert one.standing("ann").level == "act"
@@ -148,10 +150,12 @@ def test_a_full_queue_drops_and_says_so(feed: Any, store: Store, helpers: Any) -
     assert totals["folded"] + totals["dropped"] == 101
     assert totals["dropped"] >= 90
     assert count(store, "ann") == totals["folded"]
-    assert one.standing("ann").level != "unknown"
-    assert one.standing("bob").level == "unknown"
-    one.offer(helpers.seen("bob"))
+    # What was folded had waited since before the last one was dropped.
+    assert one.standing("ann").level == one.standing("bob").level == "unknown"
+    for name in ("ann", "bob"):
+        one.offer(helpers.seen(name))
     one.flush()
+    assert one.standing("ann").level == "act"
     assert one.standing("bob").level == "watch"
 
 
@@ -192,6 +196,48 @@ def test_what_a_failing_store_has_committed_is_not_folded_twice(feed: Any, store
     assert [count(store, name) for name in ("ann", "bob")] == [1, 1]
     assert one.counts.totals["folded"] == 2
     assert one.standing("ann").level == one.standing("bob").level == "watch"
+
+
+def test_only_a_later_request_makes_up_for_one_that_was_lost(feed: Any, store: Store, helpers: Any) -> None:
+    flaky = Flaky(store)
+    flaky.go.clear()
+    unreadable = replace(helpers.seen("ann"), prompt=())
+    one = feed(flaky)
+    for seen in (unreadable, helpers.seen("ann"), replace(unreadable, principal="bob"), helpers.seen("cid")):
+        one.offer(seen)
+    one.offer(helpers.seen("dan"))
+    one.offer(replace(unreadable, principal="dan"))
+    flaky.go.set()
+    assert one.flush()
+    levels = {name: one.standing(name).level for name in ("ann", "bob", "cid", "dan")}
+    assert levels == {"ann": "watch", "bob": "unknown", "cid": "watch", "dan": "unknown"}
+
+
+def test_a_principal_that_cannot_be_folded_makes_nobody_count_twice(feed: Any, store: Store, helpers: Any) -> None:
+    """A store that writes part by part has committed one part when the change of another one raises."""
+
+    class Parted(Flaky):
+        def update(self, changes: Mapping[str, Change], seen: float | None = None) -> dict[str, Entry]:
+            self.go.wait(10)
+            kept: dict[str, Entry] = {}
+            for name, change in changes.items():
+                try:
+                    kept |= self._real.update({name: change}, seen)
+                except ZeroDivisionError as error:
+                    if kept:
+                        raise StoreError("half of it", kept) from error
+                    raise
+            return kept
+
+    parted = Parted(store)
+    parted.go.clear()
+    one = feed(parted)
+    for name in ("ann", "breaks the detector", "bob"):
+        one.offer(helpers.seen(name))
+    parted.go.set()
+    assert one.flush()
+    assert [count(store, name) for name in ("ann", "bob")] == [1, 1]
+    assert (one.counts.totals["folded"], one.counts.totals["failed"]) == (2, 1)
 
 
 @pytest.mark.parametrize("name", ["breaks the detector", "cannot be read", "", "x" * 600])
@@ -273,6 +319,12 @@ def test_a_note_tells_what_is_new(feed: Any, helpers: Any) -> None:
 def test_retention(feed: Any, store: Store, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spider_sense.extraction.feed._HOUR", 0.05)
     store.update({"old": lambda old: Entry(b"")}, seen=time.time() - 10)
+    feed(retention_days=1.0)
+    wait_until(lambda: store.read("old") is None)
+
+
+def test_a_server_that_is_often_started_anew_erases_too(feed: Any, store: Store) -> None:
+    store.update({"old": lambda old: Entry(b"")}, seen=time.time() - 2 * 86_400)
     feed(retention_days=1.0)
     wait_until(lambda: store.read("old") is None)
 

@@ -88,6 +88,16 @@ def test_diluted_campaigns_stand_out_together_and_not_alone(uncalibrated: Tiered
     assert group_score(stacked(early)) == -math.inf
 
 
+def test_accounts_that_send_almost_nothing_hide_no_group(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    kinds = ("payment", "network")
+    ring = _ring(tiny_streams, kinds, attack_from=0, share=0.5)
+    idle = [events[:1] for events in _ring(tiny_streams, kinds, count=40, attack_from=0)]
+    for number, events in enumerate(idle):
+        idle[number] = [replace(event, principal=f"idle{number}") for event in events]
+    alone = group_score(stacked(_states(uncalibrated, ring)))
+    assert group_score(stacked(_states(uncalibrated, ring + idle))) > 0.9 * alone > 0
+
+
 def test_a_group_is_scored_by_what_its_requests_have_in_common(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
     attacks = _ring(tiny_streams, ("payment",), attack_from=0, share=0.5)
     states = stacked(_states(uncalibrated, attacks))
@@ -163,3 +173,23 @@ def test_a_review_selects_principals_with_few_honest_ones_among_them(
     chosen = {decision.principal for decision in detector.review(states) if decision.level == "act"}
     assert sum(name.startswith("a") for name in chosen) >= 25
     assert sum(name.startswith("honest") for name in chosen) <= 4
+
+
+def test_one_that_crossed_nothing_is_not_selected_for_being_among_few(
+    detector: TieredDetector, tiny_streams: Any
+) -> None:
+    """Of one principal alone, 5% of false discoveries are 5% of honest ones; the budget allows 1% to be limited."""
+    states = detector.replay(tiny_streams.honest(1, 44_000, 64)).states
+    assert detector.calibration is not None
+    states["level"] = np.quantile(detector.calibration.maxima["level"][""], 0.985)
+    assert detector.watch("level", "") < states["level"][0] < detector.threshold("level", "")
+    assert detector.calibration.p_value("level", "", states["level"][0]) < 0.025
+    assert detector.review({"alone": PrincipalState(states)}) == ()
+
+
+def test_groups_are_watched_where_calibration_had_too_few(detector: TieredDetector, tiny_streams: Any) -> None:
+    assert detector.calibration is not None
+    assert len(detector.calibration.maxima["group"][""]) == 0
+    ring = _states(detector, _ring(tiny_streams, ("payment", "network"), attack_from=0, share=0.5))
+    found = [decision for decision in detector.review(ring) if decision.tier == "group"]
+    assert {(decision.principal, decision.level) for decision in found} == {(f"ring{i}", "watch") for i in range(10)}

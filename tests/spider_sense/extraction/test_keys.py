@@ -35,6 +35,19 @@ def test_a_key_is_made_once_and_read_again(tmp_path: Path) -> None:
         Key.create(tmp_path / "key")
 
 
+def test_nobody_else_can_open_a_key_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int] = []
+
+    def drawn(size: int) -> bytes:
+        modes.append((tmp_path / "key").stat().st_mode & 0o077)
+        return bytes(size)
+
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: None)
+    monkeypatch.setattr("spider_sense.extraction.keys.secrets.token_bytes", drawn)
+    Key.create(tmp_path / "key")
+    assert modes == [0]
+
+
 def test_a_short_or_missing_secret_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="5 bytes"):
         Key(b"short")

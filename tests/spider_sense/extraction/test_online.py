@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from spider_sense.cli.principals import principals as cli
-from spider_sense.config import load_yaml
-from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
+from spider_sense.config import load_yaml, parse
+from spider_sense.errors import ConfigError, DataError, MismatchError, SpiderSenseError
 from spider_sense.extraction import Event, Key
 from spider_sense.extraction.artifact import Artifact
 from spider_sense.extraction.fitting import calibrate, fit
@@ -19,7 +19,7 @@ from spider_sense.extraction.layout import LinkKind
 from spider_sense.extraction.online import heads_of, open_claimed, open_watch, read_artifact
 from spider_sense.extraction.settings import ExtractionSettings
 from spider_sense.extraction.simulator.noise import noise_rows
-from spider_sense.extraction.standing import text_of
+from spider_sense.extraction.standing import decision_of, text_of
 from spider_sense.extraction.stores import Change, Entry, StoreError, open_store
 from spider_sense.extraction.thresholds import Budget
 from spider_sense.models import LoadedModel
@@ -119,6 +119,32 @@ def test_what_is_wrong_is_said_at_the_start(
         open_watch(settings.model_copy(update={"store": str(tmp_path / "none" / "store")}), tiny_loaded.tokenizer)
 
 
+def test_a_calibration_on_requests_that_nobody_read_is_refused(fitted: Artifact) -> None:
+    rows = [row.model_copy(update={"hidden": None, "text": "Hello"}) for row in noise_rows("ccc", 40, 20, WIDTH)]
+    with pytest.raises(DataError, match="40 of 40 honest principals have no activations"):
+        calibrate(fitted, rows, Key(KEY))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tenants": {"ann": "Behörde"}}, "tenants.ann"),
+        ({"linked": [["ann", "x" * 600]]}, "cannot be a principal's name"),
+    ],
+)
+def test_settings_that_no_request_could_be_read_by_are_refused(
+    settings: ExtractionSettings, change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse(settings.model_dump(mode="json") | change, ExtractionSettings, "extraction.yaml")
+
+
+@pytest.mark.parametrize("verb", ["clear", "link", "erase"])
+def test_a_name_that_cannot_be_kept_is_an_error_in_words(run: Callable[..., str], verb: str) -> None:
+    with pytest.raises(SpiderSenseError, match="cannot be a principal's name"):
+        run(verb, "x" * 600)
+
+
 def test_operators_see_clear_link_and_erase(
     run: Callable[..., str], settings: ExtractionSettings, helpers: Any
 ) -> None:
@@ -139,13 +165,25 @@ def test_operators_see_clear_link_and_erase(
     store.close()
 
 
+def test_a_damaged_state_hides_nobody_else_from_a_review(
+    run: Callable[..., str], settings: ExtractionSettings, capsys: pytest.CaptureFixture[str], helpers: Any
+) -> None:
+    store = open_store(settings.store)
+    store.update({"ann": keep(b"damaged"), "bob": keep(helpers.Counting().open("bob").to_bytes())})
+    store.close()
+    cli(["review", "--extraction", str(settings.detector.parent / "extraction.yaml")], standalone_mode=False)
+    told = capsys.readouterr()
+    assert told.out.startswith("1 principals, 0 found")
+    assert "'ann' is left out" in told.err
+
+
 def test_a_review_finds_a_group_and_servers_hear_of_it(
     run: Callable[..., str], settings: ExtractionSettings, artifact: Artifact
 ) -> None:
-    """Six keys with one payment and requests far from everybody's."""
+    """Six keys of one owner, and requests far from everybody's."""
     key, detector = Key(KEY), artifact.detector(Key(KEY))
     store = open_claimed(settings, artifact)
-    links: tuple[tuple[LinkKind, int], ...] = (("payment", key.hash("payment", "one card")),)
+    links: tuple[tuple[LinkKind, int], ...] = (("declared", key.hash("declared", "one owner")),)
     for member in range(6):
         name, state = f"ring {member}", detector.open(f"ring {member}")
         for number in range(32):
@@ -158,5 +196,8 @@ def test_a_review_finds_a_group_and_servers_hear_of_it(
         store.update({name: keep(state.to_bytes())})
     said = run("review")
     assert said.startswith("6 principals, 6 found by their groups")
-    assert {name for name, _ in store.standings()} == {f"ring {member}" for member in range(6)}
+    found = {name: decision_of(text) for name, text in store.standings()}
+    assert set(found) == {f"ring {member}" for member in range(6)}
+    # 40 principals calibrate no threshold, so nobody is limited.
+    assert {(one.tier, one.level) for one in found.values()} == {("group", "watch")}
     store.close()

@@ -65,6 +65,8 @@ def test_streams_are_in_the_order_of_time(tmp_path: Path) -> None:
         (GOOD | {"time": 1767225600000}, "time"),
         (GOOD | {"tenant": "a type of more than 24 letters"}, "tenant"),
         ({"hashed_ip": "x", "conversation": [{"role": "user", "content": "hi"}]}, "no timestamp"),
+        ({"hashed_ip": "x", "conversation": None}, "conversation is no list"),
+        ({"hashed_ip": "x", "conversation": [], "header": "Mozilla"}, "header no object"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_line(tmp_path: Path, bad: Any, says: str) -> None:

@@ -1,5 +1,6 @@
 """States: bytes, merging, and purity."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,3 +86,10 @@ def test_merging_with_an_unseen_principal_changes_nothing_but_the_seed(
     state = _after(detector, tiny_streams.stream("a", 1, 30, tenant="app"))
     assert state.merge(detector.open("b")).to_bytes() == state.to_bytes()
     assert detector.open("a").merge(state).to_bytes() == state.to_bytes()
+
+
+def test_a_merge_keeps_the_type_that_was_declared(detector: TieredDetector, tiny_streams: Any) -> None:
+    silent = _after(detector, tiny_streams.stream("a", 1, 10))
+    later = [replace(event, time=event.time + 1e6) for event in tiny_streams.stream("a", 2, 10, tenant="app")]
+    declared = _after(detector, later)
+    assert silent.merge(declared).tenant == declared.merge(silent).tenant == "app"

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from spider_sense.extraction.layout import CHECKPOINTS
+from spider_sense.extraction.sketch import shrunk
+
 __all__ = ["Background", "Baseline", "Doubles", "Trace", "at_checkpoints"]
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
-
-_CHECKPOINTS = (16, 32, 64, 128, 256, 512, 1024)
-_SHRINKAGE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +49,11 @@ class Background:
 
     @cached_property
     def distance_N(self) -> Doubles:
-        """Squared Mahalanobis distance of every text to the fit part's, with a covariance that is shrunk by 0.1."""
+        """Squared Mahalanobis distance of every text to the fit part's, with a shrunken covariance."""
         fit_MD = self.texts_ND[self.fit_rows]
         mean_D, covariance_DD = fit_MD.mean(0), np.cov(fit_MD, rowvar=False)
-        width = len(mean_D)
-        covariance_DD = (1 - _SHRINKAGE) * covariance_DD + _SHRINKAGE * np.trace(covariance_DD) / width * np.eye(width)
         centred_ND = self.texts_ND - mean_D
-        distance: Doubles = np.einsum("nd,nd->n", centred_ND @ np.linalg.inv(covariance_DD), centred_ND)
+        distance: Doubles = np.einsum("nd,nd->n", centred_ND @ np.linalg.inv(shrunk(covariance_DD)), centred_ND)
         return distance
 
 
@@ -71,4 +69,4 @@ class Baseline(Protocol):
 
 def at_checkpoints(trace: Trace) -> list[int]:
     """Return the numbers of requests at which methods that look now and then look at a stream."""
-    return [count for count in _CHECKPOINTS if count <= len(trace.rows)]
+    return [count for count in CHECKPOINTS if count <= len(trace.rows)]

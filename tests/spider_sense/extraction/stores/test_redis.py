@@ -44,6 +44,19 @@ def test_an_erased_principal_is_in_no_file(own_server: Any) -> None:
     store.close()
 
 
+def test_an_expiry_that_left_its_files_behind_is_made_up_for(own_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RedisStore(own_server.url)
+    store.update({"ann": partial(marked, 1)}, seen=1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_in_background", lambda *_: (_ for _ in ()).throw(StoreError("the disk is full")))
+        with pytest.raises(StoreError, match="the disk is full"):
+            store.expire(2.0)
+    assert MARK in files(own_server.folder)
+    assert store.expire(2.0) == 0
+    assert MARK not in files(own_server.folder)
+    store.close()
+
+
 @pytest.mark.parametrize(
     ("setting", "bad"), [("appendonly", "no"), ("appendfsync", "everysec"), ("maxmemory-policy", "allkeys-lru")]
 )
@@ -139,9 +152,10 @@ def test_no_server(tmp_path: Path) -> None:
         RedisStore(f"unix://{tmp_path}/socket", patience=0.2)
 
 
-def test_a_password_is_not_told() -> None:
+@pytest.mark.parametrize("url", ["redis://:hunter2@127.0.0.1:1/0", "redis://127.0.0.1:1/0?password=hunter2"])
+def test_a_password_is_not_told(url: str) -> None:
     with pytest.raises(StoreError, match="127") as told:
-        RedisStore("redis://:hunter2@127.0.0.1:1/0", patience=0.2)
+        RedisStore(url, patience=0.2)
     assert "hunter2" not in str(told.value)
 
 

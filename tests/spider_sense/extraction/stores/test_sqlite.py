@@ -63,6 +63,21 @@ def test_a_reader_that_keeps_the_log_is_told(tmp_path: Path) -> None:
     store.close()
 
 
+def test_an_expiry_that_left_its_log_behind_is_made_up_for(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store", patience=0.1)
+    store.update({"ann": lambda old: Entry(MARK)}, seen=1.0)
+    reader = sqlite3.connect(tmp_path / "store", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM principal").fetchall()
+    with pytest.raises(StoreError, match="its log still holds what was erased"):
+        store.expire(2.0)
+    reader.close()
+    assert MARK in files(tmp_path / "store")
+    assert store.expire(2.0) == 0
+    assert MARK not in files(tmp_path / "store")
+    store.close()
+
+
 def test_every_commit_is_forced_to_the_disk(tmp_path: Path) -> None:
     """Acknowledged is durable: the process syncs its log between the write and what it prints of it."""
     code = (

@@ -103,7 +103,7 @@ def test_the_longest_name_and_a_large_state(store: Store) -> None:
 
 
 def test_standings_are_those_of_a_principal_and_of_its_group(store: Store) -> None:
-    store.update({"ann": put(b"1", "watch"), "bob": put(b"1"), "cid": put(b"1", "act")})
+    store.update({"ann": put(b"1", "watch"), "bob": put(b"1"), "cid": put(b"1", "act"), "dan": put(b"1")})
     store.mark_groups({"bob": "limit", "cid": "watch", "dan": ""})
     assert Counter(store.standings()) == Counter([("ann", "watch"), ("cid", "act"), ("bob", "limit"), ("cid", "watch")])
     store.update({"ann": put(b"2")})
@@ -114,7 +114,7 @@ def test_standings_are_those_of_a_principal_and_of_its_group(store: Store) -> No
 
 
 def test_what_is_cleared_stays_clear(store: Store) -> None:
-    store.update({"ann": put(b"1", "act"), "bob": put(b"1", "watch"), "cid": put(b"1")})
+    store.update({"ann": put(b"1", "act"), "bob": put(b"1", "watch"), "cid": put(b"1"), "dan": put(b"1")})
     store.mark_groups({"ann": "limit", "dan": "limit"})
     assert store.clear(["ann", "dan", "cid", "nobody"]) == 2
     assert dict(store.standings()) == {"bob": "watch"}
@@ -182,6 +182,16 @@ def test_an_erased_principal_begins_anew(store: Store) -> None:
     assert dict(store.principals()) == {"bob": b"kept"}
     assert store.erase(["ann"]) == 0
     assert count(store.update({"ann": plus_one})["ann"].state) == 1
+
+
+def test_a_review_says_nothing_of_those_who_were_erased_meanwhile(store: Store) -> None:
+    store.update({"ann": put(b"1"), "bob": put(b"1")})
+    reviewed = dict(store.principals())
+    store.erase(["ann"])
+    store.mark_groups(dict.fromkeys(reviewed, "limit"))
+    assert dict(store.standings()) == {"bob": "limit"}
+    store.mark_groups({f"nobody {number}": "limit" for number in range(3000)})
+    assert dict(store.standings()) == {}
 
 
 def test_one_that_is_erased_while_it_is_changed_stays_erased(store: Store, place: str) -> None:
