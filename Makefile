@@ -69,7 +69,7 @@ bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other
 	$(BIN)/python bench/guarded_patch.py --config configs/nest-bench.yaml --guard runs/full/guard --device $(DEVICE) --processes $(PROCESSES)
 
 bench-nest-quick: $(STAMP)  ## the same, reduced to minutes
-	$(BIN)/nest bench --config configs/nest-bench-quick.yaml --device $(DEVICE)
+	$(BIN)/nest bench --config configs/nest-bench-quick.yaml --device $(DEVICE) --processes 2
 
 bench-extraction: $(STAMP)  ## who is distilling this model, beside every baseline, five seeds: half an hour, goes on where it stopped
 	$(BIN)/python bench/extraction.py --config configs/bench-extraction.yaml

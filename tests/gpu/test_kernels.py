@@ -171,6 +171,7 @@ def test_match_signatures(int8: bool) -> None:
     assert (on_gpu[1].cpu() == want[1]).float().mean() > 0.99
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_compiled_ops_are_kept() -> None:
     from sense_kernels import score
 
