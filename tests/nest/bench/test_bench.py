@@ -189,8 +189,13 @@ def test_a_guard_adds_a_frontier(
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     line = json.loads(result.output.splitlines()[-1])
-    assert set(line["frontier"]) == {"base", "nest", script.NAME}
-    assert set(line["frontier"][script.NAME]["alpha"]) == {"0.5", "1"}
+    assert set(line["frontier"]) == {"base", "nest", script.LIVE, script.AGAIN, script.STOP}
+    assert set(line["frontier"][script.LIVE]["alpha"]) == {"0.5", "1"}
+    assert line["frontier"][script.AGAIN]["alpha"] == line["frontier"]["nest"]["alpha"], "everybody is suspected"
+    assert line["frontier"][script.STOP]["alpha"]["1"]["asr"]["value"] == 0
+    assert line["frontier"][script.STOP]["alpha"]["1"]["over_refusal"]["value"] == 1
     assert len(patched) == 2
     assert all(len(points) == 8 and all(point is not None for point in points) for points in patched)
     assert "generate" not in vars(tiny_loaded.model)
+    refused, answered = ({judge: [on] for judge in ("refused", "refused_classifier")} for on in (True, False))
+    assert script._mixed(refused, answered, [False]) == answered
