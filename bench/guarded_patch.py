@@ -56,7 +56,7 @@ def main(
             run_processes(settings, progress, device, processes)
         bench = Bench(settings, set_stage(settings, progress, device), progress)
         results, frontiers = run_bench(bench)
-        if frontiers:
+        if "nest" in frontiers:
             frontiers[LIVE] = guarded_frontier(bench, watcher)
             suspected = suspects(bench, watcher)
             frontiers[AGAIN] = read_again(bench, suspected, results["base"], frontiers["nest"]["alpha"])
@@ -101,14 +101,14 @@ def read_again(bench: Bench, suspected: Suspected, base: Mapping[str, Any], chan
     settings = bench.config.evaluate
     points = {}
     for alpha, result in changed.items():
-        rows = {part: _mixed(result["rows"][part], base["rows"][part], suspected[part]) for part in PARTS}
+        rows = {part: _mixed(result["rows"][part], base["rows"][part], flags) for part, flags in suspected.items()}
         points[alpha] = figures_of(rows, settings.seed, settings.resamples)
     return {"alpha": points, "steps": {}}
 
 
 def all_refused(base: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result in which every prompt is refused."""
-    rows = {part: {**base["rows"][part]} for part in PARTS}
+    rows = {part: {**base["rows"][part]} for part in PARTS if part in base["rows"]}
     for row in rows.values():
         row.update({judge: [True] * len(row["ids"]) for judge in JUDGES})
     return {"rows": rows}
@@ -125,7 +125,8 @@ def suspects(bench: Bench, guard: Guard) -> Suspected:
         return bool((attached.cases[0].zone > 0).any())
 
     with attached:
-        return {part: [suspected(example) for example in getattr(stage.sets, part)] for part in PARTS}
+        parts = {part: getattr(stage.sets, part) for part in PARTS}
+        return {part: [suspected(example) for example in prompts] for part, prompts in parts.items() if prompts}
 
 
 def _mixed(patched: Mapping[str, Any], base: Mapping[str, Any], suspected: list[bool]) -> dict[str, Any]:

@@ -119,7 +119,8 @@ def layer_count(model: nn.Module) -> int:
 def shortened(model: nn.Module, layers: int) -> Iterator[None]:
     """Leave out, for the length of a block, all of a model's blocks but the first ``layers``.
 
-    What these compute is what the whole model computes there; its logits mean nothing meanwhile.
+    What these compute is what the whole model computes there; its logits mean nothing meanwhile, and no other thread
+    may use the model.
 
     Raises:
         SiteError: if the architecture is unknown.
@@ -227,8 +228,8 @@ def _find(model: nn.Module, path: str) -> nn.Module:
     for name in path.split("."):
         # A block may be compiled by itself, inside a model that is not.
         inner = unwrap(module)
-        child = getattr(inner, name, None)
-        if not isinstance(child, nn.Module):
+        child = inner._modules.get(name)
+        if child is None:
             where = f"in {seen.rstrip('.')} of " if seen else "in "
             owner, children = type(unwrap(model)).__name__, dict(inner.named_children())
             raise SiteError(f"looked for {path}: no {name!r} {where}{owner}; {nearest(name, children)}")

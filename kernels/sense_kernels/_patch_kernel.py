@@ -131,7 +131,7 @@ def launch_dots(hidden: Tensor, vectors_KD: Tensor, gate_T: Tensor, tile: PatchL
     """
     hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
     rows, clusters, width = len(hidden), *vectors_KD.shape
-    partials = torch.empty(tile.segments, rows, clusters, device=hidden.device)
+    partials = torch.empty(tile.segments, rows, clusters, dtype=torch.float32, device=hidden.device)
     dots_kernel[(triton.cdiv(rows, tile.rows), tile.segments)](
         partials,
         hidden,

@@ -54,13 +54,14 @@ def _share_out(pool: ProcessPoolExecutor, config: BenchConfig, progress: Progres
         chosen.result()
         runs += [pool.submit(_run, run) for run in plan(config) if run.arm == rates[chosen]]
         progress.update(bar, advance=1)
+    measured = base.result()
     bar = progress.add_task("runs", total=len(runs))
     finished: dict[Run, Finished] = {}
     for done in as_completed(runs):
         one = done.result()
         finished[one.run] = one
         progress.update(bar, advance=1, description=one.run.name)
-    return collect(config, base.result(), [finished[run] for run in plan(config)])
+    return collect(config, measured, [finished[run] for run in plan(config)])
 
 
 def _set_up(config: BenchConfig, device: str, threads: int) -> None:

@@ -43,13 +43,18 @@ def list_(config: Config) -> None:
 
 @principals.command()
 def review(config: Config) -> None:
-    """Look at linked groups, and select whom to act on; servers hear of it within seconds."""
+    """Look at linked groups, and select whom to act on; servers hear of it within seconds.
+
+    Where a state is damaged, what was found earlier stands beside what is found now.
+    """
     from spider_sense.extraction.keys import Key
-    from spider_sense.extraction.standing import strictest, text_of
+    from spider_sense.extraction.standing import decision_of, strictest, text_of
 
     with _opened(config) as (settings, artifact, store):
         states = dict(_readable(store))
-        found = artifact.detector(Key.read(settings.key)).review(states)
+        found = list(artifact.detector(Key.read(settings.key)).review(states))
+        if len(states) < len(store):  # Whose group a damaged state belongs to cannot be told.
+            found += [decision_of(text) for _, text in store.standings()]
         by_name = {one.principal: [other for other in found if other.principal == one.principal] for one in found}
         worst = {name: strictest(decisions) for name, decisions in by_name.items()}
         store.mark_groups({name: text_of(decision) for name, decision in worst.items() if decision is not None})

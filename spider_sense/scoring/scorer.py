@@ -1,7 +1,8 @@
 """The one path from logits to a request's score.
 
 Training, evaluation, calibration and every serving engine call ``Scorer.step`` with the logits of packed rows and the
-request and position of each: nothing here knows where the hidden states came from.
+request and position of each: nothing here knows where the hidden states came from. Only screening folds its spans by
+itself, all of them at once, with the same op.
 
 Shape letters: T packed rows, C logit columns, H heads, B requests.
 """

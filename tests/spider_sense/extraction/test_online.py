@@ -170,11 +170,13 @@ def test_a_damaged_state_hides_nobody_else_from_a_review(
 ) -> None:
     store = open_store(settings.store)
     store.update({"ann": keep(b"damaged"), "bob": keep(helpers.Counting().open("bob").to_bytes())})
-    store.close()
+    store.mark_groups({name: text_of(helpers.decision(name, "limit")) for name in ("ann", "bob")})
     cli(["review", "--extraction", str(settings.detector.parent / "extraction.yaml")], standalone_mode=False)
     told = capsys.readouterr()
-    assert told.out.startswith("1 principals, 0 found")
+    assert told.out.startswith("1 principals, 2 found")
     assert "'ann' is left out" in told.err
+    assert {name for name, _ in store.standings()} == {"ann", "bob"}, "what was found earlier stands"
+    store.close()
 
 
 def test_a_review_finds_a_group_and_servers_hear_of_it(
