@@ -10,7 +10,7 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-stores bench-nest bench-nest-quick bench-extraction \
-	bench-extraction-quick bench-screening bench-screening-quick full clean
+	bench-extraction-quick bench-screening bench-screening-quick full data clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -65,10 +65,10 @@ soak-vllm: $(VLLM_STAMP)  ## thousands of requests at a guarded vLLM server, eac
 bench-stores: $(STAMP)  ## the stores of principals, and the way from an engine's offer to the commit, with 100,000 of them
 	$(BIN)/python bench/stores.py
 
-bench-nest: $(STAMP) runs/full/guard  ## every way of tuning against every other, three seeds: hours (minutes with DEVICE=cuda PROCESSES=12), goes on where it stopped
+bench-nest: data $(STAMP) runs/full/guard  ## every way of tuning against every other, three seeds: hours (minutes with DEVICE=cuda PROCESSES=12), goes on where it stopped
 	$(BIN)/python bench/guarded_patch.py --config configs/nest-bench.yaml --guard runs/full/guard --device $(DEVICE) --processes $(PROCESSES)
 
-bench-nest-quick: $(STAMP)  ## the same, reduced to minutes
+bench-nest-quick: data $(STAMP)  ## the same, reduced to minutes
 	$(BIN)/nest bench --config configs/nest-bench-quick.yaml --device $(DEVICE) --processes 2
 
 bench-extraction: $(STAMP)  ## who is distilling this model, beside every baseline, five seeds: half an hour, goes on where it stopped
@@ -83,10 +83,14 @@ bench-screening: $(STAMP)  ## probes of an agent's stages on files they have not
 bench-screening-quick: $(STAMP)  ## the same, reduced to minutes
 	$(BIN)/python bench/screening.py --quick
 
-runs/full/guard: | $(STAMP)
+data:
+	@test -d "$$SPIDER_SENSE_DATA" || { echo "SPIDER_SENSE_DATA is '$$SPIDER_SENSE_DATA', which is no folder; set it to the folder of the prompt sets that configs/*.yaml name" >&2; exit 2; }
+
+runs/full/guard: | data $(STAMP)
+	@echo "There is no guard in runs/full/guard yet, so it is trained first, as by make full: half an hour on two cores"
 	$(BIN)/spider-sense train --config configs/train-full.yaml
 
-full: $(STAMP)  ## the guard of the README's numbers; SPIDER_SENSE_DATA names the folder of prompt sets
+full: data $(STAMP)  ## the guard of the README's numbers; SPIDER_SENSE_DATA names the folder of prompt sets
 	$(BIN)/spider-sense train --config configs/train-full.yaml
 
 clean:

@@ -27,6 +27,7 @@ from nest.bench.train import choose_rate, trained
 from nest.cli.bench import show
 from nest.delta import Deltas
 from nest.figures import figures_of
+from spider_sense.cli.app import run
 from spider_sense.cli.train import progress_bars
 from spider_sense.config import load_yaml
 from spider_sense.data import Example
@@ -140,4 +141,6 @@ def _mixed(patched: Mapping[str, Any], base: Mapping[str, Any], suspected: list[
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cli = typer.Typer(pretty_exceptions_enable=False)
+    cli.command()(main)
+    run(cli)

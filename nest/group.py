@@ -8,10 +8,10 @@ Shape letters: R selected rows of a projection, N prompts.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from nest.controls import one_cluster, random_clusters, untied
@@ -38,6 +38,12 @@ class GroupConfig(Settings):
     """If given, this many groups in every projection with two rows for each, instead of the best up to ``k_max``."""
     seed: int = Field(default=0, ge=0)
 
+    @model_validator(mode="after")
+    def _k_counts(self) -> Self:
+        if self.k is not None and self.method in ("one", "untied"):
+            raise ValueError(f"k is {self.k}, but the method {self.method} settles the number of groups; leave k out")
+        return self
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Grouping:
@@ -58,7 +64,8 @@ def group(neurons: NeuronSet, config: GroupConfig) -> NeuronSet:
 
     Raises:
         MissingExtraError: for ``kmeans`` and ``random`` without scikit-learn.
-        PatchError: for the same methods, if the rows have no profiles.
+        PatchError: for the same methods, if the rows have no profiles, or no projection has two rows for each of
+            ``k`` groups.
     """
     match config.method:
         case "one":
@@ -71,6 +78,12 @@ def group(neurons: NeuronSet, config: GroupConfig) -> NeuronSet:
 
 
 def _by_profile(neurons: NeuronSet, config: GroupConfig) -> NeuronSet:
+    most = max(len(found.neuron_R) for found in neurons.sites.values())
+    if config.k is not None and config.k > max(1, most // 2):
+        raise PatchError(
+            f"k is {config.k}, which takes a projection of {2 * config.k} rows, two for each group; the largest here "
+            f"has {most}: name at most {max(1, most // 2)}, or find more rows with a lower z"
+        )
     best = _clusterer(config)
     groupings = {site: best(_profiles(site, found)) for site, found in neurons.sites.items()}
     facts: dict[str, Any] = config.model_dump() | {

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 from spider_sense.errors import DataError
+from spider_sense.folders import check_writable
 
 __all__ = ["PartStore", "key_of", "read_results"]
 
@@ -29,16 +30,27 @@ class PartStore:
         path: the result file; None keeps nothing. Parts that it holds already are used where their keys agree.
 
     Raises:
+        ConfigError: if the file could not be written.
         DataError: if the file exists and is no result file, which would be lost.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
         self._found: dict[str, dict[str, Any]] = {}
+        if self.path is not None:
+            check_writable(self.path.parent)
         if self.path is not None and self.path.exists():
-            self._found = dict(_read(self.path)["rows"])
+            document = _read(self.path)
+            self._found = {**document.get("kept", {}), **document["rows"]}
         self.parts: dict[str, dict[str, Any]] = {}
         """What was asked for in this run."""
+        self.replaced: list[str] = []
+        """Parts that the file held under other keys and that were measured again in this run."""
+
+    @property
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """Parts that the file holds and that were not asked for in this run."""
+        return {name: part for name, part in self._found.items() if name not in self.parts}
 
     def part(self, name: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         """Return a part's rows: as found, or computed now and written.
@@ -50,6 +62,7 @@ class PartStore:
         """
         found = self._found.get(name)
         if found is None or found.get("key") != key:
+            self.replaced += [name] if found else []
             begin = monotonic()
             rows = dict(compute())
             found = {"key": key, "seconds": round(monotonic() - begin, 2), **rows}
@@ -59,8 +72,11 @@ class PartStore:
         return found
 
     def finish(self, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the whole result, figures first, and return it; parts that were not asked for are left out."""
-        result = {"schema": SCHEMA, "complete": True, **figures, "rows": self.parts}
+        """Write the whole result, figures first, and return it.
+
+        Parts that were not asked for are no part of it; the file keeps them for a run that asks for them again.
+        """
+        result = {"schema": SCHEMA, "complete": True, **figures, "rows": self.parts, "kept": self.kept}
         self._write(result)
         return result
 

@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Self
 
 import torch
 from accelerate import Accelerator, PartialState
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from nest.checkpoint import load_checkpoint, save_checkpoint
@@ -26,7 +27,10 @@ from nest.training_mode import checkpointing, frozen
 from spider_sense.config import Settings
 from spider_sense.errors import DataError
 
-__all__ = ["Losses", "TuneConfig", "processes", "tune"]
+__all__ = ["LearningRate", "Losses", "TuneConfig", "processes", "tune"]
+
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+"""AdamW moves each number by about as much in a step, and no weight is near 1."""
 
 
 class TuneConfig(Settings):
@@ -38,12 +42,12 @@ class TuneConfig(Settings):
     pass_size: int = Field(default=4, gt=0)
     """Lessons of one pass through the model: a step's lessons are sorted by length and their gradients summed. Small
     passes are little padding, large ones keep a GPU busy."""
-    learning_rate: float = Field(default=2e-3, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    learning_rate: LearningRate = 2e-3
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises; after them it falls as a cosine, to a tenth."""
-    answer_weight: float = Field(default=1.0, ge=0)
-    kl_weight: float = Field(default=0.0, ge=0)
+    answer_weight: float = Field(default=1.0, ge=0, le=1000)
+    kl_weight: float = Field(default=0.0, ge=0, le=1000)
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     seed: int = 0
@@ -53,6 +57,15 @@ class TuneConfig(Settings):
     """How much of an answer is learned: whether it refuses is decided in its opening."""
     gradient_checkpointing: bool = False
     save_every: int = Field(default=50, gt=0)
+
+    @model_validator(mode="after")
+    def _some_benign_loss(self) -> Self:
+        if self.answer_weight == self.kl_weight == 0:
+            raise ValueError(
+                "answer_weight and kl_weight are both 0, so nothing keeps benign prompts answered and the model would "
+                "learn to refuse everything; give one of them a weight, such as answer_weight 1"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +105,8 @@ def tune(
         The losses of the steps that this call ran.
 
     Raises:
-        DataError: if a kind of lesson is missing, the batch cannot be shared among the processes, or the loss is not
-            finite.
+        DataError: if a kind of lesson is missing, the batch cannot be shared among the processes, or the loss or what
+            is trained is not finite; the last checkpoint stays.
         PatchError: if the checkpoint in ``folder`` belongs to another run.
     """
     _check(lessons, config, references)
@@ -130,8 +143,11 @@ def _tuned(
             history.append(losses)
             if advance is not None:
                 advance(losses)
-            if folder and accelerator.is_main_process and _is_due(losses.step, config):
-                save_checkpoint(folder, deltas, optimizer, config, losses.step + 1)
+            if _is_due(losses.step, config):
+                if not all(value.isfinite().all() for value in deltas.parameters()):
+                    raise _diverged("a trained number is not finite", losses.step, config)
+                if folder and accelerator.is_main_process:
+                    save_checkpoint(folder, deltas, optimizer, config, losses.step + 1)
     return history
 
 
@@ -175,13 +191,15 @@ def _step(
     terms_3 = accelerator.reduce(terms_3, "mean")
     loss = float((weights * terms_3).sum())
     if not math.isfinite(loss):
-        raise DataError(
-            f"the loss is {loss} at step {step} with learning rate {config.learning_rate:g}; lower learning_rate"
-        )
+        raise _diverged(f"the loss is {loss}", step, config)
     accelerator.clip_grad_norm_(objective.parameters(), config.clip)
     optimizer.step()
     optimizer.zero_grad()
     return Losses(step, *terms_3.tolist())
+
+
+def _diverged(what: str, step: int, config: TuneConfig) -> DataError:
+    return DataError(f"{what} at step {step} with learning rate {config.learning_rate:g}; lower learning_rate")
 
 
 def _schedule(step: int, config: TuneConfig) -> float:

@@ -4,6 +4,7 @@ A folder is replaced only once the new one is complete, and read only if its fil
 """
 
 import hashlib
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from spider_sense.errors import SpiderSenseError
+from spider_sense.errors import ConfigError, SpiderSenseError
 
-__all__ = ["ArtifactKind", "Record", "sha256"]
+__all__ = ["ArtifactKind", "Record", "check_writable", "sha256"]
 
 
 class Record(BaseModel):
@@ -48,11 +49,13 @@ class ArtifactKind:
     error: type[SpiderSenseError]
 
     def check_replaceable(self, folder: Path) -> None:
-        """Check that the artifact may be written to a folder: it does not exist, is empty, or holds one of this kind.
+        """Check that the artifact may be written to a folder: it can be made, is empty, or holds one of this kind.
 
         Raises:
+            ConfigError: if it cannot be made.
             SpiderSenseError: of ``error``'s class, if it holds anything else, which would be lost.
         """
+        check_writable(folder.absolute().parent)
         if folder.exists() and not (folder / self.manifest).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise self.error(f"{folder} exists and is no {self.noun}, so it is not replaced; name a new folder")
 
@@ -137,6 +140,19 @@ class ArtifactKind:
                 f"{path} cannot be read: {error.strerror}; name a folder that this user may read"
             ) from error
         raise self.error(f"{path} does not exist; name a folder that `{self.maker}` wrote")
+
+
+def check_writable(folder: Path) -> None:
+    """Check that this user can write into a folder, which need not exist yet.
+
+    Raises:
+        ConfigError: if it, or what it would be made in, is a file or closed to this user.
+    """
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.exists(one))
+    if not there.is_dir():
+        raise ConfigError(f"cannot write into {folder}: {there} is a file; name another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write into {folder}: {there} is closed to this user; name another folder")
 
 
 def sha256(path: Path) -> str:

@@ -161,11 +161,19 @@ def _publish(beside: Path, folder: Path) -> None:
 
 
 def _check_device(device: str) -> None:
+    reason = ""
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {device!r} cannot be used: {reason}; use cpu, or a device torch can see") from error
+        if torch.empty(0, device=device).device.type != "meta":
+            return
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # Of other kinds torch tells only which operators it has for them; of this one that a driver is missing or old.
+        reason = f": {str(error).splitlines()[0]}" if device.startswith("cuda") else ""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    others = [f"{kind.type}:{place}" for place in range(torch.accelerator.device_count())] if kind else []
+    raise ConfigError(
+        f"device {device!r} cannot be used{reason}; torch {torch.__version__} sees {', '.join(['cpu', *others])} here, "
+        "name one of these"
+    )
 
 
 @contextmanager

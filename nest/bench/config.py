@@ -10,7 +10,7 @@ from nest.arms import ARMS
 from nest.eval_config import EvalConfig
 from nest.find import FindConfig
 from nest.group import GroupConfig
-from nest.tune import TuneConfig
+from nest.tune import LearningRate, TuneConfig
 from spider_sense.config import Settings
 from spider_sense.errors import nearest
 
@@ -50,9 +50,9 @@ class BenchConfig(Settings):
     find: FindConfig = FindConfig()
     group: GroupConfig = GroupConfig()
     tune: TuneConfig = TuneConfig()
-    learning_rates: tuple[float, ...] = Field(default=(1e-3, 3e-3, 1e-2), min_length=1)
+    learning_rates: tuple[LearningRate, ...] = Field(default=(1e-3, 3e-3, 1e-2), min_length=1)
     """Each arm takes the one with the least loss on lessons that are held out of the tuning files."""
-    learning_rates_of: dict[str, tuple[float, ...]] = Field(default_factory=lambda: dict(_RATES_OF))
+    learning_rates_of: dict[str, tuple[LearningRate, ...]] = Field(default_factory=lambda: dict(_RATES_OF))
     """Arms that are tuned at other rates; as many of them, or the comparison would not be fair."""
     probe_steps: int = Field(default=40, gt=0)
     """Steps of a trial of a learning rate."""

@@ -23,6 +23,7 @@ from nest.tasks import read_tasks, utility_files
 from spider_sense.data import Example, digest, read_jsonl
 from spider_sense.errors import ConfigError
 from spider_sense.fingerprint import Fingerprint, fingerprint
+from spider_sense.folders import check_writable
 from spider_sense.models import LoadedModel, load_model
 
 __all__ = ["Stage", "expanded", "set_stage"]
@@ -60,6 +61,7 @@ class Stage:
 
 def set_stage(config: BenchConfig, progress: Progress, device: str = "cpu") -> Stage:
     """Load the model, find and group neurons, ask the base model for its answers, read the test sets."""
+    check_writable(config.output)
     tune_on, test_on = expanded(config.tune_on), expanded(config.test_on)
     harmful = load_prompts(tune_on.harmful, "harmful", config.harmful_limit, config.tune.seed).examples
     benign = load_prompts(tune_on.benign, "benign", config.benign_limit, config.tune.seed).examples

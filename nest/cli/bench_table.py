@@ -6,7 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from nest.cli.eval_tables import change
+from nest.cli.eval_tables import change, relative_change
 from spider_sense.cli.tables import plain
 
 __all__ = ["arms_table"]
@@ -24,7 +24,7 @@ def arms_table(arms: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return every arm's figures in percent with 95% intervals over prompts, and how they differ from ``nest``'s."""
     caption = (
         "mean over an arm's runs, and the deviation (sd) over them; 95% bootstrap intervals over prompts; "
-        "second lines: difference from nest, by prompt"
+        "second lines: difference from nest, by prompt; shares in points, perplexity in percent"
     )
     table = Table(title="Arms", caption=caption, box=box.SIMPLE_HEAD)
     table.add_column("arm", no_wrap=True)
@@ -45,7 +45,7 @@ def arms_table(arms: Mapping[str, Mapping[str, Any]]) -> Table:
         )
         if differences := figures.get("versus_nest"):
             cells = [change(differences.get(key)) for key in _SHARES]
-            table.add_row("", "", *cells, "", change(differences.get("perplexity")), style="dim")
+            table.add_row("", "", *cells, "", relative_change(differences.get("perplexity")), style="dim")
     return table
 
 

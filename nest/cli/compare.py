@@ -13,7 +13,7 @@ __all__ = ["compare"]
 @app.command()
 def compare(
     results: Annotated[list[Path], typer.Argument(help="Result files of nest eval; the first is the base.")],
-    out: Annotated[Path, typer.Option(help="PNG to write.")],
+    out: Annotated[Path, typer.Option(help="PNG to write; without an ending it gets .png.")],
     against: Annotated[
         str, typer.Option(help="Horizontal axis: utility, over_refusal, over_refusal_borderline, perplexity or kl.")
     ] = "utility",
@@ -27,6 +27,6 @@ def compare(
     named = read_results(results)
     base, *others = named
     changes = {name: differences(named[name]["rows"], named[base]["rows"]) for name in others}
-    draw_comparison(named, against, out)
+    picture = draw_comparison(named, against, out)
     console.print(comparison_table(named, changes))
-    console.print(f"wrote {out}", markup=False)
+    console.print(f"wrote {picture}", markup=False)

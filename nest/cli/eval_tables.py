@@ -8,7 +8,7 @@ from rich.table import Table
 
 from spider_sense.cli.tables import plain
 
-__all__ = ["change", "comparison_table", "result_table"]
+__all__ = ["change", "comparison_table", "relative_change", "result_table"]
 
 _RATES = {
     "asr": "attack success, direct",
@@ -67,17 +67,16 @@ def comparison_table(results: Mapping[str, Mapping[str, Any]], changes: Mapping[
         results: by name; the first is the base of the differences.
         changes: for each other name, what :func:`nest.figures.differences` returned.
     """
-    table = Table(
-        title="Evaluations", caption="second lines: difference from the first, paired by prompt", box=box.SIMPLE_HEAD
-    )
+    caption = "second lines: difference from the first, paired by prompt; shares in points, perplexity in percent"
+    table = Table(title="Evaluations", caption=caption, box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True)
     for heading in (*_SHORT.values(), "perplexity"):
         table.add_column(heading, no_wrap=True, justify="right")
     for name, result in results.items():
         table.add_row(plain(name), *(_share(result[key]) for key in _SHORT), _number(result["perplexity"]))
         if name in changes:
-            keys = (*_SHORT, "perplexity")
-            table.add_row("", *(change(changes[name].get(key)) for key in keys), style="dim")
+            shares = [change(changes[name].get(key)) for key in _SHORT]
+            table.add_row("", *shares, relative_change(changes[name].get("perplexity")), style="dim")
     return table
 
 
@@ -97,7 +96,14 @@ def _number(figure: Mapping[str, float] | None) -> str:
 
 
 def change(figure: Mapping[str, float] | None) -> str:
-    """Return a difference of shares, or a relative change, in percent with its interval; nothing for None."""
+    """Return a difference of shares in percentage points with its interval; nothing for None."""
     if figure is None:
         return ""
     return f"{100 * figure['value']:+.1f} ({100 * figure['low']:+.1f}, {100 * figure['high']:+.1f})"
+
+
+def relative_change(figure: Mapping[str, float] | None) -> str:
+    """Return a relative change in percent with its interval; nothing for None."""
+    if figure is None:
+        return ""
+    return f"{figure['value']:+.1%} ({figure['low']:+.1%}, {figure['high']:+.1%})"

@@ -53,11 +53,14 @@ def evaluate(
     from nest.eval_config import EvalConfig, attacks_named, select_sets
     from nest.evaluate import evaluate as run
     from nest.parts import PartStore
+    from nest.refusal_classifier import KIND
     from nest.tasks import read_tasks
     from spider_sense.models import load_model
     from spider_sense.training.config import read_sets
 
     store = PartStore(out)
+    if judge is not None and not phrases_only:
+        KIND.check_replaceable(judge)
     config = EvalConfig(
         limit=limit or None, seed=seed, tokens=tokens, attacks=attacks_named(attacks), keep_answers=answers
     )
@@ -65,9 +68,9 @@ def evaluate(
     sets = select_sets(
         config,
         tasks=read_tasks(utility or []),
-        **{part: _rows(read_sets(tuple(paths or ()))) for part, paths in groups.items()},
+        **{part: _rows(part, read_sets(tuple(paths or ()))) for part, paths in groups.items()},
     )
-    answered = _rows(read_sets(tuple(labelled or ())))
+    answered = _rows("labelled", read_sets(tuple(labelled or ())))
     loaded = load_model(model, dtype, device)
     second = None if phrases_only else _classifier(loaded, judge, answered, seed)
     arm = _arm(loaded, patch, alpha)
@@ -75,11 +78,22 @@ def evaluate(
         result = run(loaded, sets, config, arm=arm, classifier=second, store=store, progress=progress)
     console.print(result_table(result))
     console.print(f"wrote {out}", markup=False)
+    if store.replaced:
+        console.print(f"replaced, as of another model or other settings: {', '.join(store.replaced)}", markup=False)
+    if store.kept:
+        console.print(
+            f"not asked for, so no part of the figures, but kept in the file: {', '.join(store.kept)}", markup=False
+        )
     if as_json:
-        typer.echo(json.dumps({name: value for name, value in result.items() if name != "rows"}))
+        typer.echo(json.dumps({name: value for name, value in result.items() if name not in ("rows", "kept")}))
 
 
-def _rows(files: "Mapping[str, list[Example]]") -> "list[Example]":
+def _rows(part: str, files: "Mapping[str, list[Example]]") -> "list[Example]":
+    from spider_sense.errors import DataError
+
+    empty = [name for name, rows in files.items() if not rows]
+    if empty:
+        raise DataError(f"no prompt in {empty[0]!r} of --{part}; name a file that has some, or leave it out")
     return [row for rows in files.values() for row in rows]
 
 
@@ -124,10 +138,8 @@ def _classifier(
     from nest.labelled_answers import labelled_answers, own_answers, sample_answers
     from nest.refusal_classifier import KIND, RefusalClassifier
 
-    if folder is not None:
-        KIND.check_replaceable(folder)
-        if (folder / KIND.manifest).is_file():
-            return RefusalClassifier.from_pretrained(folder)
+    if folder is not None and (folder / KIND.manifest).is_file():
+        return RefusalClassifier.from_pretrained(folder)
     answers = sample_answers() + labelled_answers(answered, seed) + own_answers(base, answered, seed)
     judge = RefusalClassifier.fit(answers, seed)
     if folder is not None:

@@ -20,7 +20,8 @@ def find(
     recipe: Annotated[str, typer.Option(help="probe, raw, contrast or effect_size.")] = "probe",
     z: Annotated[float, typer.Option(help="Rows with a z-score above it are kept.")] = 3.0,
     utility: Annotated[
-        list[str] | None, typer.Option(help="Prompts whose neurons, found the same way, are dropped.")
+        list[str] | None,
+        typer.Option(help="Prompts whose neurons, found the same way, are dropped; or a folder of util_*.jsonl."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Most prompts of a side, drawn by hash.", min=1)] = None,
     max_tokens: Annotated[int, typer.Option(help="A longer prompt loses tokens from its middle.")] = 512,
@@ -36,6 +37,7 @@ def find(
     from nest.neurons import KIND
     from nest.pictures.spread import draw_spread
     from nest.prompts import load_prompts
+    from nest.tasks import utility_files
     from spider_sense.cli.train import progress_bars
     from spider_sense.config import parse
     from spider_sense.models import load_model
@@ -45,7 +47,8 @@ def find(
     config.chosen()
     KIND.check_replaceable(out)
     sides = [load_prompts(harmful, "harmful", limit, seed), load_prompts(benign, "benign", limit, seed)]
-    spared = load_prompts(utility, "benign", limit, seed) if utility else None
+    spare = list(map(str, utility_files(utility or [])))
+    spared = load_prompts(spare, "benign", limit, seed) if spare else None
     loaded = load_model(model, dtype, device)
     started = time.monotonic()
     with progress_bars() as progress:

@@ -31,4 +31,9 @@ def group(
     KIND.check_replaceable(out)
     grouped = run(NeuronSet.from_pretrained(neurons), config).save_pretrained(out)
     console.print(grouped_table(grouped))
+    short = sum(found.clusters < (k or 0) for found in grouped.sites.values())
+    if short:
+        console.print(
+            f"{short} of {len(grouped.sites)} projections have too few rows for {k} groups of two, so each is one group"
+        )
     console.print(f"wrote {out}", markup=False)

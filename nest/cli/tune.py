@@ -36,11 +36,13 @@ def tune(
     from nest.tune import TuneConfig, processes
     from spider_sense.cli.train import progress_bars
     from spider_sense.config import load_yaml
+    from spider_sense.folders import check_writable
     from spider_sense.models import load_model
     from spider_sense.patch import KIND
 
     settings = TuneConfig() if config is None else load_yaml(config, TuneConfig)
     KIND.check_replaceable(out)
+    check_writable(work)
     grouped = NeuronSet.from_pretrained(neurons)
     refused = load_prompts(harmful, "harmful", limit, settings.seed).examples
     answered = load_prompts(benign, "benign", limit, settings.seed).examples

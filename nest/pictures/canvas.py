@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spider_sense.errors import MissingExtraError
+from spider_sense.errors import ConfigError, MissingExtraError
+from spider_sense.folders import check_writable
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -100,6 +101,23 @@ def legend(drawn: Any) -> None:
     drawn.figure.legend(lines, labels, frameon=False, loc="outside right upper", fontsize="small")
 
 
-def write_png(drawn: Any, path: Path) -> None:
-    """Write the picture that axes belong to."""
-    drawn.figure.savefig(path, dpi=DPI)
+def write_png(drawn: Any, path: Path) -> Path:
+    """Write the picture that axes belong to.
+
+    Args:
+        drawn: the axes.
+        path: the file; without an ending it gets ``.png``.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        ConfigError: if the name has another ending, or cannot be written.
+    """
+    file = path if path.suffix else path.with_suffix(".png")
+    if file.suffix.lower() != ".png" or file.is_dir():
+        raise ConfigError(f"cannot write {file}: pictures are PNG files; name a file that ends in .png")
+    check_writable(file.parent)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    drawn.figure.savefig(file, dpi=DPI)
+    return file

@@ -23,16 +23,19 @@ _KINDS = {"asr": "direct prompts", "asr_jailbreak": "jailbreak wrappers"}
 SIZE, SIZE_OF_ONE = (12.0, 5.0), (8.0, 5.0)
 
 
-def draw_comparison(results: Mapping[str, Mapping[str, Any]], against: str, path: Path) -> None:
+def draw_comparison(results: Mapping[str, Mapping[str, Any]], against: str, path: Path) -> Path:
     """Draw attack success of each result over another figure, and write the PNG.
 
     Args:
         results: by name, as ``nest eval`` wrote them.
         against: a key of `AGAINST`.
-        path: the picture.
+        path: the picture; see :func:`nest.pictures.canvas.write_png`.
+
+    Returns:
+        The file that was written.
 
     Raises:
-        ConfigError: if there is no such axis.
+        ConfigError: if there is no such axis, or the picture cannot be written.
         DataError: if a result lacks a figure.
     """
     if against not in AGAINST:
@@ -60,7 +63,7 @@ def draw_comparison(results: Mapping[str, Mapping[str, Any]], against: str, path
         picture.set_ylim(-4, 104)
         picture.grid(axis="both", alpha=0.3)
     legend(pictures[0])
-    write_png(pictures[0], path)
+    return write_png(pictures[0], path)
 
 
 def _scaled(figure: Mapping[str, float], scale: float) -> dict[str, float]:

@@ -160,7 +160,7 @@ def test_a_folder_with_something_else_is_not_replaced(base: LoadedModel, patch: 
 def test_a_folder_that_cannot_be_made_is_refused(base: LoadedModel, patch: NeuronPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     before = weights_digest(base.model)
-    with pytest.raises(ConfigError, match=r"cannot write .*file/out: .*; name a folder that can be made"):
+    with pytest.raises(ConfigError, match=r"cannot write into .*file: .*file is a file; name another folder"):
         write_patched(base, patch, tmp_path / "file" / "out")
     assert weights_digest(base.model) == before
 

@@ -74,6 +74,11 @@ def test_a_fixed_k_holds_where_there_are_two_rows_a_group(
     assert tuple(len(set(clusters(grouped, site))) for site in (GATE, UP)) == expected
 
 
+def test_more_groups_than_any_projection_has_rows_for_are_refused(neurons: NeuronSet) -> None:
+    with pytest.raises(PatchError, match=r"k is 5, which takes a projection of 10 rows.* has 9: name at most 4"):
+        group(neurons, GroupConfig(k=5, method="random"))
+
+
 def test_the_same_seed_groups_the_same(neurons: NeuronSet) -> None:
     one, other = (group(neurons, GroupConfig(seed=3)) for _ in range(2))
     assert [clusters(one, site) for site in one.sites] == [clusters(other, site) for site in other.sites]
@@ -108,7 +113,11 @@ def test_drawn_rows_have_no_profiles_to_group_by(neurons: NeuronSet) -> None:
 
 
 def test_bad_settings_are_refused() -> None:
-    for settings, message in (({"method": "k-means"}, "'k-means' is not allowed"), ({"k_max": 1}, "k_max: 1 is not")):
+    for settings, message in (
+        ({"method": "k-means"}, "'k-means' is not allowed"),
+        ({"k_max": 1}, "k_max: 1 is not"),
+        ({"k": 2, "method": "untied"}, "k is 2, but the method untied settles the number of groups; leave k out"),
+    ):
         with pytest.raises(ConfigError, match=message):
             parse(settings, GroupConfig, origin="test")
 

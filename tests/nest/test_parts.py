@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nest.parts import PartStore, key_of, read_results
-from spider_sense.errors import DataError
+from spider_sense.errors import ConfigError, DataError
 
 
 def counted(calls: list[str], name: str) -> Callable[[], dict[str, Any]]:
@@ -60,6 +60,29 @@ def test_a_result_holds_what_was_asked_for_in_this_run(tmp_path: Path) -> None:
     assert list(result["rows"]) == ["b"]
     assert json.loads(path.read_text()) == result
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_what_was_not_asked_for_is_kept_for_the_next_run(tmp_path: Path) -> None:
+    calls, path = list[str](), tmp_path / "results.json"
+    first = PartStore(path)
+    for name in ("a", "b"):
+        first.part(name, "key", counted(calls, name))
+    first.finish({})
+    for part in ("b", "b", "a"):
+        again = PartStore(path)
+        again.part(part, "key", counted(calls, part))
+        assert list(again.finish({})["kept"]) == list(again.kept) == [{"a": "b", "b": "a"}[part]]
+        assert again.replaced == []
+    assert calls == ["a", "b"]
+    other = PartStore(path)
+    other.part("a", "other", counted(calls, "a"))
+    assert other.replaced == ["a"]
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot write into .*file/deep: .*file is a file; name another folder"):
+        PartStore(tmp_path / "file" / "deep" / "results.json")
 
 
 def test_without_a_file_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

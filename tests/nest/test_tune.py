@@ -1,5 +1,6 @@
 """Tuning: it learns what it is told, resumes bit for bit, and changes nothing else."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -14,8 +16,9 @@ from nest.delta import Deltas, lora_deltas
 from nest.forward import answer_logits
 from nest.lessons import Lesson, collate
 from nest.reference import divergence, read_reference
-from nest.tune import TuneConfig, tune
-from spider_sense.errors import DataError, PatchError
+from nest.tune import Losses, TuneConfig, tune
+from spider_sense.config import parse
+from spider_sense.errors import ConfigError, DataError, PatchError
 from spider_sense.sites import resolve
 from spider_sense.types import Site
 
@@ -126,6 +129,44 @@ def test_an_anchor_keeps_the_base_nearer(tiny_model: Callable[[str], PreTrainedM
         far.append(tune(model, additions(model), LESSONS, config, pad=1, references=references)[-1].kl)
     assert far[1] < far[0] / 2
     assert not math.isnan(far[0])
+
+
+@pytest.mark.parametrize("steps", [7, 9])
+def test_numbers_that_are_not_finite_replace_no_checkpoint(
+    steps: int, tiny_model: Callable[[str], PreTrainedModel], tmp_path: Path
+) -> None:
+    """What is spoilt after step 6 shows in the loss of step 7, or, where there is none, in the check before the end."""
+    model, folder = tiny_model("llama"), tmp_path / "run"
+    config = CONFIG.model_copy(update={"steps": steps, "save_every": 2})
+    change = additions(model)
+
+    def spoil(losses: Losses) -> None:
+        if losses.step == 6:
+            next(iter(change.parameters())).data[0] = math.inf
+
+    with pytest.raises(DataError, match=r"(the loss is nan at step 7|is not finite at step 6) .*; lower learning_rate"):
+        tune(model, change, LESSONS, config, pad=1, folder=folder, advance=spoil)
+    manifest = json.loads((folder / "checkpoint.json").read_text())
+    assert manifest["step"] == 6
+    assert torch.isfinite(torch.stack([v.sum() for v in load_file(folder / "checkpoint.safetensors").values()])).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 1e300}, r"learning_rate: 1e\+300 is not allowed; input should be less than or equal to 1"),
+        ({"learning_rate": 0}, "learning_rate: 0 is not allowed; input should be greater than 0"),
+        ({"kl_weight": 1e300}, r"kl_weight: 1e\+300 is not allowed"),
+        ({"answer_weight": 0}, "answer_weight and kl_weight are both 0, so nothing keeps benign prompts answered"),
+    ],
+)
+def test_settings_that_cannot_be_tuned_with(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(settings, TuneConfig, origin="tune")
+
+
+def test_a_divergence_alone_keeps_benign_answers() -> None:
+    assert parse({"answer_weight": 0, "kl_weight": 0.5}, TuneConfig, origin="tune").kl_weight == 0.5
 
 
 def test_bad_input(tiny_model: Callable[[str], PreTrainedModel]) -> None:

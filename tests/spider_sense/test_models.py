@@ -155,10 +155,19 @@ def test_an_unknown_dtype_is_told_the_known_ones(folder: Path) -> None:
         load_model(str(folder), dtype="float23")
 
 
-@pytest.mark.parametrize("device", ["cude", "cuda:99"])
+@pytest.mark.parametrize("device", ["cude", "cuda:99", "vulkan", "meta", "hpu", ""])
 def test_a_device_that_is_not_there_is_refused(folder: Path, device: str) -> None:
-    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used"):
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used.*; torch .* sees cpu") as caught:
         load_model(str(folder), device=device)
+    assert "'aten::" not in str(caught.value)
+    assert "Expected one of" not in str(caught.value)
+
+
+def test_devices_that_are_there_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="sees cpu, cuda:0, cuda:1 here, name one of these"):
+        load_model(str(folder), device="vulkan")
 
 
 @pytest.mark.parametrize("source", ["./no/such/model", "/no/such/model", "a/b/c"])

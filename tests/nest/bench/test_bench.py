@@ -153,6 +153,19 @@ def test_a_file_with_nothing_left_to_test_on_is_refused(settings: Path) -> None:
         CliRunner().invoke(app_module.app, ["bench", "--config", str(settings)], catch_exceptions=False)
 
 
+def test_an_output_that_is_a_file_is_refused_before_work(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nest.bench.stage.load_model", lambda *_: pytest.fail("the model was loaded"))
+    Path(json.loads(settings.read_text())["output"]).touch()
+    with pytest.raises(ConfigError, match="out is a file; name another folder"):
+        CliRunner().invoke(app_module.app, ["bench", "--config", str(settings)], catch_exceptions=False)
+
+
+def test_a_rate_that_no_arm_can_be_tuned_at_is_refused(settings: Path) -> None:
+    config = json.loads(settings.read_text()) | {"learning_rates": [1e-3, 1e300]}
+    with pytest.raises(ConfigError, match=r"learning_rates\.1: 1e\+300 is not allowed"):
+        parse(config, BenchConfig, origin="bench")
+
+
 def test_a_file_on_both_sides_is_refused(settings: Path) -> None:
     config = json.loads(settings.read_text())
     config["test_on"]["harmful"] = config["tune_on"]["harmful"]

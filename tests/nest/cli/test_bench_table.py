@@ -16,6 +16,7 @@ def arm(asr: float, **more: Any) -> dict[str, Any]:
 
 def test_an_arm_stands_above_its_difference_from_nest() -> None:
     differs = {"asr": {"value": 0.125, "low": -0.05, "high": 0.25}}
+    differs["perplexity"] = {"value": -0.03, "low": -0.041, "high": -0.02}
     console = Console(width=200)
     with console.capture() as captured:
         console.print(arms_table({"nest": arm(0.3), "random_rows": arm(0.425, versus_nest=differs)}))
@@ -24,5 +25,6 @@ def test_an_arm_stands_above_its_difference_from_nest() -> None:
     assert "42.5 (32.5-52.5)" in lines[at]
     assert "3.1" in lines[at].split()
     assert "+12.5 (-5.0, +25.0)" in lines[at + 1]
+    assert "-3.0% (-4.1%, -2.0%)" in lines[at + 1], "a relative change, not points"
     assert "+" not in lines[at - 1], "nest itself has no second line"
     assert "2" in lines[at].split()

@@ -1,6 +1,7 @@
 """``nest eval`` and ``nest compare``: what they print and write, and what they refuse."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +100,12 @@ def test_a_base_and_a_patch_then_both_side_by_side(
     picture = tmp_path / "picture.png"
     shown = run("compare", tmp_path / "base.json", tmp_path / "nest.json", "--out", picture).output
     assert shown.count("nest") == 1
+    assert "shares in points, perplexity in percent" in shown
+    assert re.search(r"[+-]\d+\.\d% \([+-]\d+\.\d%, [+-]\d+\.\d%\)", shown), "perplexity's is a relative change"
     assert picture.read_bytes().startswith(b"\x89PNG")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert f"wrote {folder}.png" in run("compare", tmp_path / "base.json", "--out", folder).output
 
 
 def test_a_second_run_measures_nothing(
@@ -110,6 +116,29 @@ def test_a_second_run_measures_nothing(
     monkeypatch.setattr("nest.measurements.generate_answers", lambda *_, **__: pytest.fail("answered again"))
     run(*arguments, "--phrases-only")
     assert (tmp_path / "base.json").read_bytes() == first
+
+
+def test_a_run_that_asks_for_less_loses_nothing_and_says_so(
+    loaded: LoadedModel, arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*arguments, "--phrases-only")
+    first = (tmp_path / "base.json").read_bytes()
+    at = arguments.index("--jailbreak")
+    less = run(*arguments[:at], *arguments[at + 2 :], "--phrases-only", "--json").output
+    assert "not asked for, so no part of the figures, but kept in the file: jailbreak" in less
+    line = json.loads(less.splitlines()[-1])
+    assert line["asr_jailbreak"] is None
+    assert not {"rows", "kept"} & set(line)
+    assert list(json.loads((tmp_path / "base.json").read_bytes())["kept"]) == ["jailbreak"]
+    monkeypatch.setattr("nest.measurements.generate_answers", lambda *_, **__: pytest.fail("answered again"))
+    assert "kept in the file" not in run(*arguments, "--phrases-only").output
+    assert (tmp_path / "base.json").read_bytes() == first
+
+
+def test_what_is_replaced_is_named(loaded: LoadedModel, arguments: list[object]) -> None:
+    assert "replaced, as of" not in run(*arguments, "--phrases-only").output
+    output = run(*arguments, "--phrases-only", "--tokens", 3).output
+    assert "replaced, as of another model or other settings: harmful, jailbreak, benign, borderline" in output
 
 
 def test_the_judge_is_trained_once_and_kept(loaded: LoadedModel, arguments: list[object], tmp_path: Path) -> None:
@@ -133,6 +162,19 @@ def test_bad_files_are_named(refuse: Refuse, arguments: list[object], tmp_path: 
     assert "cannot read" in refuse(*arguments, "--utility", tmp_path / "none.jsonl")
     (tmp_path / "empty").mkdir()
     assert "holds no util_*.jsonl" in refuse(*arguments, "--utility", tmp_path / "empty")
+    (tmp_path / "nothing.jsonl").write_text("\n")
+    for part in ("harmful", "benign", "jailbreak", "labelled"):
+        error = refuse(*arguments, f"--{part}", tmp_path / "nothing.jsonl")
+        assert f"no prompt in 'nothing' of --{part}; name a file that has some" in error
+
+
+def test_places_that_cannot_be_written_are_refused_before_work(
+    refuse: Refuse, arguments: list[object], files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spider_sense.models.load_model", lambda *_: pytest.fail("the model was loaded"))
+    assert "benign.jsonl is a file; name another" in refuse(*arguments[:-1], files["benign"] / "base.json")
+    assert "cannot be read as a result" in refuse(*arguments[:-1], files["utility"])
+    assert "is no refusal classifier" in refuse(*arguments, "--judge", files["benign"])
 
 
 def test_bad_values_are_named(refuse: Refuse, arguments: list[object], tmp_path: Path, files: dict[str, Path]) -> None:

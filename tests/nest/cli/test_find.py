@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from nest.cli import app as app_module
@@ -122,6 +123,23 @@ def test_bad_options_are_refused(options: list[str], message: str, refuse: Refus
     assert message in refuse(*arguments, *options).replace("\n", " ")
 
 
+def test_a_folder_of_tasks_is_spared_like_its_files(
+    loaded: LoadedModel, arguments: list[object], tiny_neurons: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for seed in (2, 3):
+        rows = [{"text": one.text, "choices": ["w1", "w2"]} for one in tiny_neurons.prompt_rows(20, None, seed)]
+        (folder / f"util_{seed}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run(*arguments, "--utility", folder)
+    assert NeuronSet.from_pretrained(tmp_path / "neurons").manifest.prompts.utility == 40
+
+
+def test_a_folder_without_tasks_is_refused(refuse: Refuse, arguments: list[object], tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    assert "tasks holds no util_*.jsonl" in refuse(*arguments, "--utility", tmp_path / "tasks")
+
+
 def test_a_side_without_prompts_is_refused(refuse: Refuse, files: dict[str, Path], tmp_path: Path) -> None:
     sides = ["--harmful", files["benign"], "--benign", files["benign"]]
     error = refuse("find", "--model", "x", *sides, "--out", tmp_path / "neurons")
@@ -133,6 +151,8 @@ def test_a_folder_of_something_else_is_refused_before_work(
 ) -> None:
     monkeypatch.setattr("spider_sense.models.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert "is no set of neurons" in refuse(*arguments[:-1], tmp_path)
+    assert "is no set of neurons" in refuse(*arguments[:-1], tmp_path / "benign.jsonl")
+    assert "benign.jsonl is a file; name another folder" in refuse(*arguments[:-1], tmp_path / "benign.jsonl" / "out")
 
 
 def test_experts_are_refused(
@@ -144,6 +164,19 @@ def test_experts_are_refused(
 ) -> None:
     monkeypatch.setattr("spider_sense.models.load_model", lambda *_: replace(loaded, model=tiny_model("mixtral")))
     assert "mixtral has no gate or up projection" in refuse(*arguments)
+
+
+def test_a_number_of_groups_that_some_projections_have_no_rows_for(
+    refuse: Refuse, loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    profiles = {Site(0, "gate"): torch.randn(6, 20, generator=generator), Site(0, "up"): torch.ones(5, 20)}
+    tiny_neurons.neuron_set(loaded, profiles).save_pretrained(tmp_path / "neurons")
+    error = refuse("group", tmp_path / "neurons", "--out", tmp_path / "groups", "--k", 500)
+    assert "k is 500, which takes a projection of 1000 rows" in error
+    output = run("group", tmp_path / "neurons", "--out", tmp_path / "groups", "--k", 3).output
+    assert "1 of 2 projections have too few rows for 3 groups of two, so each is one group" in output
+    assert "too few" not in run("group", tmp_path / "neurons", "--out", tmp_path / "groups").output
 
 
 def test_group_refuses_what_is_no_set_of_neurons(refuse: Refuse, tmp_path: Path) -> None:

@@ -46,6 +46,23 @@ def test_it_is_written_as_a_png(tmp_path: Path) -> None:
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_name_without_an_ending_gets_one_and_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    written = compare.draw_comparison(RESULTS, "utility", tmp_path / "folder")
+    assert written == tmp_path / "folder.png"
+    assert written.is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("picture.pdf", "name a file that ends in .png"), ("file/picture.png", "is a file; name another folder")],
+)
+def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=message):
+        compare.draw_comparison(RESULTS, "utility", tmp_path / name)
+
+
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="against 'utilities'; did you mean 'utility'"):
         compare.draw_comparison(RESULTS, "utilities", tmp_path / "picture.png")
