@@ -30,8 +30,7 @@ def test_the_last_of_several_turns(chat: Chat, turns: Turns) -> None:
 
 def test_a_system_prompt_of_the_clients_own(chat: Chat, turns: Turns) -> None:
     parts = turns.parts(chat.render([("system", "w40 w41"), (USER, "w20")]).ids)
-    assert parts.text == "w20"
-    assert "w40 w41" in parts.prefix
+    assert parts == Parts("w40 w41", "w20")
     other = turns.parts(chat.render([("system", "w40 w42"), (USER, "w20")]).ids)
     assert other.prefix != parts.prefix
 
