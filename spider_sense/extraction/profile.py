@@ -12,12 +12,14 @@ from spider_sense.extraction.counting import count_key, register_of
 from spider_sense.extraction.event import EventBatch
 from spider_sense.extraction.layout import LINK_KINDS, LinkKind, States
 from spider_sense.extraction.merge import smallest
-from spider_sense.extraction.mixing import bit_length, mix
+from spider_sense.extraction.mixing import mix
 
 __all__ = ["record"]
 
 CLIP = 4.0
 """Probe logits are cut here before they are summed."""
+UNLIMITED = 2**14
+"""Tokens that an answer may have whose request sets no limit."""
 
 
 def record(states_N: States, batch: EventBatch, salt: int) -> None:
@@ -54,11 +56,10 @@ def _count_bias(states_N: States, batch: EventBatch, salt: np.uint64) -> None:
         np.maximum.at(registers, index, rank)
         states_N["biased_requests"][row] += 1
         states_N["widest_bias"][row] = max(int(states_N["widest_bias"][row]), len(ids))
-        states_N["revealed"][row] += np.uint64(min(len(ids), max(int(batch.top_logprobs[row]), 0)))
-        longest = np.array([max(int(batch.max_tokens[row]), 0)], dtype=np.uint64)
-        # Without a limit the answer may be long.
-        column = min(int(bit_length(longest)[0]), 15) if batch.max_tokens[row] > 0 else 15
-        states_N["max_tokens"][row, column] += 1
+        # Without a limit the answer may be long; each of its tokens shows the logits anew.
+        longest = int(batch.max_tokens[row]) or UNLIMITED
+        states_N["revealed"][row] += np.uint64(min(len(ids), int(batch.top_logprobs[row])) * longest)
+        states_N["max_tokens"][row, min(longest.bit_length(), 15)] += 1
 
 
 def _link(states_N: States, batch: EventBatch) -> None:
