@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from spider_sense.errors import StateError
 from spider_sense.extraction.decision import Decision
 from spider_sense.extraction.detector import Detector
 from spider_sense.extraction.event import Event
@@ -32,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 _HOUR = 3600.0
 _LONGEST_WAIT = 5.0
 """Seconds between tries while a store fails."""
+_REMEMBERED = 1 << 16
+"""Principals with a lost request that are remembered, those of the latest losses."""
 
 
 class Feed:
@@ -51,6 +54,7 @@ class Feed:
         self._store, self._detector, self._encode, self._pace = store, detector, encode, settings
         self._waiting: queue.Queue[tuple[float, Observation]] = queue.Queue(settings.queue)
         self._found: dict[str, Decision] = {}
+        self._unreadable: frozenset[str] = frozenset()
         self._parties: dict[str, str] = {}
         self._lost: dict[str, float] = {}
         self._losing = threading.Lock()
@@ -70,6 +74,8 @@ class Feed:
             return Standing("unknown", self._down)
         if principal in self._lost:
             return Standing("unknown", "a request of this principal was lost")
+        if principal in self._unreadable:
+            return Standing("unknown", "what was found of this principal cannot be read")
         found = self._found.get(principal)
         return CLEAR if found is None else Standing(found.level, f"{found.tier}: {'; '.join(found.evidence)}")
 
@@ -201,9 +207,17 @@ class Feed:
     def _refresh(self) -> None:
         """Look at what is kept, by other replicas, by reviews of groups and by operators too."""
         found: dict[str, Decision] = {}
+        unreadable: set[str] = set()
         for name, text in self._store.standings():
-            decision = decision_of(text)
-            found[name] = strictest([found[name], decision]) or decision if name in found else decision
+            try:
+                decision = decision_of(text)
+            except StateError as error:
+                unreadable.add(name)
+                if name not in self._unreadable:
+                    _LOG.error("the standing of %r is unknown: %s", name, error)
+            else:
+                found[name] = strictest([found[name], decision]) or decision if name in found else decision
+        self._unreadable = frozenset(unreadable)
         self._parties = {name: min(party) for party in self._store.links() for name in party}
         self._found, self._down = found, ""
 
@@ -222,7 +236,10 @@ class Feed:
     def _lose(self, name: str, fate: Fate, offered: float, number: int = 1) -> None:
         self.counts.add(fate, number)
         with self._losing:
-            self._lost[name] = max(offered, self._lost.get(name, offered))
+            self._lost[name] = max(offered, self._lost.pop(name, offered))
+            # Names are the clients' own, and most never come again.
+            if len(self._lost) > _REMEMBERED:
+                del self._lost[next(iter(self._lost))]
 
     def _heard(self, name: str, offered: float) -> None:
         """Forget a loss if what was folded was offered after it: a request that had waited makes up for nothing."""
