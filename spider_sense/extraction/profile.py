@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from spider_sense.extraction.counting import count_key, register_of
 from spider_sense.extraction.event import EventBatch
-from spider_sense.extraction.layout import LINK_KINDS, LinkKind, States
-from spider_sense.extraction.merge import smallest
+from spider_sense.extraction.layout import EMPTY_LINK, LINK_KINDS, LINK_SLOTS, LinkKind, States
 from spider_sense.extraction.mixing import mix
 
 __all__ = ["record"]
@@ -91,4 +90,12 @@ def _insert(links_NL: NDArray[np.uint64], rows: NDArray[np.int64], hashes: NDArr
     kept = links_NL[rows]
     new = (hashes < kept[:, -1]) & ~(kept == hashes[:, None]).any(axis=1)
     if new.any():
-        links_NL[rows[new]] = smallest(np.concatenate([kept[new], hashes[new, None]], axis=1))
+        links_NL[rows[new]] = _smallest(np.concatenate([kept[new], hashes[new, None]], axis=1))
+
+
+def _smallest(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the ``LINK_SLOTS`` smallest different hashes along the last axis, ascending, filled up with EMPTY_LINK."""
+    ordered = np.sort(hashes, axis=-1)
+    repeated = np.zeros(ordered.shape, dtype=bool)
+    repeated[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+    return np.sort(np.where(repeated, EMPTY_LINK, ordered), axis=-1)[..., :LINK_SLOTS]
