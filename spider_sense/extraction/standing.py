@@ -37,9 +37,8 @@ def decision_of(text: str) -> Decision:
     """
     try:
         read: dict[str, Any] = json.loads(text)
-        decision = Decision(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
-        )
+        tuples: dict[str, Any] = {name: tuple(value) for name, value in read.items() if isinstance(value, list)}
+        decision = Decision(**read | tuples)
     except (ValueError, TypeError, AttributeError) as error:
         raise StateError(f"{text[:40]!r} is no standing that a store kept ({error}); clear its principal") from error
     if decision.level not in LEVELS:
