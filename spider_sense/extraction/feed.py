@@ -19,6 +19,7 @@ from spider_sense.extraction.decision import Decision
 from spider_sense.extraction.detector import Detector
 from spider_sense.extraction.event import Event
 from spider_sense.extraction.feed_counts import Fate, FeedCounts
+from spider_sense.extraction.losses import Losses
 from spider_sense.extraction.observation import Observation
 from spider_sense.extraction.settings import ExtractionSettings
 from spider_sense.extraction.standing import CLEAR, Standing, decision_of, strictest, text_of
@@ -33,8 +34,6 @@ _LOG = logging.getLogger(__name__)
 _HOUR = 3600.0
 _LONGEST_WAIT = 5.0
 """Seconds between tries while a store fails."""
-_REMEMBERED = 1 << 16
-"""Principals with a lost request that are remembered, those of the latest losses."""
 
 
 class Feed:
@@ -56,8 +55,7 @@ class Feed:
         self._found: dict[str, Decision] = {}
         self._unreadable: frozenset[str] = frozenset()
         self._parties: dict[str, str] = {}
-        self._lost: dict[str, float] = {}
-        self._losing = threading.Lock()
+        self._losses = Losses()
         self._down = ""
         self._closing = threading.Event()
         self.counts = FeedCounts()
@@ -72,7 +70,7 @@ class Feed:
         """Return how a principal stands; this never waits."""
         if self._down:
             return Standing("unknown", self._down)
-        if principal in self._lost:
+        if principal in self._losses:
             return Standing("unknown", "a request of this principal was lost")
         if principal in self._unreadable:
             return Standing("unknown", "what was found of this principal cannot be read")
@@ -156,7 +154,7 @@ class Feed:
         for name in unfolded:
             self._lose(name, "failed", latest.pop(name), len(events[name]))
         for name, offered in latest.items():
-            self._heard(name, offered)
+            self._losses.folded(name, offered)
 
     def _commit(self, events: Mapping[str, Sequence[Event]]) -> Mapping[str, Sequence[Event]]:
         """Write until the store takes it or the feed closes; return what the detector could not fold."""
@@ -235,17 +233,7 @@ class Feed:
 
     def _lose(self, name: str, fate: Fate, offered: float, number: int = 1) -> None:
         self.counts.add(fate, number)
-        with self._losing:
-            self._lost[name] = max(offered, self._lost.pop(name, offered))
-            # Names are the clients' own, and most never come again.
-            if len(self._lost) > _REMEMBERED:
-                del self._lost[next(iter(self._lost))]
-
-    def _heard(self, name: str, offered: float) -> None:
-        """Forget a loss if what was folded was offered after it: a request that had waited makes up for nothing."""
-        with self._losing:
-            if self._lost.get(name, math.inf) < offered:
-                del self._lost[name]
+        self._losses.lost(name, offered)
 
     def _fail(self, error: Exception) -> None:
         self.counts.add("store_errors")

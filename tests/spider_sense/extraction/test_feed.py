@@ -293,7 +293,7 @@ def test_a_level_that_nobody_knows_is_no_standing(helpers: Any) -> None:
 def test_losses_are_remembered_of_the_latest_alone(
     feed: Any, store: Store, helpers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spider_sense.extraction.feed._REMEMBERED", 3)
+    monkeypatch.setattr("spider_sense.extraction.losses._REMEMBERED", 3)
     one = feed()
     for name in ("a", "b", "c", "a", "d", "e"):
         one.offer(replace(helpers.seen(name), prompt=()))
