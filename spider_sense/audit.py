@@ -9,6 +9,7 @@ import math
 import os
 import threading
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Literal, Self
@@ -69,7 +70,8 @@ class AuditLog:
     Every line reaches the operating system before ``write`` returns, and the disk before ``close`` returns.
 
     Args:
-        path: a file on disk; made if it is not there, never truncated.
+        path: a file on disk, never truncated; made if it is not there, for its owner alone to read and write. One that
+            is there keeps its permissions.
         include_text: write prompt text too.
 
     Raises:
@@ -81,7 +83,8 @@ class AuditLog:
         self._lock = threading.Lock()
         try:
             cut_short = _ends_within_a_line(Path(path))
-            self._file = Path(path).open("a", encoding="ascii", buffering=1, newline="\n")  # noqa: SIM115
+            private = partial(os.open, mode=0o600)
+            self._file = open(path, "a", encoding="ascii", buffering=1, newline="\n", opener=private)  # noqa: SIM115
         except OSError as error:
             raise ConfigError(
                 f"cannot open the audit log {path}: {error.strerror}; make its folder or name another file"

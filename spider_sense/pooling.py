@@ -31,7 +31,7 @@ def pooled(
     site: Site,
     prompts: Sequence[str | Sequence[Turn]],
     *,
-    max_tokens: int = 512,
+    max_tokens: int | None = 512,
     batch_tokens: int = 2048,
     advance: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
@@ -43,7 +43,7 @@ def pooled(
         loaded: the model and its tokenizer.
         site: where to read.
         prompts: texts of a single user turn, or conversations.
-        max_tokens: longer prompts are cut in the middle.
+        max_tokens: longer prompts are cut in the middle; None for none.
         batch_tokens: padded tokens of a forward pass.
         advance: called with the number of prompts that have just been read.
 
@@ -56,7 +56,7 @@ def pooled(
         raise DataError("there is no prompt to read; give at least one")
     chat = Chat(loaded.tokenizer)
     least = 2 * (max(len(chat.head), chat.tail) + 1)
-    if max_tokens < least:
+    if max_tokens is not None and max_tokens < least:
         raise ConfigError(f"max_tokens is {max_tokens}, and the chat template alone needs {least}; allow more")
     rendered = [chat.render(prompt, max_tokens) for prompt in prompts]
     width = int(loaded.model.config.get_text_config().hidden_size)

@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,14 @@ _tiny: Any = _load("tiny_models")
 def architecture(request: pytest.FixtureRequest) -> str:
     """Run the test once for each architecture in the table of sites."""
     return str(request.param)
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """Let new files be for everybody, unless who makes them says otherwise."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture

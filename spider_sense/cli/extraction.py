@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -207,15 +208,16 @@ def _load(model: str | None, dtype: str, device: str) -> "LoadedModel | None":
 def _reader(loaded: "LoadedModel | None", site: "Site") -> "Read | None":
     if loaded is None:
         return None
-    from spider_sense.pooling import pooled
+    from spider_sense.extraction.model_reader import ModelReader
 
-    def read(prompts: list[object]) -> object:
-        with progress_bars() as progress:
-            bar = progress.add_task("Reading prompts", total=len(prompts))
-            advance: Callable[[int], None] = lambda count: progress.advance(bar, count)  # noqa: E731
-            return pooled(loaded, site, prompts, advance=advance)  # type: ignore[arg-type]
+    return ModelReader(loaded, site, _shown)
 
-    return read  # type: ignore[return-value]
+
+@contextmanager
+def _shown(total: int) -> Iterator[Callable[[int], None]]:
+    with progress_bars() as progress:
+        bar = progress.add_task("Reading prompts", total=total)
+        yield lambda count: progress.advance(bar, count)
 
 
 def _width(rows: "list[Row]", loaded: "LoadedModel | None") -> int:

@@ -12,6 +12,7 @@ from spider_sense.cli.app import app, console
 
 if TYPE_CHECKING:
     from spider_sense.extraction.artifact import Artifact
+    from spider_sense.extraction.decision import Decision
     from spider_sense.extraction.settings import ExtractionSettings
     from spider_sense.extraction.state import PrincipalState
     from spider_sense.extraction.stores import Store
@@ -30,11 +31,8 @@ def list_(config: Config) -> None:
     """Print everybody about whom something was found."""
     from rich.markup import escape
 
-    from spider_sense.extraction.standing import decision_of
-
     with _opened(config) as (_, _, store):
-        for name, text in sorted(store.standings()):
-            found = decision_of(text)
+        for name, found in _found(store):
             when = datetime.fromtimestamp(found.time, UTC).strftime("%Y-%m-%d %H:%M")
             words = f"{name}  {found.level} by {found.tier}, {when}, request {found.count}: {'; '.join(found.evidence)}"
             console.print(escape(words), highlight=False)
@@ -48,13 +46,13 @@ def review(config: Config) -> None:
     Where a state is damaged, what was found earlier stands beside what is found now.
     """
     from spider_sense.extraction.keys import Key
-    from spider_sense.extraction.standing import decision_of, strictest, text_of
+    from spider_sense.extraction.standing import strictest, text_of
 
     with _opened(config) as (settings, artifact, store):
         states = dict(_readable(store))
         found = list(artifact.detector(Key.read(settings.key)).review(states))
         if len(states) < len(store):  # Whose group a damaged state belongs to cannot be told.
-            found += [decision_of(text) for _, text in store.standings()]
+            found += [decision for _, decision in _found(store)]
         by_name = {one.principal: [other for other in found if other.principal == one.principal] for one in found}
         worst = {name: strictest(decisions) for name, decisions in by_name.items()}
         store.mark_groups({name: text_of(decision) for name, decision in worst.items() if decision is not None})
@@ -69,6 +67,18 @@ def _readable(store: "Store") -> "Iterator[tuple[str, PrincipalState]]":
     for name, data in store.principals():
         try:
             yield name, PrincipalState.from_bytes(data)
+        except StateError as error:
+            typer.echo(f"warning: {name!r} is left out: {error}", err=True)
+
+
+def _found(store: "Store") -> "Iterator[tuple[str, Decision]]":
+    """Yield what was found, by name; what is damaged is named and left out."""
+    from spider_sense.errors import StateError
+    from spider_sense.extraction.standing import decision_of
+
+    for name, text in sorted(store.standings()):
+        try:
+            yield name, decision_of(text)
         except StateError as error:
             typer.echo(f"warning: {name!r} is left out: {error}", err=True)
 

@@ -1,7 +1,8 @@
 """From a log's rows to events: texts become sketches and keyed hashes, and are dropped."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,16 +10,29 @@ from numpy.typing import NDArray
 from spider_sense.chat import Turn
 from spider_sense.errors import DataError
 from spider_sense.extraction.event import Event
+from spider_sense.extraction.hashes import Hashes
 from spider_sense.extraction.keys import Key
-from spider_sense.extraction.layout import LinkKind
 from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.rows import Row
 from spider_sense.extraction.sketch import Sketch
+from spider_sense.extraction.turns import Parts
 
-__all__ = ["Encoder", "Read", "hidden_of"]
+__all__ = ["Encoder", "Prompt", "Read", "hidden_of"]
 
-Read = Callable[[Sequence[str | Sequence[Turn]]], NDArray[np.float32]]
-"""Runs the model over N prompts and returns their mean hidden states, [N, D]."""
+Prompt = str | Sequence[Turn]
+"""A text of a single user's turn, or a conversation."""
+
+
+class Read(Protocol):
+    """Reads prompts as the server of a model does."""
+
+    def __call__(self, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
+        """Run the model over N prompts and return their mean hidden states, [N, D]."""
+        ...
+
+    def parts(self, prompt: Prompt) -> Parts:
+        """Render a prompt and take it apart again."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +40,8 @@ class Encoder:
     """Turns rows into events.
 
     A row with a sketch keeps it; of one with a hidden state the sketch is projected; for one with text the model is
-    run. Without a model, text gives an event without activations, which the rules count as unseen.
+    run. Without a model, text gives an event without activations, which the rules count as unseen, and texts are hashed
+    as they stand in the log, not as the template renders them.
     """
 
     key: Key
@@ -57,26 +72,27 @@ class Encoder:
         return events
 
     def _event(self, row: Row, sketch: NDArray[np.float32] | None, probes: NDArray[np.float32] | None) -> Event:
-        words = row.words
+        hashes = self._hashes(row)
         return Event(
             principal=row.principal,
             time=row.time,
             sketch=sketch,
             probes=probes,
             tenant=row.tenant,
-            opening=0 if words is None else self.key.opening(words),
+            opening=hashes.opening,
             parameters=self.key.parameters(row.parameters),
-            links=tuple(self._links(row)),
+            links=(*((kind, self.key.hash(kind, value)) for kind, value in row.links.items()), *hashes.links),
             biased=row.logit_bias,
             top_logprobs=row.top_logprobs,
             max_tokens=row.max_tokens,
-            known_list=-1 if self.lists is None or words is None else self.lists.find(words),
+            known_list=hashes.known_list,
         )
 
-    def _links(self, row: Row) -> list[tuple[LinkKind, int]]:
-        links: list[tuple[LinkKind, int]] = [(kind, self.key.hash(kind, value)) for kind, value in row.links.items()]
-        system = next((message.content for message in row.messages or () if message.role == "system"), None)
-        return links if system is None else [*links, ("prefix", self.key.hash("prefix", system))]
+    def _hashes(self, row: Row) -> Hashes:
+        if row.prompt is None:
+            return Hashes()
+        parts = Parts(row.system, row.words) if self.read is None else self.read.parts(row.prompt)
+        return Hashes.of(parts, self.key, self.lists)
 
 
 def hidden_of(rows: Sequence[Row], read: Read | None, width: int) -> NDArray[np.float32]:

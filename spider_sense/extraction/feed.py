@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from spider_sense.errors import StateError
 from spider_sense.extraction.decision import Decision
 from spider_sense.extraction.detector import Detector
 from spider_sense.extraction.event import Event
 from spider_sense.extraction.feed_counts import Fate, FeedCounts
+from spider_sense.extraction.losses import Losses
 from spider_sense.extraction.observation import Observation
 from spider_sense.extraction.settings import ExtractionSettings
 from spider_sense.extraction.standing import CLEAR, Standing, decision_of, strictest, text_of
@@ -51,9 +53,9 @@ class Feed:
         self._store, self._detector, self._encode, self._pace = store, detector, encode, settings
         self._waiting: queue.Queue[tuple[float, Observation]] = queue.Queue(settings.queue)
         self._found: dict[str, Decision] = {}
+        self._unreadable: frozenset[str] = frozenset()
         self._parties: dict[str, str] = {}
-        self._lost: dict[str, float] = {}
-        self._losing = threading.Lock()
+        self._losses = Losses()
         self._down = ""
         self._closing = threading.Event()
         self.counts = FeedCounts()
@@ -68,8 +70,10 @@ class Feed:
         """Return how a principal stands; this never waits."""
         if self._down:
             return Standing("unknown", self._down)
-        if principal in self._lost:
+        if principal in self._losses:
             return Standing("unknown", "a request of this principal was lost")
+        if principal in self._unreadable:
+            return Standing("unknown", "what was found of this principal cannot be read")
         found = self._found.get(principal)
         return CLEAR if found is None else Standing(found.level, f"{found.tier}: {'; '.join(found.evidence)}")
 
@@ -150,7 +154,7 @@ class Feed:
         for name in unfolded:
             self._lose(name, "failed", latest.pop(name), len(events[name]))
         for name, offered in latest.items():
-            self._heard(name, offered)
+            self._losses.folded(name, offered)
 
     def _commit(self, events: Mapping[str, Sequence[Event]]) -> Mapping[str, Sequence[Event]]:
         """Write until the store takes it or the feed closes; return what the detector could not fold."""
@@ -201,9 +205,17 @@ class Feed:
     def _refresh(self) -> None:
         """Look at what is kept, by other replicas, by reviews of groups and by operators too."""
         found: dict[str, Decision] = {}
+        unreadable: set[str] = set()
         for name, text in self._store.standings():
-            decision = decision_of(text)
-            found[name] = strictest([found[name], decision]) or decision if name in found else decision
+            try:
+                decision = decision_of(text)
+            except StateError as error:
+                unreadable.add(name)
+                if name not in self._unreadable:
+                    _LOG.error("the standing of %r is unknown: %s", name, error)
+            else:
+                found[name] = strictest([found[name], decision]) or decision if name in found else decision
+        self._unreadable = frozenset(unreadable)
         self._parties = {name: min(party) for party in self._store.links() for name in party}
         self._found, self._down = found, ""
 
@@ -221,14 +233,7 @@ class Feed:
 
     def _lose(self, name: str, fate: Fate, offered: float, number: int = 1) -> None:
         self.counts.add(fate, number)
-        with self._losing:
-            self._lost[name] = max(offered, self._lost.get(name, offered))
-
-    def _heard(self, name: str, offered: float) -> None:
-        """Forget a loss if what was folded was offered after it: a request that had waited makes up for nothing."""
-        with self._losing:
-            if self._lost.get(name, math.inf) < offered:
-                del self._lost[name]
+        self._losses.lost(name, offered)
 
     def _fail(self, error: Exception) -> None:
         self.counts.add("store_errors")

@@ -65,7 +65,7 @@ def fit(
     attacks = {str(name): np.flatnonzero(families == name) + count for name in np.unique(families)}
     owners = [row.principal for row in benign]
     sketch = Sketch.fit(hidden_ND[:count], owners, {name: hidden_ND[rows] for name, rows in attacks.items()})
-    encoder = Encoder(key, sketch, lists=known)
+    encoder = Encoder(key, sketch, read, known)
     whole = [
         row.model_copy(update={"hidden": tuple(hidden.tolist())})
         for row, hidden in zip(benign, hidden_ND[:count], strict=True)

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 from spider_sense.errors import ConfigError
 
@@ -92,8 +93,11 @@ class Key:
         return self.hash("principal", principal)
 
     def parameters(self, parameters: Mapping[str, object]) -> int:
-        """Return the hash of a tuple of sampling parameters; 0 if there is none."""
-        return self.hash("parameters", json.dumps(dict(parameters), sort_keys=True, default=str)) if parameters else 0
+        """Return the hash of a tuple of sampling parameters, 1 and 1.0 being one; 0 if there is none."""
+        if not parameters:
+            return 0
+        same = {name: int(value) if _is_whole(value) else value for name, value in parameters.items()}
+        return self.hash("parameters", json.dumps(same, sort_keys=True, default=str))
 
     def opening(self, text: str) -> int:
         """Return the hash of a text's masked opening, 8 words; 0 if there is no word.
@@ -104,3 +108,7 @@ class Key:
             text = pattern.sub(mask, text)
         words = _WORD.findall(text.lower())
         return self.hash("opening", " ".join(words[:OPENING])) if words else 0
+
+
+def _is_whole(value: object) -> TypeGuard[float]:
+    return isinstance(value, float) and value.is_integer()

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spider_sense.extraction.event import Event
+from spider_sense.extraction.hashes import Hashes
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import SKETCH, LinkKind
 from spider_sense.extraction.lists import KnownLists
@@ -64,12 +65,10 @@ class Reader:
             seen: the request.
             party: names all principals that are declared one with this one; None for nobody.
         """
-        parts = self._turns.parts(seen.prompt)
-        links: list[tuple[LinkKind, int]] = []
-        if parts.prefix:
-            links.append(("prefix", self._key.hash("prefix", parts.prefix)))
+        hashes = Hashes.of(self._turns.parts(seen.prompt), self._key, self._lists)
+        declared: list[tuple[LinkKind, int]] = []
         if party is not None:
-            links.append(("declared", self._key.hash("declared", party)))
+            declared.append(("declared", self._key.hash("declared", party)))
         reading = None if seen.reading is None else seen.reading()
         whole = None if reading is None or not np.isfinite(reading).all() else reading
         return Event(
@@ -78,11 +77,11 @@ class Reader:
             sketch=None if whole is None else whole[:SKETCH],
             probes=None if whole is None else whole[SKETCH:],
             tenant=self._tenants.get(seen.principal, ""),
-            opening=self._key.opening(parts.text),
+            opening=hashes.opening,
             parameters=self._key.parameters(seen.asked.parameters),
-            links=tuple(links),
+            links=(*declared, *hashes.links),
             biased=seen.asked.biased,
             top_logprobs=seen.asked.top_logprobs,
             max_tokens=seen.asked.max_tokens,
-            known_list=-1 if self._lists is None else self._lists.find(parts.text),
+            known_list=hashes.known_list,
         )

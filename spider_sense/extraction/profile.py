@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from spider_sense.extraction.counting import count_key, register_of
 from spider_sense.extraction.event import EventBatch
-from spider_sense.extraction.layout import LINK_KINDS, LinkKind, States
-from spider_sense.extraction.merge import smallest
-from spider_sense.extraction.mixing import bit_length, mix
+from spider_sense.extraction.layout import EMPTY_LINK, LINK_KINDS, LINK_SLOTS, LinkKind, States
+from spider_sense.extraction.mixing import mix
 
 __all__ = ["record"]
 
 CLIP = 4.0
 """Probe logits are cut here before they are summed."""
+UNLIMITED = 2**14
+"""Tokens that an answer may have whose request sets no limit."""
 
 
 def record(states_N: States, batch: EventBatch, salt: int) -> None:
@@ -54,11 +55,10 @@ def _count_bias(states_N: States, batch: EventBatch, salt: np.uint64) -> None:
         np.maximum.at(registers, index, rank)
         states_N["biased_requests"][row] += 1
         states_N["widest_bias"][row] = max(int(states_N["widest_bias"][row]), len(ids))
-        states_N["revealed"][row] += np.uint64(min(len(ids), max(int(batch.top_logprobs[row]), 0)))
-        longest = np.array([max(int(batch.max_tokens[row]), 0)], dtype=np.uint64)
-        # Without a limit the answer may be long.
-        column = min(int(bit_length(longest)[0]), 15) if batch.max_tokens[row] > 0 else 15
-        states_N["max_tokens"][row, column] += 1
+        # Without a limit the answer may be long; each of its tokens shows the logits anew.
+        longest = int(batch.max_tokens[row]) or UNLIMITED
+        states_N["revealed"][row] += np.uint64(min(len(ids), int(batch.top_logprobs[row])) * longest)
+        states_N["max_tokens"][row, min(longest.bit_length(), 15)] += 1
 
 
 def _link(states_N: States, batch: EventBatch) -> None:
@@ -90,4 +90,12 @@ def _insert(links_NL: NDArray[np.uint64], rows: NDArray[np.int64], hashes: NDArr
     kept = links_NL[rows]
     new = (hashes < kept[:, -1]) & ~(kept == hashes[:, None]).any(axis=1)
     if new.any():
-        links_NL[rows[new]] = smallest(np.concatenate([kept[new], hashes[new, None]], axis=1))
+        links_NL[rows[new]] = _smallest(np.concatenate([kept[new], hashes[new, None]], axis=1))
+
+
+def _smallest(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the ``LINK_SLOTS`` smallest different hashes along the last axis, ascending, filled up with EMPTY_LINK."""
+    ordered = np.sort(hashes, axis=-1)
+    repeated = np.zeros(ordered.shape, dtype=bool)
+    repeated[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+    return np.sort(np.where(repeated, EMPTY_LINK, ordered), axis=-1)[..., :LINK_SLOTS]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spider_sense.extraction.decision import LEVELS, TIERS, Decision, Level, Tier
 from spider_sense.extraction.discovery import benjamini_hochberg
@@ -108,7 +109,11 @@ def _discoveries(detector: "TieredDetector", states: Mapping[str, PrincipalState
     calibration = detector.calibration
     if calibration is None or not states:
         return
-    best = {name: min(_p_values(detector, calibration, state), default=_NONE) for name, state in states.items()}
+    limited_N4 = detector.levels(stacked(states)) >= _LIMIT
+    best = {
+        name: min(_p_values(calibration, state, limited), default=_NONE)
+        for (name, state), limited in zip(states.items(), limited_N4, strict=True)
+    }
     chosen = benjamini_hochberg(np.array([p for p, _ in best.values()]), DISCOVERY)
     for (name, (p_value, tier)), selected in zip(best.items(), chosen.tolist(), strict=True):
         if selected:
@@ -118,9 +123,9 @@ def _discoveries(detector: "TieredDetector", states: Mapping[str, PrincipalState
 
 
 def _p_values(
-    detector: "TieredDetector", calibration: Calibration, state: PrincipalState
+    calibration: Calibration, state: PrincipalState, limited: NDArray[np.bool_]
 ) -> Iterator[tuple[float, Tier]]:
-    whole, limited = calibration.budget.whole, detector.levels(state.states)[0] >= _LIMIT
+    whole = calibration.budget.whole
     tiers: tuple[Tier, ...] = ("own", "level")
     for tier in tiers:
         if limited[TIERS.index(tier)]:

@@ -80,12 +80,16 @@ class Row(BaseModel):
         return self
 
     @property
-    def words(self) -> str | None:
-        """The user's last turn; None of a row that came without text."""
+    def words(self) -> str:
+        """The user's last turn; empty if there is none."""
         if self.text is not None:
             return self.text
-        said = [message.content for message in self.messages or () if message.role == "user"]
-        return said[-1] if said else None
+        return next((one.content for one in reversed(self.messages or ()) if one.role == "user"), "")
+
+    @property
+    def system(self) -> str:
+        """The system prompt, without space around it; empty if there is none."""
+        return next((one.content.strip() for one in self.messages or () if one.role == "system"), "")
 
     @property
     def prompt(self) -> str | tuple[tuple[str, str], ...] | None:

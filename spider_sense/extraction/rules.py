@@ -1,8 +1,10 @@
 """Tier 0: rules that need no calibration.
 
 A **logit sweep** steals the output matrix (Carlini et al. 2024, Finlayson et al. 2024): requests with logit biases read
-logits of ever other tokens. R logits of D different tokens are at most R / D complete columns, so the rank that can
-have been assembled is at most ``min(D, R / D)``; a quarter of the model's width is what must not be reached.
+logits of ever other tokens. Rank r takes r different tokens and r squared logits, even where the matrix of prompts by
+tokens has gaps that low rank completes, so R logits of D different tokens have assembled at most ``min(D, sqrt(R))``.
+Evenly spread they reach ``R / D``, but a sweep can touch many tokens once and read few of them often. A quarter of the
+model's width is what must not be reached.
 
 Shape letters: N principals.
 """
@@ -46,7 +48,7 @@ class Rules:
     def rank(self, states_N: States) -> NDArray[np.float64]:
         """Return the rank that can have been assembled at most, [N]."""
         ids = distinct(states_N["biased_ids"])
-        result: NDArray[np.float64] = np.minimum(ids, states_N["revealed"] / np.maximum(ids, 1))
+        result: NDArray[np.float64] = np.minimum(ids, np.sqrt(states_N["revealed"]))
         return result
 
     def evidence(self, states_N: States, row: int) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ class Rules:
         if self._sweeps(one, 0.5)[0]:
             words.append(
                 f"{int(one['biased_requests'][0])} requests with logit biases on about "
-                f"{distinct(one['biased_ids'])[0]:.0f} different tokens showed {int(one['revealed'][0])} logits: "
+                f"{distinct(one['biased_ids'])[0]:.0f} different tokens showed up to {int(one['revealed'][0])} logits: "
                 f"a rank of at most {self.rank(one)[0]:.0f} of {self.width}"
             )
         if self._hits(one)[0]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from spider_sense.errors import StateError
 from spider_sense.extraction.decision import LEVELS, Decision, Level
 
 __all__ = ["CLEAR", "Standing", "decision_of", "strictest", "text_of"]
@@ -29,10 +30,20 @@ def text_of(decision: Decision) -> str:
 
 
 def decision_of(text: str) -> Decision:
-    """Return the decision that a store kept."""
-    read: dict[str, Any] = json.loads(text)
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
-    return Decision(**fields)
+    """Return the decision that a store kept.
+
+    Raises:
+        StateError: if it is damaged.
+    """
+    try:
+        read: dict[str, Any] = json.loads(text)
+        tuples: dict[str, Any] = {name: tuple(value) for name, value in read.items() if isinstance(value, list)}
+        decision = Decision(**read | tuples)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StateError(f"{text[:40]!r} is no standing that a store kept ({error}); clear its principal") from error
+    if decision.level not in LEVELS:
+        raise StateError(f"a standing has level {decision.level!r}, known are {', '.join(LEVELS)}; clear its principal")
+    return decision
 
 
 def strictest(decisions: Iterable[Decision]) -> Decision | None:

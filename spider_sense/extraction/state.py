@@ -9,7 +9,6 @@ import numpy as np
 
 from spider_sense.errors import StateError
 from spider_sense.extraction.layout import EMPTY_LINK, STATE, VERSION, States
-from spider_sense.extraction.merge import merged
 
 __all__ = ["PrincipalState", "fresh"]
 
@@ -89,10 +88,3 @@ class PrincipalState:
                 f"a state of {len(data)} bytes is damaged (expected {cls.SIZE}, with another checksum); erase it"
             )
         return cls(np.frombuffer(body, dtype=STATE).copy())
-
-    def merge(self, other: "PrincipalState") -> "PrincipalState":
-        """Return the state of both together: one principal over two channels, or two replicas' halves.
-
-        It keeps this state's seed; requests count together. See ``merge.py`` for what each part does.
-        """
-        return PrincipalState(merged(self.states, other.states))

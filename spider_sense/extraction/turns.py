@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from spider_sense.chat import Chat
 
 __all__ = ["Parts", "Turns"]
@@ -14,7 +16,7 @@ class Parts:
     """What of a prompt the detector hashes; none of it is kept."""
 
     prefix: str
-    """What stands before the first user's turn, where that is not the template's own; the system prompt."""
+    """The system prompt, where it is not the template's own; else all that stands before the first user's turn."""
     text: str
     """The last user's turn."""
 
@@ -33,6 +35,7 @@ class Turns:
         ask = chat.render([("user", "Alpha"), ("assistant", "Zulu"), ("user", "Alpha")]).ids
         before = ask[: len(ask) - self._tail - len(tokenizer("Alpha", add_special_tokens=False)["input_ids"])]
         self._header = list(_common_end(before, chat.head))
+        self._frame = self._system_frame(chat)
 
     def parts(self, prompt: Sequence[int]) -> Parts:
         """Return the parts of a prompt; one that the template did not render is a single turn."""
@@ -41,9 +44,28 @@ class Turns:
         if not starts:
             return Parts("", self._decode(tokens, skip_special_tokens=True))
         first, last = starts[0], starts[-1]
-        prefix = "" if tokens[:first] == self._head else self._decode(tokens[:first], skip_special_tokens=True)
+        prefix = "" if tokens[:first] == self._head else self._prefix(tokens[:first])
         text = self._decode(tokens[last : len(tokens) - self._tail], skip_special_tokens=True)
         return Parts(prefix, text)
+
+    def _prefix(self, tokens: list[int]) -> str:
+        """Return what a client put before the first user's turn, without what the template writes around it."""
+        head, tail = self._frame
+        if len(tokens) >= len(head) + len(tail) and tokens[: len(head)] == head and _ends(tokens, tail):
+            tokens = tokens[len(head) : len(tokens) - len(tail)]
+        text: str = self._decode(tokens, skip_special_tokens=True)
+        return text.strip()
+
+    def _system_frame(self, chat: Chat) -> tuple[list[int], list[int]]:
+        """Return the tokens that the template writes before and behind a system prompt; none if it takes none."""
+        try:
+            asked = [chat.render([("system", said), ("user", "Alpha")]).ids for said in ("Alpha one", "Zulu, two")]
+        except TemplateError:
+            return [], []
+        if not all(self._starts(list(ids)) for ids in asked):
+            return [], []
+        one, other = (list(ids[: self._starts(list(ids))[0]]) for ids in asked)
+        return list(_common_end(one[::-1], other[::-1]))[::-1], list(_common_end(one, other))
 
     def _starts(self, tokens: list[int]) -> list[int]:
         """Return where the contents of user turns begin."""
@@ -53,6 +75,10 @@ class Turns:
             for place in range(len(tokens) - size + 1)
             if size and tokens[place] == header[0] and tokens[place : place + size] == header
         ]
+
+
+def _ends(tokens: list[int], tail: list[int]) -> bool:
+    return tokens[len(tokens) - len(tail) :] == tail
 
 
 def _common_end(one: Sequence[int], other: Sequence[int]) -> Sequence[int]:

@@ -174,3 +174,11 @@ def test_a_full_disk_raises() -> None:
 def test_an_unknown_word_is_refused(changes: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
         event(**changes)
+
+
+def test_a_new_log_is_its_owners_alone_and_what_an_operator_has_set_stays(tmp_path: Path, open_umask: None) -> None:
+    (tmp_path / "set").touch(mode=0o640)
+    for name, mode in (("new", 0o600), ("set", 0o640)):
+        with AuditLog(tmp_path / name) as log:
+            log.write(event())
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode

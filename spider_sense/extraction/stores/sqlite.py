@@ -4,10 +4,11 @@ Several processes may share the file, on a local disk. A process that is killed 
 nothing else; the next one that opens the file cleans up by itself.
 """
 
+import os
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -37,7 +38,8 @@ class SqliteStore:
     """Keeps principals in a file; see :class:`spider_sense.extraction.stores.Store`.
 
     Args:
-        path: the file; made if it is not there.
+        path: the file; made if it is not there, for its owner alone to read and write. One that is there keeps its
+            permissions.
         patience: seconds to wait for other writers.
 
     Raises:
@@ -50,6 +52,7 @@ class SqliteStore:
         self._lock = threading.RLock()
         self._stale = False
         with self._told():
+            self._make()
             self._db = sqlite3.connect(
                 self.path, timeout=patience, isolation_level=None, check_same_thread=False, cached_statements=64
             )
@@ -58,6 +61,13 @@ class SqliteStore:
             except BaseException:
                 self._db.close()
                 raise
+
+    def _make(self) -> None:
+        """Let nobody else read a new file; SQLite gives the files beside it the same permissions."""
+        # Closing a file that is there would end the locks that this process holds on it. SQLite says what is wrong with
+        # a path at which nothing can be made.
+        with suppress(OSError):
+            os.close(os.open(self.path.resolve(), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     def _begin(self) -> None:
         # Before anything is written, lest another program's file be changed.

@@ -11,6 +11,7 @@ from spider_sense.extraction.encode import Encoder
 from spider_sense.extraction.layout import SKETCH
 from spider_sense.extraction.rows import Row
 from spider_sense.extraction.sketch import Sketch
+from spider_sense.extraction.turns import Parts
 
 KEY, WIDTH = Key(b"sixteen bytes at least"), 70
 RNG = np.random.default_rng(0)
@@ -19,10 +20,15 @@ MEAN, PROJECTION, WEIGHTS, BIASES = (RNG.normal(size=shape).astype(np.float32) f
 SKETCHER = Sketch(MEAN, PROJECTION, WEIGHTS, BIASES, ("exam",))
 
 
-def _read(prompts: Any) -> np.ndarray:
-    """Return what a model would say: the length of a prompt, in every coordinate."""
-    lengths = np.array([len(str(prompt)) for prompt in prompts], dtype=np.float32)
-    return np.repeat(lengths[:, None], WIDTH, axis=1)
+class _Lengths:
+    """Says the length of a prompt in every coordinate, and takes every prompt for a single turn."""
+
+    def __call__(self, prompts: Any) -> np.ndarray:
+        lengths = np.array([len(str(prompt)) for prompt in prompts], dtype=np.float32)
+        return np.repeat(lengths[:, None], WIDTH, axis=1)
+
+    def parts(self, prompt: Any) -> Parts:
+        return Parts("", str(prompt))
 
 
 def _row(**fields: Any) -> Row:
@@ -37,7 +43,7 @@ def test_each_row_gets_the_activations_that_it_came_with() -> None:
         _row(sketch=[0.5] * SKETCH, probes=[2.0]),
         _row(text="Three words? Or four?"),
     ]
-    text, given, ready, longer = Encoder(KEY, SKETCHER, _read).encode(rows)
+    text, given, ready, longer = Encoder(KEY, SKETCHER, _Lengths()).encode(rows)
     assert text.sketch is not None
     np.testing.assert_allclose(text.sketch, SKETCHER.project(np.full((1, WIDTH), 4, dtype=np.float32))[0][0], rtol=1e-5)
     assert longer.sketch is not None

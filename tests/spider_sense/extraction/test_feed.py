@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from spider_sense.errors import StateError
 from spider_sense.extraction import PrincipalState
 from spider_sense.extraction.feed import Feed
 from spider_sense.extraction.standing import decision_of, text_of
@@ -264,6 +265,41 @@ def test_a_damaged_state_fails_closed(feed: Any, store: Store, helpers: Any) -> 
     assert one.flush()
     assert one.standing("ann").level == "unknown"
     assert store.read("ann") == b"damaged"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"act"', '{"level": "act"}', "damaged", '{"level": 3}'])
+def test_a_damaged_standing_is_one_principals_own(feed: Any, store: Store, helpers: Any, text: str) -> None:
+    state = helpers.Counting().open("ann").to_bytes()
+    store.update({"ann": lambda old: Entry(state, text), "bob": lambda old: Entry(state)})
+    store.mark_groups({"bob": text_of(helpers.decision("bob", "limit", "group")), "ann": text})
+    one = feed()
+    for _ in range(2):
+        assert [one.standing(name).level for name in ("ann", "bob", "cid")] == ["unknown", "limit", "clear"]
+        for name in ("ann", "bob"):
+            one.offer(helpers.seen(name))
+        assert one.flush()
+    assert one.counts.totals["store_errors"] == 0
+    store.clear(["ann"])
+    one.offer(helpers.seen("ann"))
+    wait_until(lambda: one.standing("ann").level == "watch")
+
+
+def test_a_level_that_nobody_knows_is_no_standing(helpers: Any) -> None:
+    text = text_of(helpers.decision("ann", "act")).replace('"act"', '"ban"')
+    with pytest.raises(StateError, match="level 'ban', known are watch, limit, act"):
+        decision_of(text)
+
+
+def test_losses_are_remembered_of_the_latest_alone(
+    feed: Any, store: Store, helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spider_sense.extraction.losses._REMEMBERED", 3)
+    one = feed()
+    for name in ("a", "b", "c", "a", "d", "e"):
+        one.offer(replace(helpers.seen(name), prompt=()))
+    assert one.flush()
+    assert [name for name in "abcde" if one.standing(name).level == "unknown"] == ["a", "d", "e"]
+    assert one.counts.totals["failed"] == 6
 
 
 def test_declared_links_are_evidence(feed: Any, store: Store, helpers: Any) -> None:

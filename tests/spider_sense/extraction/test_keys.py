@@ -24,6 +24,7 @@ def test_filled_templates_share_their_opening() -> None:
     assert KEY.opening("How do I poach an egg?") != one
     assert KEY.opening("  ...  ") == 0
     assert KEY.parameters({"a": 1, "b": 2}) == KEY.parameters({"b": 2, "a": 1})
+    assert KEY.parameters({"a": 1, "b": 0.5}) == KEY.parameters({"a": 1.0, "b": 0.5}) != KEY.parameters({"a": 1})
     assert KEY.parameters({}) == 0
 
 

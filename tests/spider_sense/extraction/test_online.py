@@ -179,6 +179,25 @@ def test_a_damaged_state_hides_nobody_else_from_a_review(
     store.close()
 
 
+def test_a_damaged_standing_hides_no_other(
+    run: Callable[..., str],
+    settings: ExtractionSettings,
+    config: Path,
+    capsys: pytest.CaptureFixture[str],
+    helpers: Any,
+) -> None:
+    store, state = open_store(settings.store), helpers.Counting().open("ann").to_bytes()
+    store.update({"ann": keep(state, "damaged"), "bob": keep(state, text_of(helpers.decision("bob", "act")))})
+    store.update({"cid": keep(b"damaged")})
+    for verb in ("list", "review"):
+        cli([verb, "--extraction", str(config)], standalone_mode=False)
+        told = capsys.readouterr()
+        assert "'ann' is left out: 'damaged' is no standing" in told.err
+        assert ("bob  act" if verb == "list" else "2 principals, 1 found") in told.out
+    assert "1 of 1" in run("clear", "ann")
+    store.close()
+
+
 def test_a_review_finds_a_group_and_servers_hear_of_it(
     run: Callable[..., str], settings: ExtractionSettings, artifact: Artifact
 ) -> None:

@@ -38,10 +38,42 @@ def test_a_narrow_sweep_is_found_by_its_rank(uncalibrated: TieredDetector, tiny_
     assert found * 10 / 150 < WIDTH / 4
 
 
+@pytest.mark.parametrize(("max_tokens", "within"), [(1, 260), (4, 70), (100, 10), (0, 10)])
+@pytest.mark.parametrize("biased", [20, 300])
+def test_a_sweep_of_fewer_ids_than_are_many_is_found_by_its_rank(
+    uncalibrated: TieredDetector, tiny_streams: Any, biased: int, max_tokens: int, within: int
+) -> None:
+    # An eighth of the rank takes that many logits squared, 20 of which each token of an answer shows.
+    ids = [[(biased * turn + i) % 900 for i in range(biased)] for turn in range(300)]
+    found = _first(uncalibrated, tiny_streams.biased("sweep", ids, max_tokens))
+    assert found is not None
+    assert found <= within
+
+
+def test_single_ids_take_a_request_each(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    events = tiny_streams.biased("single", [[turn % 900] for turn in range(1400)], max_tokens=4)
+    found = _first(uncalibrated, events)
+    assert found is not None
+    assert (WIDTH / 8) ** 2 / 4 <= found <= 1300
+
+
+def test_touching_many_ids_once_hides_no_sweep_of_few(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    touched = [[100 + 20 * turn + i for i in range(20)] for turn in range(40)]
+    read = [[(20 * turn + i) % 100 for i in range(20)] for turn in range(360)]
+    found = _first(uncalibrated, tiny_streams.biased("padded", [*touched, *read]))
+    # 72 prompts by 100 ids would be read at the end.
+    assert found is not None
+    assert found <= 260
+
+
+@pytest.mark.parametrize("max_tokens", [1, 200, 0])
 @pytest.mark.parametrize("labels", [2, 20, 77, 150])
-def test_a_fixed_set_of_labels_is_no_sweep(uncalibrated: TieredDetector, tiny_streams: Any, labels: int) -> None:
-    events = tiny_streams.biased("labels", [list(range(labels))] * 1024, max_tokens=1)
-    assert _first(uncalibrated, events) is None
+def test_a_fixed_set_of_labels_is_no_sweep(
+    uncalibrated: TieredDetector, tiny_streams: Any, labels: int, max_tokens: int
+) -> None:
+    events = tiny_streams.biased("labels", [list(range(labels))] * 1024, max_tokens)
+    levels = uncalibrated.replay([events]).rule_NT
+    assert not levels.any(), "it is not even watched"
 
 
 def test_evidence_names_the_numbers(uncalibrated: TieredDetector, tiny_streams: Any) -> None:

@@ -1,9 +1,7 @@
-"""States: bytes, merging, and purity."""
+"""States: bytes and purity."""
 
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from spider_sense.errors import StateError
@@ -62,34 +60,3 @@ def test_many_principals_together_are_each_alone(detector: TieredDetector, tiny_
         states, _ = detector.step(states, EventBatch.of(events), list("abc"))
     for row, stream in enumerate(streams):
         assert states[row].tobytes() == _after(detector, stream).states[0].tobytes()
-
-
-def test_a_merge_counts_both(detector: TieredDetector, tiny_streams: Any) -> None:
-    events = tiny_streams.stream("a", 1, 80)
-    one, other = _after(detector, events[:30]), _after(detector, events[30:])
-    both, whole = one.merge(other).states, _after(detector, events).states
-    assert one.merge(other).count == 80
-    for name in ("first", "last", "count", "sketched"):
-        np.testing.assert_array_equal(both[name], whole[name])
-    # The share of alike openings depends on what came before.
-    np.testing.assert_array_equal(both["history"][:, :-1], whole["history"][:, :-1])
-    np.testing.assert_allclose(both["probe"], whole["probe"], atol=1e-4)
-    m = np.exp(one.states["bets"].astype(float)) + np.exp(other.states["bets"].astype(float))
-    np.testing.assert_allclose(np.exp(both["bets"].astype(float)), m, rtol=1e-5)
-    # The frozen baseline is the older one's, whichever is merged into which.
-    np.testing.assert_array_equal(other.merge(one).states["frozen"], one.states["frozen"])
-
-
-def test_merging_with_an_unseen_principal_changes_nothing_but_the_seed(
-    detector: TieredDetector, tiny_streams: Any
-) -> None:
-    state = _after(detector, tiny_streams.stream("a", 1, 30, tenant="app"))
-    assert state.merge(detector.open("b")).to_bytes() == state.to_bytes()
-    assert detector.open("a").merge(state).to_bytes() == state.to_bytes()
-
-
-def test_a_merge_keeps_the_type_that_was_declared(detector: TieredDetector, tiny_streams: Any) -> None:
-    silent = _after(detector, tiny_streams.stream("a", 1, 10))
-    later = [replace(event, time=event.time + 1e6) for event in tiny_streams.stream("a", 2, 10, tenant="app")]
-    declared = _after(detector, later)
-    assert silent.merge(declared).tenant == declared.merge(silent).tenant == "app"

@@ -1,5 +1,7 @@
 """Prompts are taken apart by the template's own tokens."""
 
+from typing import Any
+
 import pytest
 
 from spider_sense.chat import Chat
@@ -30,10 +32,29 @@ def test_the_last_of_several_turns(chat: Chat, turns: Turns) -> None:
 
 def test_a_system_prompt_of_the_clients_own(chat: Chat, turns: Turns) -> None:
     parts = turns.parts(chat.render([("system", "w40 w41"), (USER, "w20")]).ids)
-    assert parts.text == "w20"
-    assert "w40 w41" in parts.prefix
+    assert parts == Parts("w40 w41", "w20")
     other = turns.parts(chat.render([("system", "w40 w42"), (USER, "w20")]).ids)
     assert other.prefix != parts.prefix
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen2", "llama3", "mistral"])
+def test_a_system_prompt_stands_without_the_templates_words(chat_formats: Any, name: str) -> None:
+    tokenizer = chat_formats.format_tokenizer(name)
+    asked = [("system", " Be brief.\n\nAlways."), (USER, "One?"), (BOT, "1"), (USER, "Two now?")]
+    parts = Turns(tokenizer).parts(Chat(tokenizer).render(asked).ids)
+    assert (parts.prefix, parts.text.strip()) == ("Be brief.\n\nAlways.", "Two now?")
+
+
+def test_a_template_without_system_prompts_has_turns_too(tiny_loaded: LoadedModel) -> None:
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tiny_loaded.tokenizer.chat_template = refusing + (
+        "{% for m in messages %}<|im_start|>{{ m['role'] + ' ' + m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    )
+    chat, turns = Chat(tiny_loaded.tokenizer), Turns(tiny_loaded.tokenizer)
+    assert turns.parts(chat.render([(USER, "w20 w21")]).ids) == Parts("", "w20 w21")
+    # What else stands before a user's turn is hashed whole.
+    assert "w40" in turns.parts(chat.render([(BOT, "w40"), (USER, "w20")]).ids).prefix
 
 
 def test_what_a_user_types_is_no_boundary(chat: Chat, turns: Turns) -> None:

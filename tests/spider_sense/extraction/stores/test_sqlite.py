@@ -167,3 +167,31 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
     store.close()
     with pytest.raises(StoreError, match="closed"):
         store.read("ann")
+
+
+def _modes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+
+
+def test_a_new_store_is_its_owners_alone(tmp_path: Path, open_umask: None) -> None:
+    store = SqliteStore(tmp_path / "store")
+    store.update({"ann": lambda old: Entry(b"state")})
+    assert _modes(tmp_path) == dict.fromkeys(("store", "store-wal", "store-shm"), 0o600)
+    store.close()
+
+
+def test_what_an_operator_has_set_stays(tmp_path: Path, open_umask: None) -> None:
+    (tmp_path / "store").touch(mode=0o640)
+    store = SqliteStore(tmp_path / "store")
+    store.update({"ann": lambda old: Entry(b"state")})
+    assert _modes(tmp_path) == dict.fromkeys(("store", "store-wal", "store-shm"), 0o640)
+    store.close()
+
+
+def test_where_a_link_points_nobody_else_reads(tmp_path: Path, open_umask: None) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "store").symlink_to(tmp_path / "disk" / "store")
+    store = SqliteStore(tmp_path / "store")
+    store.update({"ann": lambda old: Entry(b"state")})
+    assert set(_modes(tmp_path / "disk").values()) == {0o600}
+    store.close()
