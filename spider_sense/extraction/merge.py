@@ -2,7 +2,7 @@
 
 Counts, sums and histograms add; HyperLogLog registers and running maxima take the larger; of bottom-k sketches the
 smallest hashes stay. Shiryaev-Roberts statistics add: ``M - t`` of each is a supermartingale, so
-``M1 + M2 - (t1 + t2)`` is one, and the bound on false alarms holds for the requests of both together.
+``M1 + M2 - (t1 + t2)`` is one, as far as each is.
 
 Shape letters: N principals, K slots.
 """
@@ -14,7 +14,7 @@ from spider_sense.extraction.layout import EMPTY_LINK, FROZEN, LINK_SLOTS, State
 
 __all__ = ["merged", "smallest"]
 
-_ADDED = ("count", "sketched", "probe", "history", "biased_requests", "revealed", "max_tokens", "list_hits")
+_ADDED = ("count", "sketched", "probe", "history", "recent", "biased_requests", "revealed", "max_tokens", "list_hits")
 _MAXED = ("biased_ids", "widest_bias", "own", "level", "last", "decided")
 
 
