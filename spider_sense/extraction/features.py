@@ -34,7 +34,7 @@ def vector(states_N: States, centres_B: NDArray[np.float32]) -> NDArray[np.float
 
 def _top(states_N: States, centres_B: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the mean of the first probe's highest tenth, [N], read off its histogram."""
-    counts = states_N["history"][:, 0].astype(np.float64)
+    counts = states_N["history"].astype(np.float64)
     wanted = np.maximum(TOP * counts.sum(axis=1, keepdims=True), 1)
     above = counts[:, ::-1].cumsum(axis=1)[:, ::-1] - counts
     taken = np.clip(wanted - above, 0, counts)

@@ -193,7 +193,7 @@ def group_shares(states_N: States) -> tuple[float, float]:
     openings, counts = states_N["openings"].ravel(), states_N["opening_counts"].ravel()
     _, which = np.unique(openings, return_inverse=True)
     alike = float(np.bincount(which, counts).max()) / max(int(states_N["count"].sum()), 1)
-    high = float(states_N["history"][:, 0, RARE:].sum()) / max(int(states_N["sketched"].sum()), 1)
+    high = float(states_N["history"][:, RARE:].sum()) / max(int(states_N["sketched"].sum()), 1)
     return alike, high
 
 

@@ -3,7 +3,7 @@
 Everything is numbers and keyed hashes; no text. All states of a population are one structured array, so that N
 principals are updated together.
 
-Shape letters: N principals, S sketch, P probes, J directions, B bins, K bets.
+Shape letters: N principals, S sketch, P probes, J directions, B bins.
 """
 
 from typing import Literal, get_args
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BETS",
     "BINS",
     "CHECKPOINTS",
     "DIRECTIONS",
@@ -29,7 +28,7 @@ __all__ = [
     "States",
 ]
 
-VERSION = 2
+VERSION = 3
 """Of the layout; another layout gets another number."""
 
 SKETCH = 64
@@ -41,9 +40,7 @@ DIRECTIONS = PROBES + 2
 principal's requests that have opened alike."""
 BINS = 16
 """Bins of a direction."""
-BETS = (0.25, 0.5, 0.75)
-"""Exponents kappa of the bets ``kappa * p ** (kappa - 1)``."""
-FROZEN = 64
+FROZEN = 48
 """Requests after which the frozen baseline is complete."""
 CHECKPOINTS = (16, 32, 64, 128, 256, 512, 1024)
 """Numbers of requests at which the level tier looks."""
@@ -67,10 +64,11 @@ STATE = np.dtype(
         ("count", "<u4"),  # requests
         ("sketched", "<u4"),  # requests with activations
         ("probe", "<f4"),  # sum of the first logits, of the probe for all campaigns together
+        ("history", "<u4", BINS),  # histogram of the same
         # Own history
-        ("history", "<u4", (DIRECTIONS, BINS)),
-        ("frozen", "u1", (DIRECTIONS, BINS)),
-        ("bets", "<f4", (2, DIRECTIONS, len(BETS))),  # ln of Shiryaev-Roberts: [growing | frozen, J, K]
+        ("recent", "<f4", (DIRECTIONS, BINS)),  # histograms where older requests weigh less
+        ("frozen", "u1", (DIRECTIONS, BINS)),  # and of the first requests
+        ("bets", "<f4", (2, DIRECTIONS)),  # ln of Shiryaev-Roberts: [recent | frozen, J]
         # Structure
         ("openings", "<u8", 16),  # Misra-Gries: hashes and counts
         ("opening_counts", "<u4", 16),

@@ -1,24 +1,26 @@
 """Tier 1: has a principal's stream changed against its own past, towards campaigns?
 
 The directions are probe logits, how unusual a request is, and how many of the principal's requests have opened as this
-one does; each has a smoothed conformal p-value against the principal's earlier requests. Bets on them go into
-Shiryaev-Roberts e-detectors (Shin, Ramdas and Rinaldo 2023), whose mixture is one:
+one does; each has a smoothed p-value against the principal's earlier requests, where one that lies k requests back
+weighs 0.99 ** k. Bets on them go into Shiryaev-Roberts detectors (Shin, Ramdas and Rinaldo 2023), whose mixture is one:
 
-    p = (#{past above} + U (#{past in the same bin} + 1)) / t
-    M = (M + 1) kappa p ** (kappa - 1)
+    p = (past above + U (past in the same bin + 1)) / (past + 1)
+    M = (M + 1) / (2 sqrt(p))
+
+The past is forgotten because people change. Against all of it an honest change of subject is evidence for as long as
+the old subject outweighs the new one, hundreds of requests, and those who changed set the threshold.
 
 The bins begin where few honest requests lie, and all that is lower is one bin: an innocent change of subject moves a
 logit, but from one everyday value to another. A bin index is a fixed function of the request, so p stays legal; only
 the share of alike openings looks at what came before.
 
-As long as the requests are exchangeable, for the other directions ``M - n`` is a supermartingale for n bets placed: an
-alarm at ``M >= c`` has probability at most n / c within n requests. Real streams drift, so what decides is a threshold
-over principals; the statistic is ``ln(M / max(n, 32))``, which keeps one scale for short and long lives. A second set
-of bets compares with the first 64 requests alone, which a slow ramp cannot drag along. What is estimated once is wrong
-for ever, so there p is an upper bound, ``(k + 1 + 2 sqrt(k + 1)) / 65`` with k of the 64 as far out; the threshold over
-principals covers the rest.
+No bound is claimed for the statistic itself: forgetting makes p approximate, and real streams drift. What decides is a
+threshold over principals; the statistic is ``ln(M / max(n, 32))`` after n bets, which keeps one scale for short and
+long lives. A second set of bets compares with the first 48 requests alone, which neither a slow ramp nor forgetting can
+drag along. What is estimated once is wrong for ever, so there p is an upper bound, ``(k + 1 + 2 sqrt(k + 1)) / 49``
+with k of the 48 as far out; the threshold over principals covers the rest.
 
-Shape letters: N principals, J directions, B bins, K bets.
+Shape letters: N principals, J directions, B bins.
 """
 
 from typing import Any
@@ -27,17 +29,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spider_sense.extraction.event import EventBatch
-from spider_sense.extraction.layout import BETS, FROZEN, States
+from spider_sense.extraction.layout import FROZEN, States
 from spider_sense.extraction.mixing import mix, uniform
 
 __all__ = ["LEAST", "alike", "bet", "binned", "directions", "leading_direction", "statistic"]
 
 LEAST = 20
 """Requests before the first bet."""
+FORGETTING = np.float32(0.99)
+"""Weight that a request keeps with each one after it: half of it is gone after 69."""
 SHORTEST = 32
 """Bets below which the statistic is divided by this number instead."""
 
-_KAPPA = np.array(BETS)
 _STREAM = np.uint64(0x5851F42D4C957F2D)
 """Keeps these uniform numbers apart from others of the same seed."""
 
@@ -71,42 +74,43 @@ def bet(states_N: States, bins_NJ: NDArray[np.int64], active: NDArray[np.bool_])
     """
     past = states_N["sketched"].astype(np.int64) - 1
     u_N = uniform(mix(states_N["seed"] ^ _STREAM, past.astype(np.uint64)))
-    for which, (name, first) in enumerate((("history", LEAST), ("frozen", FROZEN))):
+    for which, (name, first) in enumerate((("recent", LEAST), ("frozen", FROZEN))):
         rows = np.flatnonzero(past >= first)
         if len(rows):
             tails = _tails(states_N[name][rows], bins_NJ[rows])
             p = _smoothed(*tails, u_N[rows]) if which == 0 else _bounded(*tails)
-            gain = np.log(_KAPPA) + (_KAPPA - 1) * np.log(p)[:, :, None]
-            states_N["bets"][rows, which] = np.logaddexp(states_N["bets"][rows, which], 0) + gain
+            states_N["bets"][rows, which] = np.logaddexp(states_N["bets"][rows, which], 0) - np.log(2 * np.sqrt(p))
     every = np.arange(len(states_N))[:, None], np.arange(bins_NJ.shape[1])[None]
-    states_N["history"][*every, bins_NJ] += 1
+    states_N["history"][every[0][:, 0], bins_NJ[:, 0]] += 1
+    states_N["recent"] *= FORGETTING
+    states_N["recent"][*every, bins_NJ] += 1
     states_N["frozen"][*every, bins_NJ] += (past < FROZEN)[:, None].astype(np.uint8)
     return statistic(states_N, active)
 
 
-Counts = NDArray[np.int64]
+Weights = NDArray[np.float64]
 
 
-def _tails(counts_NJB: NDArray[np.integer[Any]], bins_NJ: Counts) -> tuple[Counts, Counts, Counts]:
-    """Return how many earlier requests lie above the bin, in it, and in all, [N, J] each."""
-    up_to = np.cumsum(counts_NJB, axis=2, dtype=np.int64)
+def _tails(counts_NJB: NDArray[Any], bins_NJ: NDArray[np.int64]) -> tuple[Weights, Weights, Weights]:
+    """Return how much of the past lies above the bin, in it, and in all, [N, J] each."""
+    up_to = np.cumsum(counts_NJB, axis=2, dtype=np.float64)
     at, same = (np.take_along_axis(array, bins_NJ[:, :, None], axis=2)[:, :, 0] for array in (up_to, counts_NJB))
-    return up_to[:, :, -1] - at, same.astype(np.int64), up_to[:, :, -1]
+    return up_to[:, :, -1] - at, same.astype(np.float64), up_to[:, :, -1]
 
 
-def _smoothed(above: Counts, same: Counts, total: Counts, u_N: NDArray[np.float64]) -> NDArray[np.float64]:
+def _smoothed(above: Weights, same: Weights, total: Weights, u_N: NDArray[np.float64]) -> NDArray[np.float64]:
     result: NDArray[np.float64] = (above + u_N[:, None] * (same + 1)) / (total + 1)
     return result
 
 
-def _bounded(above: Counts, same: Counts, total: Counts) -> NDArray[np.float64]:
+def _bounded(above: Weights, same: Weights, total: Weights) -> NDArray[np.float64]:
     k = above + same + 1
     result: NDArray[np.float64] = np.minimum((k + 2 * np.sqrt(k)) / (total + 1), 1)
     return result
 
 
 def statistic(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return ``ln(M / max(n, 32))`` of the even mixture over baselines, directions and bets, [N]; -inf before a bet."""
+    """Return ``ln(M / max(n, 32))`` of the even mixture over baselines and directions, [N]; -inf before a bet."""
     mixture = _log_mean(states_N["bets"][:, :, active].astype(np.float64))
     placed = states_N["sketched"].astype(np.int64) - LEAST
     result: NDArray[np.float64] = mixture - np.log(np.maximum(placed, SHORTEST))
@@ -115,8 +119,8 @@ def statistic(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.float64
 
 def leading_direction(states_N: States, active: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return which direction's evidence is the largest, [N]."""
-    bets = np.where(active[:, None], states_N["bets"], -np.inf)
-    result: NDArray[np.int64] = bets.max(axis=(1, 3)).argmax(axis=1)
+    bets = np.where(active, states_N["bets"], -np.inf)
+    result: NDArray[np.int64] = bets.max(axis=1).argmax(axis=1)
     return result
 
 

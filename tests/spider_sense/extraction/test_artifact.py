@@ -10,7 +10,7 @@ import pytest
 from spider_sense.errors import GuardError, MismatchError
 from spider_sense.extraction import Key
 from spider_sense.extraction.artifact import MANIFEST, TENSORS, Artifact
-from spider_sense.extraction.layout import SKETCH
+from spider_sense.extraction.layout import SKETCH, VERSION
 from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.sketch import Sketch
 from spider_sense.extraction.tiers import TieredDetector
@@ -74,7 +74,7 @@ def test_damage_is_refused(artifact: Artifact, tmp_path: Path) -> None:
     (folder / MANIFEST).write_text(manifest.replace('"resid.18"', '"nowhere"'))
     with pytest.raises(GuardError, match="nowhere"):
         Artifact.from_pretrained(folder)
-    (folder / MANIFEST).write_text(manifest.replace('"schema_version": 2', '"schema_version": 99'))
+    (folder / MANIFEST).write_text(manifest.replace(f'"schema_version": {VERSION}', '"schema_version": 99'))
     with pytest.raises(GuardError, match="99"):
         Artifact.from_pretrained(folder)
     (folder / MANIFEST).write_text(manifest.replace('"width": 576', '"width": 64'))
