@@ -34,6 +34,7 @@ def group(
     short = sum(found.clusters < (k or 0) for found in grouped.sites.values())
     if short:
         console.print(
-            f"{short} of {len(grouped.sites)} projections have too few rows for {k} groups of two, so each is one group"
+            f"{short} of {len(grouped.sites)} projections have too few different rows for {k} groups of two: each is "
+            "one group"
         )
     console.print(f"wrote {out}", markup=False)

@@ -114,7 +114,7 @@ def write_png(drawn: Any, path: Path) -> Path:
     Raises:
         ConfigError: if the name has another ending, or cannot be written.
     """
-    file = path if path.suffix else path.with_suffix(".png")
+    file = path if path.suffix or path.name in ("", "..") else path.with_suffix(".png")
     if file.suffix.lower() != ".png" or file.is_dir():
         raise ConfigError(f"cannot write {file}: pictures are PNG files; name a file that ends in .png")
     check_writable(file.parent)

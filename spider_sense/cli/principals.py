@@ -32,7 +32,7 @@ def list_(config: Config) -> None:
     from rich.markup import escape
 
     with _opened(config) as (_, _, store):
-        for name, found in _found(store):
+        for name, found in _found(store)[0]:
             when = datetime.fromtimestamp(found.time, UTC).strftime("%Y-%m-%d %H:%M")
             words = f"{name}  {found.level} by {found.tier}, {when}, request {found.count}: {'; '.join(found.evidence)}"
             console.print(escape(words), highlight=False)
@@ -50,12 +50,15 @@ def review(config: Config) -> None:
 
     with _opened(config) as (settings, artifact, store):
         states = dict(_readable(store))
+        unreadable: dict[str, str] = {}
         found = list(artifact.detector(Key.read(settings.key)).review(states))
         if len(states) < len(store):  # Whose group a damaged state belongs to cannot be told.
-            found += [decision for _, decision in _found(store)]
+            kept, unreadable = _found(store)
+            found += [decision for _, decision in kept]
         by_name = {one.principal: [other for other in found if other.principal == one.principal] for one in found}
         worst = {name: strictest(decisions) for name, decisions in by_name.items()}
-        store.mark_groups({name: text_of(decision) for name, decision in worst.items() if decision is not None})
+        marks = {name: text_of(decision) for name, decision in worst.items() if decision is not None}
+        store.mark_groups(marks | unreadable)
         console.print(f"{len(states)} principals, {len(worst)} found by their groups or in selection", highlight=False)
 
 
@@ -71,16 +74,19 @@ def _readable(store: "Store") -> "Iterator[tuple[str, PrincipalState]]":
             typer.echo(f"warning: {name!r} is left out: {error}", err=True)
 
 
-def _found(store: "Store") -> "Iterator[tuple[str, Decision]]":
-    """Yield what was found, by name; what is damaged is named and left out."""
+def _found(store: "Store") -> "tuple[list[tuple[str, Decision]], dict[str, str]]":
+    """Return what was found, by name, and what of it is damaged, as it is kept; the latter is named."""
     from spider_sense.errors import StateError
     from spider_sense.extraction.standing import decision_of
 
+    found, damaged = [], {}
     for name, text in sorted(store.standings()):
         try:
-            yield name, decision_of(text)
+            found.append((name, decision_of(text)))
         except StateError as error:
+            damaged[name] = text
             typer.echo(f"warning: {name!r} is left out: {error}", err=True)
+    return found, damaged
 
 
 @principals.command()

@@ -70,12 +70,17 @@ class Feed:
         """Return how a principal stands; this never waits."""
         if self._down:
             return Standing("unknown", self._down)
-        if principal in self._losses:
-            return Standing("unknown", "a request of this principal was lost")
-        if principal in self._unreadable:
-            return Standing("unknown", "what was found of this principal cannot be read")
-        found = self._found.get(principal)
+        found, gap = self._found.get(principal), self._gap(principal)
+        # What is missing could make nothing worse of one who is acted on already.
+        if gap and (found is None or found.level != "act"):
+            return Standing("unknown", gap)
         return CLEAR if found is None else Standing(found.level, f"{found.tier}: {'; '.join(found.evidence)}")
+
+    def _gap(self, principal: str) -> str:
+        """Say what of a principal is not known; empty if nothing."""
+        if principal in self._losses:
+            return "a request of this principal was lost"
+        return "what was found of this principal cannot be read" if principal in self._unreadable else ""
 
     def offer(self, seen: Observation) -> None:
         """Take in a request; this never waits."""

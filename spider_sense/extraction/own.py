@@ -1,8 +1,9 @@
 """Tier 1: has a principal's stream changed against its own past, towards campaigns?
 
 The directions are probe logits, how unusual a request is, and how many of the principal's requests have opened as this
-one does; each has a smoothed p-value against the principal's earlier requests, where one that lies k requests back
-weighs 0.99 ** k. Bets on them go into Shiryaev-Roberts detectors (Shin, Ramdas and Rinaldo 2023), whose mixture is one:
+one does; each has a smoothed p-value against the principal's earlier requests, of which the last weighs 1 and each one
+before it 0.99 times the next. Bets on them go into Shiryaev-Roberts detectors (Shin, Ramdas and Rinaldo 2023), whose
+mixture is one:
 
     p = (past above + U (past in the same bin + 1)) / (past + 1)
     M = (M + 1) / (2 sqrt(p))
@@ -80,8 +81,9 @@ def bet(states_N: States, bins_NJ: NDArray[np.int64], active: NDArray[np.bool_])
             tails = _tails(states_N[name][rows], bins_NJ[rows])
             p = _smoothed(*tails, u_N[rows]) if which == 0 else _bounded(*tails)
             states_N["bets"][rows, which] = np.logaddexp(states_N["bets"][rows, which], 0) - np.log(2 * np.sqrt(p))
-    every = np.arange(len(states_N))[:, None], np.arange(bins_NJ.shape[1])[None]
-    states_N["history"][every[0][:, 0], bins_NJ[:, 0]] += 1
+    each_N = np.arange(len(states_N))
+    every = each_N[:, None], np.arange(bins_NJ.shape[1])[None]
+    states_N["history"][each_N, bins_NJ[:, 0]] += 1
     states_N["recent"] *= FORGETTING
     states_N["recent"][*every, bins_NJ] += 1
     states_N["frozen"][*every, bins_NJ] += (past < FROZEN)[:, None].astype(np.uint8)

@@ -18,7 +18,9 @@ __all__ = ["record"]
 CLIP = 4.0
 """Probe logits are cut here before they are summed."""
 UNLIMITED = 2**14
-"""Tokens that an answer may have whose request sets no limit."""
+"""Stands for the limit of a request that sets none."""
+ANSWER = 256
+"""Tokens of an answer that count at most; each shows the logits anew, and few answers are as long as they may be."""
 
 
 def record(states_N: States, batch: EventBatch, salt: int) -> None:
@@ -55,9 +57,8 @@ def _count_bias(states_N: States, batch: EventBatch, salt: np.uint64) -> None:
         np.maximum.at(registers, index, rank)
         states_N["biased_requests"][row] += 1
         states_N["widest_bias"][row] = max(int(states_N["widest_bias"][row]), len(ids))
-        # Without a limit the answer may be long; each of its tokens shows the logits anew.
         longest = int(batch.max_tokens[row]) or UNLIMITED
-        states_N["revealed"][row] += np.uint64(min(len(ids), int(batch.top_logprobs[row])) * longest)
+        states_N["revealed"][row] += np.uint64(min(len(ids), int(batch.top_logprobs[row])) * min(longest, ANSWER))
         states_N["max_tokens"][row, min(longest.bit_length(), 15)] += 1
 
 

@@ -4,7 +4,8 @@ A **logit sweep** steals the output matrix (Carlini et al. 2024, Finlayson et al
 logits of ever other tokens. Rank r takes r different tokens and r squared logits, even where the matrix of prompts by
 tokens has gaps that low rank completes, so R logits of D different tokens have assembled at most ``min(D, sqrt(R))``.
 Evenly spread they reach ``R / D``, but a sweep can touch many tokens once and read few of them often. A quarter of the
-model's width is what must not be reached.
+model's width is what must not be reached; as it is acted on at half of that, answers may be four times as long as they
+are counted.
 
 Shape letters: N principals.
 """
@@ -59,7 +60,7 @@ class Rules:
             words.append(
                 f"{int(one['biased_requests'][0])} requests with logit biases on about "
                 f"{distinct(one['biased_ids'])[0]:.0f} different tokens showed up to {int(one['revealed'][0])} logits: "
-                f"a rank of at most {self.rank(one)[0]:.0f} of {self.width}"
+                f"a rank of up to {self.rank(one)[0]:.0f} of {self.width}"
             )
         if self._hits(one)[0]:
             hits = int(one["list_hits"].max())

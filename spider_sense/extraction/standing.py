@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from spider_sense.errors import StateError
 from spider_sense.extraction.decision import LEVELS, Decision, Level
@@ -22,6 +24,7 @@ class Standing:
 
 
 CLEAR = Standing("clear")
+_DECISION = TypeAdapter(Decision)
 
 
 def text_of(decision: Decision) -> str:
@@ -36,14 +39,13 @@ def decision_of(text: str) -> Decision:
         StateError: if it is damaged.
     """
     try:
-        read: dict[str, Any] = json.loads(text)
-        tuples: dict[str, Any] = {name: tuple(value) for name, value in read.items() if isinstance(value, list)}
-        decision = Decision(**read | tuples)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise StateError(f"{text[:40]!r} is no standing that a store kept ({error}); clear its principal") from error
-    if decision.level not in LEVELS:
-        raise StateError(f"a standing has level {decision.level!r}, known are {', '.join(LEVELS)}; clear its principal")
-    return decision
+        return _DECISION.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StateError(
+            f"{text[:40]!r} is no standing that a store kept ({place}: {first['msg']}); clear its principal"
+        ) from error
 
 
 def strictest(decisions: Iterable[Decision]) -> Decision | None:

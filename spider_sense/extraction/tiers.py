@@ -149,7 +149,7 @@ class TieredDetector:
     def watch(self, tier: Tier, tenant: str) -> float:
         """Return what own history or level must exceed to be watched."""
         if self.calibration is None:
-            # An e-value of 20, and the 95th percentile of the principals that set the scale.
+            # Odds of 20, which nothing calibrates, and the 95th percentile of the principals that set the scale.
             return -np.log(WATCH) if tier == "own" else 1.0
         return self.calibration.threshold(tier, tenant, None if tier == "own" else WATCH)
 

@@ -1,5 +1,6 @@
 """How much of the output matrix a logit sweep has read when it is found, and what honest classifiers trigger."""
 
+import math
 from typing import Any
 
 from spider_sense.extraction.bench.ours import Ours
@@ -15,7 +16,8 @@ _CLASSIFIERS, _THEIR_REQUESTS = 100, 400
 def sweep_figures(ours: Ours, texts: list[str], vocabulary: int, width: int, seed: int) -> dict[str, Any]:
     """Return the share of the rank that the slowest finding leaves to each kind of sweep, and the false alarms.
 
-    With k biased tokens a request, r requests show r k logits: r k / V vectors of the ``width`` that span the matrix.
+    With k biased tokens a request, r requests of one token show R = r k logits of as many different ones, of V at most:
+    a rank of at most ``min(V, sqrt(R))`` of the ``width`` that spans the matrix.
 
     Args:
         ours: the detector.
@@ -33,7 +35,7 @@ def sweep_figures(ours: Ours, texts: list[str], vocabulary: int, width: int, see
     for biased, by_tier in zip(_BIASED, ours.alarms_by_tier(sweeps), strict=True):
         count = by_tier["rule"]
         requests[str(biased)] = count or None
-        shares[str(biased)] = count * biased / vocabulary / width if count else None
+        shares[str(biased)] = min(vocabulary, math.sqrt(count * biased)) / width if count else None
     honest = [
         classifier(f"classifier-{place}", texts, vocabulary, _THEIR_REQUESTS, seed, 2 + place % 60)
         for place in range(_CLASSIFIERS)

@@ -67,7 +67,7 @@ class SqliteStore:
         # Closing a file that is there would end the locks that this process holds on it. SQLite says what is wrong with
         # a path at which nothing can be made.
         with suppress(OSError):
-            os.close(os.open(self.path.resolve(), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            os.close(os.open(os.path.realpath(self.path), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     def _begin(self) -> None:
         # Before anything is written, lest another program's file be changed.

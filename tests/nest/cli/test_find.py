@@ -175,7 +175,7 @@ def test_a_number_of_groups_that_some_projections_have_no_rows_for(
     error = refuse("group", tmp_path / "neurons", "--out", tmp_path / "groups", "--k", 500)
     assert "k is 500, which takes a projection of 1000 rows" in error
     output = run("group", tmp_path / "neurons", "--out", tmp_path / "groups", "--k", 3).output
-    assert "1 of 2 projections have too few rows for 3 groups of two, so each is one group" in output
+    assert "1 of 2 projections have too few different rows for 3 groups of two: each is one group" in output
     assert "too few" not in run("group", tmp_path / "neurons", "--out", tmp_path / "groups").output
 
 

@@ -1,5 +1,6 @@
 """The feed: nothing waits for it, nothing is lost in silence, and it says when it does not know."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -152,7 +153,8 @@ def test_a_full_queue_drops_and_says_so(feed: Any, store: Store, helpers: Any) -
     assert totals["dropped"] >= 90
     assert count(store, "ann") == totals["folded"]
     # What was folded had waited since before the last one was dropped.
-    assert one.standing("ann").level == one.standing("bob").level == "unknown"
+    assert one.standing("bob").level == "unknown"
+    assert one.standing("ann").level == "act", "no loss hides that"
     for name in ("ann", "bob"):
         one.offer(helpers.seen(name))
     one.flush()
@@ -267,7 +269,24 @@ def test_a_damaged_state_fails_closed(feed: Any, store: Store, helpers: Any) -> 
     assert store.read("ann") == b"damaged"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"act"', '{"level": "act"}', "damaged", '{"level": 3}'])
+def damaged(**changed: object) -> str:
+    """Return the standing of somebody who is watched, with fields that no store kept."""
+    whole = {"principal": "ann", "level": "watch", "tier": "own", "score": 9.0, "threshold": 4.0, "p_value": 0.001}
+    rest = {"count": 1, "time": 1000.0, "stratum": "", "certified": True, "evidence": ["it changed"], "group": []}
+    return json.dumps(whole | rest | changed)
+
+
+def test_what_is_damaged_below_was_whole() -> None:
+    assert decision_of(damaged()).evidence == ("it changed",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", '"act"', '{"level": "act"}', "damaged", damaged(level=3), damaged(level="ban")),
+        *(damaged(evidence=5), damaged(evidence=["it changed", 3]), damaged(time="noon"), damaged(tier="fourth")),
+    ],
+)
 def test_a_damaged_standing_is_one_principals_own(feed: Any, store: Store, helpers: Any, text: str) -> None:
     state = helpers.Counting().open("ann").to_bytes()
     store.update({"ann": lambda old: Entry(state, text), "bob": lambda old: Entry(state)})
@@ -284,10 +303,18 @@ def test_a_damaged_standing_is_one_principals_own(feed: Any, store: Store, helpe
     wait_until(lambda: one.standing("ann").level == "watch")
 
 
-def test_a_level_that_nobody_knows_is_no_standing(helpers: Any) -> None:
+def test_a_damaged_standing_says_what_is_wrong(helpers: Any) -> None:
     text = text_of(helpers.decision("ann", "act")).replace('"act"', '"ban"')
-    with pytest.raises(StateError, match="level 'ban', known are watch, limit, act"):
+    with pytest.raises(StateError, match=r"level: Input should be 'watch', 'limit' or 'act'.*clear its principal"):
         decision_of(text)
+
+
+def test_one_who_is_acted_on_is_so_whatever_else_is_missing(feed: Any, store: Store, helpers: Any) -> None:
+    state = helpers.Counting().open("ann").to_bytes()
+    ann, bob = (Entry(state, text_of(helpers.decision(*who))) for who in (("ann", "act"), ("bob", "limit")))
+    store.update({"ann": lambda old: ann, "bob": lambda old: bob})
+    store.mark_groups({"ann": "damaged", "bob": "damaged"})
+    assert [feed().standing(name).level for name in ("ann", "bob")] == ["act", "unknown"]
 
 
 def test_losses_are_remembered_of_the_latest_alone(

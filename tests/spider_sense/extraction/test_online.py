@@ -198,6 +198,17 @@ def test_a_damaged_standing_hides_no_other(
     store.close()
 
 
+def test_a_review_keeps_what_it_cannot_read(
+    run: Callable[..., str], settings: ExtractionSettings, helpers: Any
+) -> None:
+    store, state = open_store(settings.store), helpers.Counting().open("ann").to_bytes()
+    store.update({"ann": keep(state), "cid": keep(b"damaged")})
+    store.mark_groups({"ann": "damaged"})
+    run("review")
+    assert list(store.standings()) == [("ann", "damaged")], "so that ann stays unknown"
+    store.close()
+
+
 def test_a_review_finds_a_group_and_servers_hear_of_it(
     run: Callable[..., str], settings: ExtractionSettings, artifact: Artifact
 ) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spider_sense.extraction import Decision, Event
+from spider_sense.extraction.rules import Rules
 from spider_sense.extraction.tiers import TieredDetector
 
 VOCABULARY, WIDTH = 49_152, 576
@@ -74,6 +75,26 @@ def test_a_fixed_set_of_labels_is_no_sweep(
     events = tiny_streams.biased("labels", [list(range(labels))] * 1024, max_tokens)
     levels = uncalibrated.replay([events]).rule_NT
     assert not levels.any(), "it is not even watched"
+
+
+@pytest.mark.parametrize(("max_tokens", "acted_on"), [(1, 1037), (0, 5)])
+def test_sets_that_take_turns_are_a_sweep_of_a_narrow_model_alone(
+    uncalibrated: TieredDetector, tiny_streams: Any, max_tokens: int, acted_on: int
+) -> None:
+    ids = [[20 * (turn % 4) + i for i in range(20)] for turn in range(1100)]
+    events = [replace(one, top_logprobs=5) for one in tiny_streams.biased("sets", ids, max_tokens)]
+    assert _first(uncalibrated, events) == acted_on
+    state = uncalibrated.open("sets")
+    for event in events:
+        state, _ = uncalibrated.update(state, event)
+    assert Rules(2048).judge(state.states) == 0
+
+
+def test_long_limits_count_as_what_answers_usually_take(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    state = uncalibrated.open("long")
+    for event in tiny_streams.biased("long", [[1, 2], [3, 4]], max_tokens=100_000):
+        state, _ = uncalibrated.update(state, event)
+    assert state.states["revealed"] == 2 * 2 * 256
 
 
 def test_evidence_names_the_numbers(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
