@@ -75,7 +75,7 @@ def fit(
         secret,
         where,
         width=_width(honest, loaded),
-        read=_reader(loaded, where),
+        read=_reader(loaded, where, [*honest, *hostile]),
         base=None if loaded is None else fingerprint(loaded),
         lists=lists,
     ).save_pretrained(out)
@@ -190,7 +190,7 @@ def _opened(
             "only the rules and the counters see those",
             err=True,
         )
-    return artifact, secret, rows, _reader(loaded, artifact.site)
+    return artifact, secret, rows, _reader(loaded, artifact.site, rows)
 
 
 def _read(paths: list[Path]) -> "list[Row]":
@@ -205,12 +205,14 @@ def _load(model: str | None, dtype: str, device: str) -> "LoadedModel | None":
     return None if model is None else load_model(model, dtype, device)
 
 
-def _reader(loaded: "LoadedModel | None", site: "Site") -> "Read | None":
+def _reader(loaded: "LoadedModel | None", site: "Site", rows: "list[Row]") -> "Read | None":
     if loaded is None:
         return None
-    from spider_sense.extraction.model_reader import ModelReader
+    from spider_sense.cli.model_reader import ModelReader
 
-    return ModelReader(loaded, site, _shown)
+    reader = ModelReader(loaded, site, _shown)
+    reader.check(rows)
+    return reader
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The turns of a prompt, told by the template's own tokens: what a user typed can look like none of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from jinja2 import TemplateError
@@ -22,14 +23,34 @@ class Parts:
 
 
 class Turns:
-    """Takes prompts apart.
+    """Takes prompts apart; safe for several threads.
 
     Args:
         tokenizer: the server's.
+        today: tells the day by the clock that templates write dates from.
+
+    Raises:
+        ConfigError: if the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._decode = tokenizer.decode
+    def __init__(self, tokenizer: Any, today: Callable[[], date] = date.today) -> None:
+        self._tokenizer, self._today = tokenizer, today
+        self._template = _Template(tokenizer, today())
+
+    def parts(self, prompt: Sequence[int]) -> Parts:
+        """Return the parts of a prompt; one that the template did not render is a single turn."""
+        today, template = self._today(), self._template
+        if template.day != today:
+            # Some templates write the date into every prompt.
+            self._template = template = _Template(self._tokenizer, today)
+        return template.parts(list(prompt))
+
+
+class _Template:
+    """What a template writes around the turns on one day."""
+
+    def __init__(self, tokenizer: Any, day: date) -> None:
+        self.day, self._decode = day, tokenizer.decode
         chat = Chat(tokenizer)
         self._head, self._tail = list(chat.head), chat.tail
         ask = chat.render([("user", "Alpha"), ("assistant", "Zulu"), ("user", "Alpha")]).ids
@@ -37,9 +58,7 @@ class Turns:
         self._header = list(_common_end(before, chat.head))
         self._frame = self._system_frame(chat)
 
-    def parts(self, prompt: Sequence[int]) -> Parts:
-        """Return the parts of a prompt; one that the template did not render is a single turn."""
-        tokens = list(prompt)
+    def parts(self, tokens: list[int]) -> Parts:
         starts = self._starts(tokens)
         if not starts:
             return Parts("", self._decode(tokens, skip_special_tokens=True))

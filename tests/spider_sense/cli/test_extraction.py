@@ -150,6 +150,20 @@ def test_text_is_read_by_the_model_that_was_fitted_on(
         _run("score", tmp_path / "guard", "--data", log, *key, "other")
 
 
+def test_a_system_prompt_for_a_template_that_takes_none_is_told(
+    folder: Path, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spider_sense.models.load_model", lambda name, dtype, device: tiny_loaded)
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tiny_loaded.tokenizer.chat_template = refusing + tiny_loaded.tokenizer.chat_template
+    messages = [{"role": "system", "content": "w40"}, {"role": "user", "content": "w20"}]
+    log = folder / "system.jsonl"
+    log.write_text(json.dumps({"principal": "t", "time": 1, "messages": messages}))
+    logs = ("--benign", log, "--campaigns", log, "--model", "tiny", "--site", "resid.1")
+    with pytest.raises(SpiderSenseError, match="a request of 't' has turns of system, user"):
+        _run("fit", *logs, "--key", folder / "key", "--out", folder / "new")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from spider_sense.chat import Chat
+from spider_sense.cli.model_reader import ModelReader
 from spider_sense.extraction import Event, Key
 from spider_sense.extraction.encode import Encoder
 from spider_sense.extraction.event import EventBatch
 from spider_sense.extraction.layout import SKETCH
 from spider_sense.extraction.lists import KnownLists
-from spider_sense.extraction.model_reader import ModelReader
 from spider_sense.extraction.observation import Asked, Observation, Reader
 from spider_sense.extraction.profile import record
 from spider_sense.extraction.rows import Row

@@ -1,5 +1,6 @@
 """Prompts are taken apart by the template's own tokens."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -9,6 +10,23 @@ from spider_sense.extraction.turns import Parts, Turns
 from spider_sense.models import LoadedModel
 
 USER, BOT = "user", "assistant"
+DATED = (
+    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: {{ strftime_now('%d %b %Y') }}\n\n"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content | trim }}{% set messages = messages[1:] %}{% endif %}"
+    "<|eot_id|>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+"""As Llama 3.2 opens its prompts."""
+
+
+class _Clock:
+    """Tells the time that is set; templates ask it for dates."""
+
+    moment = datetime(2026, 12, 31, 23, 59)
+
+    @classmethod
+    def now(cls) -> datetime:
+        return cls.moment
 
 
 @pytest.fixture
@@ -43,6 +61,24 @@ def test_a_system_prompt_stands_without_the_templates_words(chat_formats: Any, n
     asked = [("system", " Be brief.\n\nAlways."), (USER, "One?"), (BOT, "1"), (USER, "Two now?")]
     parts = Turns(tokenizer).parts(Chat(tokenizer).render(asked).ids)
     assert (parts.prefix, parts.text.strip()) == ("Be brief.\n\nAlways.", "Two now?")
+
+
+def test_a_template_that_writes_the_date_is_known_after_midnight_too(
+    chat_formats: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", _Clock)
+    tokenizer = chat_formats.format_tokenizer("llama3")
+    tokenizer.chat_template = DATED
+    asked: dict[str, list[tuple[str, str]]] = {
+        "": [(USER, "One?")],
+        "Be brief.": [("system", "Be brief."), (USER, "One?")],
+    }
+    turns = Turns(tokenizer, lambda: _Clock.moment.date())
+    for moment in (_Clock.moment, datetime(2027, 1, 1)):
+        monkeypatch.setattr(_Clock, "moment", moment)
+        rendered = {system: Chat(tokenizer).render(said).ids for system, said in asked.items()}
+        assert f"{moment:%d %b %Y}" in tokenizer.decode(rendered[""])
+        assert [turns.parts(ids) for ids in rendered.values()] == [Parts(system, "One?") for system in asked]
 
 
 def test_a_template_without_system_prompts_has_turns_too(tiny_loaded: LoadedModel) -> None:

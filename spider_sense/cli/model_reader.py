@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from spider_sense.chat import Chat
+from spider_sense.errors import DataError
 from spider_sense.extraction.encode import Prompt
+from spider_sense.extraction.rows import Row
 from spider_sense.extraction.turns import Parts, Turns
 from spider_sense.models import LoadedModel
 from spider_sense.pooling import pooled
@@ -20,20 +24,36 @@ Progress = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
 
 class ModelReader:
-    """Implements ``Read``; see there.
+    """Implements ``Read``; see there. A tokenizer without chat template is an error once there is a prompt to read.
 
     Args:
         loaded: the model and its tokenizer.
         site: where the hidden state is read.
         progress: shows how far reading is.
-
-    Raises:
-        ConfigError: if the tokenizer has no chat template.
     """
 
     def __init__(self, loaded: LoadedModel, site: Site, progress: Progress = lambda total: nullcontext()) -> None:
         self._loaded, self._site, self._progress = loaded, site, progress
-        self._chat, self._turns = Chat(loaded.tokenizer), Turns(loaded.tokenizer)
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Find out whether the model could have been asked what a log says.
+
+        Raises:
+            ConfigError: if a row has a prompt and the tokenizer no chat template.
+            DataError: if the chat template takes no such conversation as a row's.
+        """
+        for row in rows:
+            if row.prompt is None:
+                continue
+            try:
+                self._chat.render(row.prompt)
+            except TemplateError as error:
+                roles = ", ".join(message.role for message in row.messages or ()) or "user"
+                raise DataError(
+                    f"a request of {row.principal!r} has turns of {roles:.80}, which the model's chat template does "
+                    f"not take ({error}); write its messages as the server rendered them, a system prompt into the "
+                    "user's turn, or name the model that was asked"
+                ) from error
 
     def __call__(self, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
         """Return mean hidden states, [N, D]; a prompt is cut only where no server could read it."""
@@ -44,3 +64,11 @@ class ModelReader:
     def parts(self, prompt: Prompt) -> Parts:
         """Render a prompt and take it apart again."""
         return self._turns.parts(self._chat.render(prompt).ids)
+
+    @cached_property
+    def _chat(self) -> Chat:
+        return Chat(self._loaded.tokenizer)
+
+    @cached_property
+    def _turns(self) -> Turns:
+        return Turns(self._loaded.tokenizer)
