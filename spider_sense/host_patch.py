@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spider_sense.patch import PatchTarget
+from spider_sense.patch import PatchTarget, by_layer
 from spider_sense.types import Site
 
 __all__ = ["HostPatch"]
@@ -32,16 +32,9 @@ class HostPatch:
     """
 
     def __init__(self, targets: Mapping[Site, PatchTarget], starts: Mapping[Site, int], alpha: float) -> None:
-        self._weight_DK: dict[int, np.ndarray] = {}
-        self._columns: dict[Site, tuple[np.ndarray, np.ndarray]] = {}
-        for layer in {site.layer for site in targets}:
-            own = [(site, target) for site, target in targets.items() if site.layer == layer]
-            vectors_KD = torch.cat([target.vectors_KD for _, target in own])
-            self._weight_DK[layer] = alpha * vectors_KD.T.contiguous().numpy()
-            first = 0
-            for site, target in own:
-                self._columns[site] = (target.neuron_R + starts[site]).numpy(), (target.cluster_R + first).numpy()
-                first += len(target.vectors_KD)
+        vectors, columns = by_layer(targets, starts)
+        self._weight_DK = {layer: alpha * vectors_KD.T.contiguous().numpy() for layer, vectors_KD in vectors.items()}
+        self._columns = {site: (neuron_R.numpy(), row_R.numpy()) for site, (neuron_R, row_R) in columns.items()}
         self._dots: dict[int, tuple[Tensor, np.ndarray]] = {}
         self._row_P1 = np.empty((0, 1), np.int64)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sense_kernels import patch_rows
 from spider_sense.attach import Patcher
+from spider_sense.device_patch import DevicePatch
 from spider_sense.errors import PatchError
 from spider_sense.host_patch import HostPatch
 from spider_sense.models import LoadedModel
@@ -103,6 +104,7 @@ class LivePatch:
         starts = {site: resolve(loaded.model, site).start for site in patch.targets}
         self._targets = {site: _on(device, target, starts[site]) for site, target in patch.targets.items()}
         self._host = HostPatch(patch.targets, starts, self.alpha) if device.type == "cpu" else None
+        self._device = DevicePatch(patch.targets, starts, self.alpha, device) if device.type == "cuda" else None
         self._gate = RowStrengths(device)
 
     @property
@@ -120,6 +122,8 @@ class LivePatch:
         self._gate.set(total, rows, 1.0)
         if self._host is not None:
             self._host.set(rows)
+        if self._device is not None:
+            self._device.rest()
 
     def rest(self) -> None:
         """Turn it off for every row."""
@@ -139,6 +143,8 @@ class LivePatch:
                 return
             if not compiling and self._host is not None and self._host.suits(output_TF, hidden_TD):
                 self._host.patch(site, output_TF, hidden_TD)
+            elif not compiling and self._device is not None:
+                self._device.patch(site, output_TF, hidden_TD, self._gate.tensor)
             else:
                 patch_rows(output_TF, hidden_TD, vectors_KD, neuron_R, cluster_R, self._gate.tensor, self.alpha)
 

@@ -22,7 +22,7 @@ from spider_sense.fingerprint import Fingerprint, check_match
 from spider_sense.folders import ArtifactKind, Record, sha256
 from spider_sense.types import Site
 
-__all__ = ["KIND", "NeuronPatch", "PatchManifest", "PatchTarget"]
+__all__ = ["KIND", "NeuronPatch", "PatchManifest", "PatchTarget", "by_layer"]
 
 MANIFEST, TENSORS = "patch.json", "patch.safetensors"
 KIND = ArtifactKind(noun="patch", manifest=MANIFEST, version=1, maker="nest tune", again="tune", error=PatchError)
@@ -126,6 +126,29 @@ class NeuronPatch:
             return cls(manifest, {Site.parse(site): _target(site, tensors) for site in manifest.sites})
         except SiteError as error:
             raise PatchError(f"{folder / MANIFEST}: sites: {error}; tune or copy the patch again") from error
+
+
+def by_layer(
+    targets: Mapping[Site, PatchTarget], starts: Mapping[Site, int]
+) -> tuple[dict[int, Tensor], dict[Site, tuple[Tensor, Tensor]]]:
+    """Put the vectors of a layer's projections one after another.
+
+    Args:
+        targets: the patch of each projection.
+        starts: where the site's rows begin in the projection's output.
+
+    Returns:
+        The vectors [K, D] of each layer, and of each site the columns [R] of its output and the vector of each [R].
+    """
+    vectors, columns = {}, {}
+    for layer in {site.layer for site in targets}:
+        own = [(site, target) for site, target in targets.items() if site.layer == layer]
+        vectors[layer] = torch.cat([target.vectors_KD for _, target in own])
+        first = 0
+        for site, target in own:
+            columns[site] = target.neuron_R + starts[site], target.cluster_R + first
+            first += len(target.vectors_KD)
+    return vectors, columns
 
 
 def _tensors(targets: Mapping[Site, PatchTarget]) -> dict[str, Tensor]:

@@ -4,7 +4,14 @@ from sense_kernels.fold import fold, fold_torch, fold_triton
 from sense_kernels.host_sites import HostSites
 from sense_kernels.lanes import PROMPT, RESPONSE, TAIL, WATCHED, Lane, LaneKind, LaneTable, State
 from sense_kernels.launch import WARM_ROWS, MatchScratch, Scratch, new_match_scratch, new_scratch
-from sense_kernels.patch import patch_rows, patch_rows_torch, patch_rows_triton
+from sense_kernels.patch import (
+    PatchDots,
+    patch_dots_triton,
+    patch_rows,
+    patch_rows_torch,
+    patch_rows_triton,
+    patch_update_triton,
+)
 from sense_kernels.recurrences import MERGE
 from sense_kernels.rows import FoldRows, IntArray, RowTensors
 from sense_kernels.score import pack_weight, score, score_torch, score_triton, split_weight
@@ -32,6 +39,7 @@ __all__ = [
     "LaneKind",
     "LaneTable",
     "MatchScratch",
+    "PatchDots",
     "RowTensors",
     "Scratch",
     "State",
@@ -44,9 +52,11 @@ __all__ = [
     "new_match_scratch",
     "new_scratch",
     "pack_weight",
+    "patch_dots_triton",
     "patch_rows",
     "patch_rows_torch",
     "patch_rows_triton",
+    "patch_update_triton",
     "quantise_signatures",
     "readout_torch",
     "score",

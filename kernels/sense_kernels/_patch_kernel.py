@@ -130,9 +130,9 @@ def launch_dots(hidden: Tensor, vectors_KD: Tensor, gate_T: Tensor, tile: PatchL
         tile: settings for the width.
     """
     hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
-    rows, clusters, width = len(hidden), *vectors_KD.shape
+    rows, (clusters, width) = hidden.shape[0], vectors_KD.shape
     partials = torch.empty(tile.segments, rows, clusters, dtype=torch.float32, device=hidden.device)
-    dots_kernel[(triton.cdiv(rows, tile.rows), tile.segments)](
+    dots_kernel[(-(-rows // tile.rows), tile.segments)](
         partials,
         hidden,
         hidden.stride(0),
@@ -157,8 +157,8 @@ def launch_update(
     tile: PatchLaunch,
 ) -> None:
     """Update the patched neurons of the output [T, F] in place; ``partials`` as of :func:`launch_dots`."""
-    segments, rows, clusters = partials.shape
-    update_kernel[(triton.cdiv(rows, tile.rows), triton.cdiv(len(neuron_R), tile.neurons))](
+    (segments, rows, clusters), neurons = partials.shape, neuron_R.shape[0]
+    update_kernel[(-(-rows // tile.rows), -(-neurons // tile.neurons))](
         output,
         output.stride(0),
         partials,
@@ -167,7 +167,7 @@ def launch_update(
         gate_T,
         alpha,
         rows,
-        len(neuron_R),
+        neurons,
         SEGMENTS=segments,
         K=clusters,
         TILE=(tile.rows, tile.neurons),

@@ -204,7 +204,7 @@ def launch_score(
         raise ValueError(f"scratch {list(scratch.partials.shape)} is too small for {rows} rows and {columns} columns")
     partials, tickets = scratch if scratch is not None and split else (None, None)
     bias, mlp_weight, mlp_bias = biases
-    score_kernel[(triton.cdiv(rows, tile.rows), tile.segments if split else 1)](
+    score_kernel[(-(-rows // tile.rows), tile.segments if split else 1)](
         (x_TD, x_TD.stride(0), r_TD, 0 if r_TD is None else r_TD.stride(0), weight, weight_low),
         (None, 0, 0) if partials is None else (partials, partials.shape[1], partials.shape[2]),
         tickets,

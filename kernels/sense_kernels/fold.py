@@ -138,7 +138,7 @@ def fold_triton(
         return
     _check_tables(State(state, count, peak), logits_TC, blocks, trace)
     groups, warps = kernel_groups(table.spec)
-    grid = (triton.cdiv(requests, min(group[9] for group in groups)), len(groups))
+    grid = (-(-requests // min(group[9] for group in groups)), len(groups))
     _fold_kernel[grid](
         (state, count, peak),
         logits_TC,

@@ -4,7 +4,9 @@ Tiles and the split of the inner dimension come from the width, the number of co
 alone. The number of rows sets only the grid, so a row's logits do not depend on how many rows it was launched with.
 """
 
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -51,20 +53,29 @@ def padded(columns: int) -> int:
     return -(-columns // PAD) * PAD
 
 
-def options(warps: int, stages: int = 1) -> dict[str, Any]:
+def options(warps: int, stages: int = 1) -> Mapping[str, Any]:
     """Return the compiler options of a launch."""
-    chosen: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
-    if backend() == "cuda":
+    return _options(warps, stages, backend())
+
+
+@cache
+def _options(warps: int, stages: int, target: str) -> Mapping[str, Any]:
+    chosen = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
+    if target == "cuda":
         # Left alone, ptxas trades a few spilled registers for one more resident program.
         chosen["maxnreg"] = 255
-    return chosen
+    return MappingProxyType(chosen)
 
 
 def backend() -> str:
     """Return ``hip`` or ``cuda``, whatever kernels are compiled for; ``cuda`` in the interpreter."""
-    if INTERPRETED:
-        return "cuda"
-    return str(triton.runtime.driver.active.get_current_target().backend)
+    return "cuda" if INTERPRETED else _backend_of(triton.runtime.driver.active)
+
+
+@cache
+def _backend_of(driver: Any) -> str:
+    # Asking a driver takes longer than the rest of a launch.
+    return str(driver.get_current_target().backend)
 
 
 class ScoreLaunch(NamedTuple):

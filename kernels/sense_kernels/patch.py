@@ -10,16 +10,25 @@ A row whose gate is 0 is neither read nor written, and stays as it was bit for b
 Shape letters: T packed rows, D inputs of the projection, F its outputs, K clusters, R patched neurons.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from sense_kernels._patch_kernel import launch_dots, launch_update
 from sense_kernels._triton import AVAILABLE
-from sense_kernels.launch import backend, patch_launch
+from sense_kernels.launch import PatchLaunch, backend, patch_launch
 from sense_kernels.score import library
 
-__all__ = ["patch_rows", "patch_rows_torch", "patch_rows_triton"]
+__all__ = [
+    "PatchDots",
+    "patch_dots_triton",
+    "patch_rows",
+    "patch_rows_torch",
+    "patch_rows_triton",
+    "patch_update_triton",
+]
 
 
 def patch_rows_torch(
@@ -94,12 +103,16 @@ def _patch_some(
 
 
 def _check(output: Tensor, hidden: Tensor, vectors_KD: Tensor, gate_T: Tensor) -> None:
-    fits = hidden.shape[1] == vectors_KD.shape[1] and len(gate_T) >= len(hidden) and len(output) == len(hidden)
-    if not fits:
-        raise ValueError(
-            f"output {list(output.shape)}, hidden states {list(hidden.shape)}, vectors {list(vectors_KD.shape)} and"
-            f" gate {list(gate_T.shape)} do not fit one another"
-        )
+    rows, width = hidden.shape
+    if width != vectors_KD.shape[1] or gate_T.shape[0] < rows or output.shape[0] != rows:
+        raise _misfit(hidden, vectors_KD, gate_T, output)
+
+
+def _misfit(hidden: Tensor, vectors_KD: Tensor, gate_T: Tensor, output: Tensor | None = None) -> ValueError:
+    return ValueError(
+        f"output {None if output is None else list(output.shape)}, hidden states {list(hidden.shape)}, vectors"
+        f" {list(vectors_KD.shape)} and gate {list(gate_T.shape)} do not fit one another"
+    )
 
 
 def patch_rows_triton(
@@ -112,15 +125,55 @@ def patch_rows_triton(
     alpha: float,
 ) -> None:
     """Launch the two kernels; arguments as of :func:`patch_rows_torch`."""
-    output, hidden = output_TF.view(-1, output_TF.shape[-1]), hidden_TD.reshape(-1, hidden_TD.shape[-1])
-    if not len(hidden) or not len(neuron_R):
-        return
-    _check(output, hidden, vectors_KD, gate_T)
-    if output.stride(1) != 1:
-        raise ValueError(f"the output needs columns of stride 1, got strides {output.stride()}")
-    gate_T, tile = gate_T.contiguous(), patch_launch(vectors_KD.shape[1], backend())
-    partials = launch_dots(hidden, vectors_KD, gate_T, tile)
-    launch_update(output, partials, neuron_R, cluster_R, gate_T, alpha, tile)
+    if hidden_TD.numel() and neuron_R.numel():
+        dots = patch_dots_triton(hidden_TD, vectors_KD, gate_T)
+        patch_update_triton(output_TF, dots, neuron_R, cluster_R, gate_T, alpha)
+
+
+class PatchDots(NamedTuple):
+    """Dot products of rows with vectors, in parts."""
+
+    partials: Tensor  # [segments, T, K] float32, without meaning for rows whose gate is 0
+    tile: PatchLaunch
+
+
+def patch_dots_triton(hidden_TD: Tensor, vectors_KD: Tensor, gate_T: Tensor) -> PatchDots:
+    """Launch the first kernel, whose result the projections of one input can share.
+
+    Args:
+        hidden_TD: as of :func:`patch_rows_torch`, not empty.
+        vectors_KD: those of one projection, or of several one after another.
+        gate_T: as of :func:`patch_rows_torch`.
+    """
+    hidden = hidden_TD.reshape(-1, hidden_TD.shape[-1])
+    # Each len of a tensor costs a microsecond.
+    if hidden.shape[1] != vectors_KD.shape[1] or gate_T.shape[0] < hidden.shape[0]:
+        raise _misfit(hidden, vectors_KD, gate_T)
+    tile = patch_launch(hidden.shape[1], backend())
+    return PatchDots(launch_dots(hidden, vectors_KD, gate_T.contiguous(), tile), tile)
+
+
+def patch_update_triton(
+    output_TF: Tensor, dots: PatchDots, neuron_R: Tensor, cluster_R: Tensor, gate_T: Tensor, alpha: float
+) -> None:
+    """Launch the second kernel.
+
+    Args:
+        output_TF: as of :func:`patch_rows_torch`.
+        dots: of the same rows.
+        neuron_R: as of :func:`patch_rows_torch`, not empty.
+        cluster_R: the vector of each, as they were handed over for the dot products.
+        gate_T: as it was for them.
+        alpha: as of :func:`patch_rows_torch`.
+    """
+    output = output_TF.view(-1, output_TF.shape[-1])
+    rows = dots.partials.shape[1]
+    if output.stride(1) != 1 or output.shape[0] != rows:
+        raise ValueError(
+            f"the output needs {rows} rows with columns of stride 1, got {list(output.shape)} with strides"
+            f" {output.stride()}"
+        )
+    launch_update(output, dots.partials, neuron_R, cluster_R, gate_T.contiguous(), alpha, dots.tile)
 
 
 library.define(

@@ -202,8 +202,8 @@ def match_signatures_triton(
         return
     query = query_TD if query_TD.stride(1) == 1 else query_TD.contiguous()
     launch = match_launch(query.shape[1], query.dtype == torch.bfloat16)
-    tiles = triton.cdiv(rows, launch.rows)
-    parts = max(1, min(triton.cdiv(count, launch.signatures), launch.parts // tiles))
+    tiles = -(-rows // launch.rows)
+    parts = max(1, min(-(-count // launch.signatures), launch.parts // tiles))
     if best is None or index is None or tickets is None:
         best, index, tickets = new_match_scratch(rows, query.device)
     if min(len(best), len(index)) < parts * rows or len(tickets) < tiles:
