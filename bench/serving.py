@@ -24,11 +24,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from _server import CONSOLE, Server, ask, server
 
 from spider_sense.bench import random_guard
+from spider_sense.intervals import ratio_of_rounds
 from spider_sense.models import load_model
 from spider_sense.types import Site
 
@@ -136,12 +136,10 @@ def _measure(servers: Mapping[str, Server], concurrent: int, new_tokens: int, ro
 def _ratios(bare: Sequence[Round], other: Sequence[Round]) -> dict[str, Any]:
     """Return the median of the ratios of each round, with its interval, for every figure."""
     report: dict[str, Any] = {}
-    draws = np.random.default_rng(0).integers(len(bare), size=(2000, len(bare)))
     for key, figure in FIGURES.items():
-        ratios = np.array([getattr(b, figure) / getattr(a, figure) for a, b in zip(bare, other, strict=True)])
-        interval = np.quantile(np.median(ratios[draws], axis=1), (0.025, 0.975))
-        report[f"{key}_ratio"] = round(float(np.median(ratios)), 4)
-        report[f"{key}_interval"] = [round(float(bound), 4) for bound in interval]
+        ratio, interval = ratio_of_rounds([getattr(b, figure) for b in other], [getattr(a, figure) for a in bare])
+        report[f"{key}_ratio"] = round(ratio, 4)
+        report[f"{key}_interval"] = [round(interval.low, 4), round(interval.high, 4)]
     return report
 
 

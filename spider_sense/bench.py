@@ -20,6 +20,7 @@ from spider_sense.calibration import Calibration, calibrate
 from spider_sense.chat import Chat
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import SCHEMA_VERSION, Detector, Guard, Manifest, Template
+from spider_sense.intervals import ratio_of_rounds
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor
 from spider_sense.patch import KIND, NeuronPatch, PatchManifest, PatchTarget
@@ -130,31 +131,31 @@ def bench(
         batch: requests generated together.
         new_tokens: tokens of each.
         rounds: times that each way is run, in turn: bare, with each guard, and with a patch beside the first guard that
-            is on for nobody or for a quarter of the requests.
+            is on for nobody or for a quarter of the requests, and bare once more, which shows the machine's noise.
         advance: called after each round.
 
     Returns:
         JSON-ready: medians in tokens per second, and medians of the ratios of each round under keys in ``_ratio``: to
-        bare generation, and for the patch also to the guard without it, in ``_to_guard_ratio``.
+        bare generation, and for the patch also to the guard without it, in ``_to_guard_ratio``; beside each its 95%
+        bootstrap interval over rounds, in ``_interval``.
     """
     inputs, patched = _inputs(loaded, batch)
     ways = _ways(loaded, int(inputs["attention_mask"][0].sum()), f"patch_{patched}_of_{batch}", batch)
     seconds = _alternate(loaded, ways, inputs, new_tokens, rounds, advance)
     tokens = batch * new_tokens
-    guarded = {f"{name}_ratio": _ratio(seconds["bare"], seconds[name]) for name in ways if name != "bare"}
-    to_guard = {
-        f"{name}_to_guard_ratio": _ratio(seconds["heads64_sites8"], seconds[name])
-        for name in ways
-        if name.startswith("patch")
-    }
+    ratios: dict[str, Any] = {}
+    for name in ways:
+        if name != "bare":
+            ratios |= _ratio(name, seconds["bare"], seconds[name])
+        if name.startswith("patch"):
+            ratios |= _ratio(f"{name}_to_guard", seconds["heads64_sites8"], seconds[name])
     return {
         "model": loaded.source,
         "batch": batch,
         "new_tokens": new_tokens,
         "rounds": rounds,
         "tokens_per_s": {name: round(tokens / statistics.median(values), 1) for name, values in seconds.items()},
-        **guarded,
-        **to_guard,
+        **ratios,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {loaded.model.device}",
         "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),
@@ -187,6 +188,7 @@ def _ways(loaded: LoadedModel, short: int, patched: str, batch: int) -> dict[str
         "heads1_sites1": lambda: Monitor(one, Policy.shadow()),
         f"patch_0_of_{batch}": lambda: Monitor(many, policy, patch=patch),
         patched: lambda: Monitor(flagging, policy, patch=patch),
+        "bare_again": None,
     }
 
 
@@ -225,8 +227,9 @@ def _alternate(
     return seconds
 
 
-def _ratio(plain: list[float], with_more: list[float]) -> float:
-    return round(statistics.median(a / b for a, b in zip(plain, with_more, strict=True)), 4)
+def _ratio(name: str, plain: list[float], with_more: list[float]) -> dict[str, Any]:
+    ratio, interval = ratio_of_rounds(plain, with_more)
+    return {f"{name}_ratio": round(ratio, 4), f"{name}_interval": [round(interval.low, 4), round(interval.high, 4)]}
 
 
 def _run(loaded: LoadedModel, way: Callable[[], Monitor] | None, inputs: dict[str, Tensor], new_tokens: int) -> float:

@@ -1,4 +1,4 @@
-"""Intervals of what is measured on clusters, whose members are no independent evidence."""
+"""Intervals of what is measured on clusters, whose members fail together, and in the rounds of a benchmark."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from spider_sense.metrics import Interval, clopper_pearson
 
-__all__ = ["grouped_interval", "rate_interval"]
+__all__ = ["grouped_interval", "rate_interval", "ratio_of_rounds"]
 
 Doubles = NDArray[np.float64]
 
@@ -50,3 +50,11 @@ def grouped_interval(
     # "lower" takes values that occurred: between a number and infinity there is nothing.
     low, high = np.quantile(found, [0.025, 0.975], method="lower")
     return Interval(float(low), float(high))
+
+
+def ratio_of_rounds(over: Sequence[float], under: Sequence[float]) -> tuple[float, Interval]:
+    """Return the median of the ratios of each round of a benchmark, and its 95% bootstrap interval over rounds."""
+    ratios = np.asarray(over, np.float64) / np.asarray(under, np.float64)
+    draws = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
+    low, high = np.quantile(np.median(ratios[draws], axis=1), (0.025, 0.975))
+    return float(np.median(ratios)), Interval(float(low), float(high))

@@ -34,5 +34,6 @@ def bench(
         bar = progress.add_task("Rounds", total=rounds + 1)
         result = run(loaded, batch, new_tokens, rounds, lambda: progress.advance(bar))
     for name, speed in result["tokens_per_s"].items():
-        console.print(f"{name:>16}: {speed:8.1f} tokens/s")
+        ratio, (low, high) = result.get(f"{name}_ratio", 1.0), result.get(f"{name}_interval", (1.0, 1.0))
+        console.print(f"{name:>16}: {speed:8.1f} tokens/s, {ratio:.3f} ({low:.3f}-{high:.3f}) of bare", highlight=False)
     typer.echo(json.dumps(result))

@@ -137,7 +137,6 @@ def test_more_rows_than_the_buffer_holds_are_refused(bank: Bank) -> None:
         bank.sites.put(0, torch.randn(ROWS + 3, D))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("residual", [False, True])
 def test_a_graph_puts_few_rows_and_many(residual: bool, dtype: torch.dtype) -> None:

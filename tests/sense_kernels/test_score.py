@@ -175,7 +175,6 @@ def test_the_ops_are_registered_as_they_behave(mlp: bool, optional: bool) -> Non
     torch.library.opcheck(torch.ops.sense.steer.default, (transposed, torch.rand(9), torch.rand(D)))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_scores_are_written_and_equal_the_eager_ones(backend: str) -> None:
     torch.compiler.reset()

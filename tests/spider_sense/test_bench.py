@@ -25,11 +25,13 @@ def test_every_way_is_run_in_every_round(tiny_loaded: LoadedModel, monkeypatch: 
     # A warming round backwards, and one forwards, in which the last way patches two of eight.
     assert patched == [2, 0, 0, 0, 0, 0, 0, 2]
     assert len(rounds) == 2
-    assert set(result["tokens_per_s"]) == {"bare", *GUARDED}
+    assert set(result["tokens_per_s"]) == {"bare", "bare_again", *GUARDED}
     ratios = {name for name in result if name.endswith("_ratio")}
     to_guard = {f"{name}_to_guard_ratio" for name in GUARDED if name.startswith("patch")}
-    assert ratios == {f"{name}_ratio" for name in GUARDED} | to_guard
+    assert ratios == {f"{name}_ratio" for name in GUARDED} | to_guard | {"bare_again_ratio"}
     assert all(0 < result[name] < 100 for name in ratios)
+    # One round leaves no doubt that rounds could show.
+    assert all(result[name.replace("_ratio", "_interval")] == [result[name]] * 2 for name in ratios)
 
 
 def test_a_quarter_is_patched_whatever_the_batch(tiny_loaded: LoadedModel) -> None:
