@@ -4,8 +4,8 @@ Every principal keeps the smallest keyed hashes of each kind of evidence (a bott
 share evidence tend to keep the same of it). Hashes are the buckets in which candidate pairs meet. A pair's weight is a
 sum of log-likelihood ratios, one for each kind, of its rarest common hash against meeting by chance; pairs above a
 bound are joined. Only evidence of the account makes a pair: strangers who run one public benchmark share its system
-prompt and its parameters. Those confirm a pair that has half of the weight. What scores a group, the words that its
-requests open with and what the probe says of them, links nobody.
+prompt and its parameters. Those confirm a pair that has half of the weight. What scores a group, what its requests are
+about, links nobody.
 
 Shape letters: N principals, K kinds, L slots.
 """
@@ -18,16 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.extraction.layout import CHECKPOINTS, EMPTY_LINK, LINK_KINDS, LinkKind, States
-from spider_sense.extraction.population import QUANTILES, Population
+from spider_sense.extraction.layout import EMPTY_LINK, LINK_KINDS, LinkKind, States
+from spider_sense.extraction.likeness import group_score
+from spider_sense.extraction.population import Population
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import EVERYBODY, HonestGroup
 
 __all__ = [
     "Edge",
     "Group",
-    "group_score",
-    "group_shares",
     "group_tenant",
     "honest_groups",
     "judged",
@@ -41,10 +40,6 @@ SHARED = 0.5
 """Probability that two accounts of one hand share a piece of evidence of a kind."""
 HUBS = 32
 """Holders of a hash that every other holder is compared with, so that a large group costs no square."""
-ALIKE = 0.2
-"""Share of requests that open alike, beyond which more tells nothing."""
-RARE = QUANTILES.index(0.94) + 1
-"""First bin of the campaign probe that counts as high."""
 
 _ACCOUNT: tuple[LinkKind, ...] = ("payment", "network", "client", "declared")
 _CONTENT: tuple[LinkKind, ...] = ("parameters", "prefix")
@@ -185,30 +180,6 @@ def honest_groups(
         common = kinds.pop() or group.members[0] if len(kinds) == 1 else None
         found.append(HonestGroup(tenant, common, score))
     return found
-
-
-def group_shares(states_N: States) -> tuple[float, float]:
-    """Return which shares of all requests of N members open alike, and have a campaign probe that is high among honest
-    ones; zeros where there is nothing."""
-    openings, counts = states_N["openings"].ravel(), states_N["opening_counts"].ravel()
-    _, which = np.unique(openings, return_inverse=True)
-    alike = float(np.bincount(which, counts).max()) / max(int(states_N["count"].sum()), 1)
-    high = float(states_N["history"][:, RARE:].sum()) / max(int(states_N["sketched"].sum()), 1)
-    return alike, high
-
-
-def group_score(states_N: States) -> float:
-    """Return the sum of the two shares, the first one up to a fifth.
-
-    What a campaign's accounts work on shows in all of them together, through each one's cover: in a template if it has
-    one, and in the probe. Beyond a fifth, openings tell a product from a person, not a campaign from a product. It is
-    -inf where neither two members nor all of them on average have sent as much as the first checkpoint of the level.
-    """
-    count = states_N["count"]
-    if len(count) < 2 or max(np.sort(count)[-2], count.mean()) < CHECKPOINTS[0]:
-        return -math.inf
-    alike, high = group_shares(states_N)
-    return min(alike, ALIKE) + high
 
 
 def group_tenant(states_N: States) -> str:

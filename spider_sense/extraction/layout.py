@@ -21,6 +21,7 @@ __all__ = [
     "LINK_SLOTS",
     "LISTS",
     "PROBES",
+    "SAMPLE",
     "SKETCH",
     "STATE",
     "VERSION",
@@ -28,7 +29,7 @@ __all__ = [
     "States",
 ]
 
-VERSION = 3
+VERSION = 4
 """Of the layout; another layout gets another number."""
 
 SKETCH = 64
@@ -44,6 +45,8 @@ FROZEN = 48
 """Requests after which the frozen baseline is complete."""
 CHECKPOINTS = (16, 32, 64, 128, 256, 512, 1024)
 """Numbers of requests at which the level tier looks."""
+SAMPLE = 32
+"""Requests of a principal that are kept as they were, for what linked accounts have in common."""
 LISTS = 8
 """Known query lists that hits are counted of."""
 LINK_SLOTS = 16
@@ -69,6 +72,9 @@ STATE = np.dtype(
         ("recent", "<f4", (DIRECTIONS, BINS)),  # histograms where older requests weigh less
         ("frozen", "u1", (DIRECTIONS, BINS)),  # and of the first requests
         ("bets", "<f4", (2, DIRECTIONS)),  # ln of Shiryaev-Roberts: [recent | frozen, J]
+        # Requests drawn from all: their first logits, and their sketches in steps
+        ("sample_logits", "<f4", SAMPLE),
+        ("sample", "i1", (SAMPLE, SKETCH)),
         # Structure
         ("openings", "<u8", 16),  # Misra-Gries: hashes and counts
         ("opening_counts", "<u4", 16),

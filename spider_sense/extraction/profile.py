@@ -12,6 +12,7 @@ from spider_sense.extraction.counting import count_key, register_of
 from spider_sense.extraction.event import EventBatch
 from spider_sense.extraction.layout import EMPTY_LINK, LINK_KINDS, LINK_SLOTS, LinkKind, States
 from spider_sense.extraction.mixing import mix
+from spider_sense.extraction.sample import sample
 
 __all__ = ["record"]
 
@@ -38,6 +39,7 @@ def record(states_N: States, batch: EventBatch, salt: int) -> None:
     seen = np.isfinite(batch.sketch[:, 0])
     states_N["sketched"] += seen
     states_N["probe"] += np.where(seen, np.clip(batch.probes[:, 0], -CLIP, CLIP), 0)
+    sample(states_N, batch)
 
 
 def _count(states_N: States, batch: EventBatch) -> None:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from spider_sense.extraction.decision import LEVELS, TIERS, Decision, Level, Tier
 from spider_sense.extraction.discovery import benjamini_hochberg
-from spider_sense.extraction.groups import Group, group_score, group_shares, group_tenant, linked, stacked
+from spider_sense.extraction.groups import Group, group_tenant, linked, stacked
 from spider_sense.extraction.layout import States
+from spider_sense.extraction.likeness import group_contrast, group_score, group_shares
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import EVERYBODY, Calibration
 
@@ -54,7 +55,10 @@ def _judge_group(detector: "TieredDetector", group: Group, states: Mapping[str, 
     also = int((members["decided"][:, [TIERS.index("own"), TIERS.index("level")]] >= _LIMIT).any(axis=1).sum())
     level: Level = "watch" if score <= threshold else "act" if also else "limit"
     alike, high = group_shares(members)
-    said = f"{alike:.0%} of their requests open alike, and of {high:.0%} the campaign probe says what it says of few"
+    said = (
+        f"{alike:.0%} of their requests open alike, of {high:.0%} the campaign probe says what it says of few, and in "
+        f"those that the accounts share it lies {group_contrast(members):.1f} above the others"
+    )
     words = (group.evidence(), said, *([f"{also} of them were limited alone"] if also else []))
     crossed = threshold if score > threshold else watch
     yield from _of_members(group, members, "group", level, score, crossed, p_value, certified, words, tenant)

@@ -21,7 +21,8 @@ Linked = tuple[frozenset[str], float, bool]
 
 def group_outcomes(scene: Scene, ours: Ours) -> list[Outcome]:
     """Return what became of innocent organisations, of those with one subject, and of rings of each size; of rings
-    behind narrow products, of rings that share nothing, and of rings whose accounts have a topic each.
+    behind narrow products, of rings that share nothing, of rings whose accounts have a topic each, and of accounts that
+    share an innocent subject as a ring shares its campaign.
 
     A ring counts as found if the groups above the threshold hold half of its accounts and are mostly its own. An
     organisation counts as alarmed if such a group holds two of its accounts.
@@ -31,13 +32,18 @@ def group_outcomes(scene: Scene, ours: Ours) -> list[Outcome]:
     found = _judged(scene, ours, "organisations", organisations, innocent)
     found += _judged(scene, ours, "one subject", alike, innocent)
     scenes = [(f"ring of {size}", scene.campaign_groups(size)) for size in scene.config.ring_sizes]
-    size = scene.config.ring_sizes[0]
+    size, innocents = scene.config.ring_sizes[0], scene.split.families
     scenes += [
         (f"ring of {size}, products", scene.campaign_groups(size, cover="app")),
         (f"ring of {size}, nothing shared", scene.campaign_groups(size, _NOTHING_SHARED)),
         (
             f"ring of {size}, a topic each",
             scene.campaign_groups(size, parts=lambda campaign: ours.topics(campaign.wrapped(), size)),
+        ),
+        (f"innocent subject of {size}", scene.campaign_groups(size, campaigns=innocents["test", "chat"])),
+        (
+            f"innocent subject of {size}, products",
+            scene.campaign_groups(size, cover="app", campaigns=innocents["test", "app"]),
         ),
     ]
     for name, rings in scenes:

@@ -153,6 +153,7 @@ class Scene:
         evidence: Evidence | None = None,
         parts: Callable[[Family], Sequence[Sequence[str]]] | None = None,
         cover: Cover = "same",
+        campaigns: Sequence[Family] | None = None,
     ) -> list[tuple[Stream, ...]]:
         """Return the accounts of each test campaign: as many sets as there are attackers, one where a set is large.
 
@@ -161,10 +162,11 @@ class Scene:
             evidence: what they share.
             parts: of a campaign's requests, one for each account in turn; by default all take from one list.
             cover: of each account.
+            campaigns: other families than those, innocent ones as a control.
         """
         mixing = Mixing(share=self.config.group_share, cover=cover)
         groups = []
-        for campaign in self.campaigns():
+        for campaign in self.campaigns() if campaigns is None else campaigns:
             for place in range(self.config.attackers if accounts <= _LARGE else 1):
                 name = f"ring-{campaign.name}-{place}-{accounts}-{cover}"
                 groups.append(

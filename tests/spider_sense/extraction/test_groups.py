@@ -5,10 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 
 from spider_sense.extraction import PrincipalState
-from spider_sense.extraction.groups import ALIKE, group_score, group_shares, group_tenant, linked, stacked
+from spider_sense.extraction.groups import group_tenant, linked, stacked
 from spider_sense.extraction.thresholds import CERTIFIED
 from spider_sense.extraction.tiers import TieredDetector
 
@@ -77,39 +76,6 @@ def test_a_large_group_is_found_whole(uncalibrated: TieredDetector, tiny_streams
     groups = linked(_states(uncalibrated, ring), uncalibrated.population)
     assert [len(group.members) for group in groups] == [120]
     assert len(groups[0].edges) < 120 * 119 / 2
-
-
-def test_diluted_campaigns_stand_out_together_and_not_alone(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
-    ring = _states(uncalibrated, _ring(tiny_streams, ("payment", "network"), attack_from=0, share=0.25))
-    honest = [stacked(_states(uncalibrated, tiny_streams.honest(10, 42_000 + 10 * i, 32))) for i in range(20)]
-    assert group_score(stacked(ring)) > max(map(group_score, honest)) + 0.1
-    assert group_score(stacked({"one": ring["ring0"]})) == -math.inf
-    early = _states(uncalibrated, [events[:10] for events in _ring(tiny_streams, ("payment",), attack_from=0)])
-    assert group_score(stacked(early)) == -math.inf
-
-
-def test_accounts_that_send_almost_nothing_hide_no_group(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
-    kinds = ("payment", "network")
-    ring = _ring(tiny_streams, kinds, attack_from=0, share=0.5)
-    idle = [events[:1] for events in _ring(tiny_streams, kinds, count=40, attack_from=0)]
-    for number, events in enumerate(idle):
-        idle[number] = [replace(event, principal=f"idle{number}") for event in events]
-    alone = group_score(stacked(_states(uncalibrated, ring)))
-    assert group_score(stacked(_states(uncalibrated, ring + idle))) > 0.9 * alone > 0
-
-
-def test_a_group_is_scored_by_what_its_requests_have_in_common(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
-    attacks = _ring(tiny_streams, ("payment",), attack_from=0, share=0.5)
-    states = stacked(_states(uncalibrated, attacks))
-    sent = np.array([event.opening == tiny_streams.TEMPLATE for events in attacks for event in events])
-    alike, high = group_shares(states)
-    assert alike == pytest.approx(sent.mean(), abs=0.05)  # the counters forget a little
-    assert high == pytest.approx(sent.mean(), abs=0.1)
-    assert group_score(states) == ALIKE + high
-    apart = states.copy()
-    apart["openings"] += np.arange(len(states), dtype=np.uint64)[:, None]  # each account has words of its own
-    assert group_shares(apart)[0] < alike / 5
-    assert group_score(apart) < group_score(states)
 
 
 def test_a_group_is_judged_by_what_all_its_members_declare(uncalibrated: TieredDetector, tiny_streams: Any) -> None:

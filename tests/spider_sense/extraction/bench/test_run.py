@@ -71,6 +71,7 @@ def test_a_bench_from_texts_to_report(config: BenchConfig, monkeypatch: pytest.M
     json.dumps(report, allow_nan=False)
     scenes = {one.scene for one in results.outcomes if one.system == "spider-sense"}
     assert {"unseen families", "seen families", "no attack", "other work", "organisations", "ring of 3"} <= scenes
+    assert {"innocent subject of 3", "innocent subject of 3, products"} <= scenes
     assert {"first 1 same", "pivot 1 same", "pivot 0.5 same", "drawn on to 48", "adaptive: paraphrased"} <= scenes
     assert set(report["baselines"]) == {
         *("rate limit", "PRADA", "near duplicates", "Mahalanobis", "coverage", "MMD", "ADWIN", "Page-Hinkley")
