@@ -24,6 +24,8 @@ from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import EVERYBODY, HonestGroup
 
 __all__ = [
+    "ACCOUNT",
+    "CEILING",
     "Edge",
     "Group",
     "group_score",
@@ -31,6 +33,7 @@ __all__ = [
     "group_tenant",
     "honest_groups",
     "judged",
+    "kinds_needed",
     "linked",
     "stacked",
 ]
@@ -43,10 +46,13 @@ HUBS = 32
 """Holders of a hash that every other holder is compared with, so that a large group costs no square."""
 ALIKE = 0.2
 """Share of requests that open alike, beyond which more tells nothing."""
+CEILING = ALIKE + 1.0
+"""Highest score of a group."""
 RARE = QUANTILES.index(0.94) + 1
 """First bin of the campaign probe that counts as high."""
 
-_ACCOUNT: tuple[LinkKind, ...] = ("payment", "network", "client", "declared")
+ACCOUNT: tuple[LinkKind, ...] = ("payment", "network", "client", "declared")
+"""Kinds of evidence that join accounts."""
 _CONTENT: tuple[LinkKind, ...] = ("parameters", "prefix")
 
 
@@ -111,7 +117,7 @@ def _root(parent: dict[str, str], name: str) -> str:
 
 def _edges(names: list[str], links_NKL: NDArray[np.uint64], population: Population) -> Iterator[Edge]:
     weights: dict[tuple[int, int], dict[LinkKind, float]] = defaultdict(dict)
-    for kind in _ACCOUNT:
+    for kind in ACCOUNT:
         for token, holders in _buckets(links_NKL[:, LINK_KINDS.index(kind)]):
             weight = math.inf if kind == "declared" else _weight(population.share(token))
             for pair in _pairs(holders) if weight > 0 else ():
@@ -158,6 +164,11 @@ def _weight(share: float) -> float:
     """Return the log-likelihood ratio of sharing a hash: by one hand against by chance, where both hold it with the
     square of its share of principals."""
     return math.log(SHARED) - 2 * math.log(share)
+
+
+def kinds_needed(population: Population) -> int:
+    """Return how many kinds of evidence join two accounts where nobody of the fit had what they share."""
+    return math.ceil(BOUND / max(_weight(1 / (population.principals + 1)), 1e-9))
 
 
 def judged(states: Mapping[str, PrincipalState], population: Population) -> list[tuple[Group, str, float]]:

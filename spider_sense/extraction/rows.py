@@ -25,6 +25,9 @@ from spider_sense.extraction.layout import LinkKind
 __all__ = ["Row", "read_rows", "streams_of"]
 
 
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class Message(BaseModel):
     """One turn."""
 
@@ -43,9 +46,9 @@ class Row(BaseModel):
     time: float = Field(ge=0, lt=LATEST, allow_inf_nan=False)
     text: str | None = None
     messages: tuple[Message, ...] | None = None
-    hidden: tuple[float, ...] | None = None
-    sketch: tuple[float, ...] | None = None
-    probes: tuple[float, ...] | None = None
+    hidden: tuple[_Number, ...] | None = None
+    sketch: tuple[_Number, ...] | None = None
+    probes: tuple[_Number, ...] | None = None
     tenant: str = Field(default="", max_length=24, pattern=r"^[ -~]*$")
     family: str = ""
     """What is fitted on: campaign family of an attacker's request, kind of work of an honest one."""
