@@ -136,7 +136,7 @@ def score(
         return
     console.print(findings_table(ruling))
     for line in group_lines(ruling.decisions):
-        console.print(plain(line))
+        console.print(plain(line), soft_wrap=True)
     counts = Counter(decision.level for decision in ruling.worst().values())
     typer.echo(
         f"{len(ruling.states)} principals: {counts['act']} to act on, {counts['limit']} to limit, "

@@ -26,6 +26,7 @@ from spider_sense.extraction.thresholds import EVERYBODY, HonestGroup
 __all__ = [
     "ACCOUNT",
     "CEILING",
+    "COMMON",
     "Edge",
     "Group",
     "group_score",
@@ -48,12 +49,23 @@ ALIKE = 0.2
 """Share of requests that open alike, beyond which more tells nothing."""
 CEILING = ALIKE + 1.0
 """Highest score of a group."""
-RARE = QUANTILES.index(0.94) + 1
+COMMON = 0.94
+"""Share of honest requests whose campaign probe lies below what counts as high."""
+RARE = QUANTILES.index(COMMON) + 1
 """First bin of the campaign probe that counts as high."""
 
 ACCOUNT: tuple[LinkKind, ...] = ("payment", "network", "client", "declared")
 """Kinds of evidence that join accounts."""
 _CONTENT: tuple[LinkKind, ...] = ("parameters", "prefix")
+
+
+_SHARED: Mapping[LinkKind, str] = {
+    "payment": "a means of payment",
+    "network": "a network",
+    "client": "a client",
+    "prefix": "a system prompt",
+    "parameters": "sampling parameters",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +88,11 @@ class Group:
 
     def evidence(self) -> str:
         """Say in words what joins them."""
-        kinds = sorted({kind for edge in self.edges for kind in edge.kinds})
-        return f"{len(self.members)} accounts share {', '.join(kinds)}"
+        kinds = {kind for edge in self.edges for kind in edge.kinds}
+        shared = [words for kind, words in _SHARED.items() if kind in kinds]
+        said = [f"they share {', '.join(shared[:-1])}{' and ' if shared[1:] else ''}{shared[-1]}"] if shared else []
+        said += ["the operator declared them to be one"] if "declared" in kinds else []
+        return f"{len(self.members)} accounts belong together: {', and '.join(said)}"
 
 
 def stacked(states: Mapping[str, PrincipalState]) -> States:
