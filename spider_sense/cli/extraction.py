@@ -13,7 +13,7 @@ from spider_sense.cli.extraction_log import Device, Dtype, Model, Reading, log_w
 from spider_sense.cli.extraction_tables import findings_table, group_lines, limits_table, warn_of_limits, warn_of_links
 from spider_sense.cli.report import write_page
 from spider_sense.cli.tables import plain
-from spider_sense.errors import ConfigError
+from spider_sense.folders import check_file
 
 if TYPE_CHECKING:
     from spider_sense.extraction.artifact import Artifact
@@ -157,8 +157,7 @@ def report(
     """Write one HTML page: timelines, evidence, linked groups, thresholds."""
     from spider_sense.reporting.extraction_page import render_extraction
 
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"{out.absolute().parent} does not exist; make it, or write the page elsewhere with --out")
+    check_file(out)
     artifact, detector, ruling = _ruling(guard, data, key, Reading(model, dtype, device))
     write_page(render_extraction(artifact, detector, ruling, f"{', '.join(path.name for path in data)}:"), out)
     console.print(f"wrote {out}", markup=False)
