@@ -155,8 +155,10 @@ def report(
     device: Device = "cpu",
 ) -> None:
     """Write one HTML page: timelines, evidence, linked groups, thresholds."""
+    from spider_sense.extraction.checks import check_installed
     from spider_sense.reporting.extraction_page import render_extraction
 
+    check_installed("extraction", "matplotlib")
     check_file(out)
     artifact, detector, ruling = _ruling(guard, data, key, Reading(model, dtype, device))
     write_page(render_extraction(artifact, detector, ruling, f"{', '.join(path.name for path in data)}:"), out)

@@ -1,5 +1,6 @@
 """What ``spider-sense extraction`` and ``principals`` print: thresholds, findings, linked groups."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -61,12 +62,19 @@ def warn_of_limits(calibration: "Calibration", population: "Population") -> None
             "needed",
             err=True,
         )
-    silent: dict[str, list[str]] = defaultdict(list)
+    silent: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for limit in limits(calibration, population):
+        name = limit.stratum or "everybody"
         if limit.never:
-            silent[f"{limit.tier} never limits %s: {limit.never}; {limit.remedy}"].append(limit.stratum or "everybody")
-    for words, strata in silent.items():
-        typer.echo(f"warning: {words.replace('%s', ', '.join(strata))}", err=True)
+            silent[limit.tier, limit.never, limit.remedy].append(name)
+        if limit.threshold == -math.inf:
+            typer.echo(
+                f"warning: {limit.tier} has no threshold for {name}: no honest principal sent enough to be judged, and "
+                "whoever does crosses it; calibrate on longer lives",
+                err=True,
+            )
+    for (tier, never, remedy), strata in silent.items():
+        typer.echo(f"warning: {tier} never limits {', '.join(strata)}: {never}; {remedy}", err=True)
 
 
 def warn_of_links(population: "Population", rows: "Sequence[Row]") -> None:

@@ -133,10 +133,20 @@ def unlink(config: Config, names: Names) -> None:
         if told:
             raise ConfigError(f"{config} links {', '.join(told)}: take them out of `linked`, restart, and unlink again")
         count = store.unlink(names)
-        there = [name for name in names if store.read(name) is not None]
-        # Who is unlinked was not seen by that, and is not kept for longer.
-        store.update(dict.fromkeys(there, _undeclared), seen=0)
+        for name in names:
+            _forget_links(store, name)
         console.print(f"{count} of {len(names)} principals are unlinked", highlight=False)
+
+
+def _forget_links(store: "Store", name: str) -> None:
+    from spider_sense.errors import StateError
+
+    try:
+        if store.read(name) is not None:
+            # Who is unlinked was not seen by that, and is not kept for longer.
+            store.update({name: _undeclared}, seen=0)
+    except StateError as error:
+        typer.echo(f"warning: {name!r} keeps the link in its state: {error}", err=True)
 
 
 def _undeclared(entry: "Entry | None") -> "Entry":
@@ -144,7 +154,7 @@ def _undeclared(entry: "Entry | None") -> "Entry":
     from spider_sense.extraction.state import PrincipalState
 
     if entry is None:
-        raise StateError("a principal was erased while it was unlinked; unlink the others again")
+        raise StateError("it was erased meanwhile")
     return replace(entry, state=PrincipalState.from_bytes(entry.state).undeclared().to_bytes())
 
 

@@ -11,7 +11,7 @@ from spider_sense.extraction.layout import CHECKPOINTS, PROBES, SKETCH
 from spider_sense.extraction.population import LEAST_HONEST
 from spider_sense.extraction.rows import Row
 
-__all__ = ["check_calibration", "check_fit", "check_widths"]
+__all__ = ["check_calibration", "check_fit", "check_installed", "check_widths"]
 
 
 def check_fit(benign: Sequence[Row], campaigns: Sequence[Row], *, reads: bool) -> None:
@@ -26,7 +26,7 @@ def check_fit(benign: Sequence[Row], campaigns: Sequence[Row], *, reads: bool) -
         DataError: if a row has no family or no hidden state, or there are too few rows.
         MissingExtraError: if scikit-learn or scipy is not installed.
     """
-    _check_extras("scikit-learn", "scipy")
+    check_installed("train", "scikit-learn", "scipy")
     families = sorted({row.family for row in campaigns})
     if not families or "" in families:
         raise DataError("fitting needs campaigns, and a family in each of their rows: name what the campaign asks for")
@@ -38,6 +38,12 @@ def check_fit(benign: Sequence[Row], campaigns: Sequence[Row], *, reads: bool) -
         raise DataError(
             f"{unread} of {len(both)} requests have no hidden state; a fit needs all of them: give 'hidden', or text "
             "and name a model that reads it with --model"
+        )
+    widths = sorted({len(row.hidden) for row in both if row.hidden is not None})
+    if len(widths) > 1 or (widths and widths[0] < SKETCH):
+        raise DataError(
+            f"hidden states have {' and '.join(map(str, widths))} numbers; a fit needs those of one model and site, "
+            f"at least {SKETCH} wide"
         )
     _check_lives(benign)
 
@@ -66,7 +72,7 @@ def check_calibration(artifact: Artifact, benign: Sequence[Row], key: Key, *, re
             everybody.
         MissingExtraError: if scipy is not installed.
     """
-    _check_extras("scipy")
+    check_installed("train", "scipy")
     names = list(dict.fromkeys(row.principal for row in benign))
     known = [name for name in names if key.seed(name) in artifact.fitted]
     if known:
@@ -105,7 +111,12 @@ def check_widths(rows: Sequence[Row], width: int) -> None:
             raise DataError(f"a request of {row.principal!r} has {found}; write the log with this guard's model")
 
 
-def _check_extras(*packages: str) -> None:
+def check_installed(extra: str, *packages: str) -> None:
+    """Check that packages are there.
+
+    Raises:
+        MissingExtraError: naming the first that is not, and the extra that has it.
+    """
     for package in packages:
         if find_spec({"scikit-learn": "sklearn"}.get(package, package)) is None:
-            raise MissingExtraError(package, "train")
+            raise MissingExtraError(package, extra)

@@ -118,7 +118,7 @@ def _findings(ruling: Ruling, principal: str) -> Iterator[str]:
 
 def _sentence(decision: Decision) -> str:
     when = datetime.fromtimestamp(decision.time, UTC).strftime("%Y-%m-%d %H:%M")
-    p_value = "" if decision.p_value is None else f", p = {decision.p_value:.2g}"
+    p_value = "" if decision.p_value in (None, 1) else f", p = {decision.p_value:.2g}"
     weak = "" if decision.certified else ", uncertified"
     return (
         f"{decision.level}, by {_TIERS[decision.tier]}, at request {decision.count} ({when} UTC{p_value}{weak}): "

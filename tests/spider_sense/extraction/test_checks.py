@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spider_sense.errors import DataError
+from spider_sense.errors import DataError, MissingExtraError
 from spider_sense.extraction import Key
 from spider_sense.extraction.artifact import Artifact
-from spider_sense.extraction.checks import check_calibration, check_fit, check_widths
+from spider_sense.extraction.checks import check_calibration, check_fit, check_installed, check_widths
 from spider_sense.extraction.fitting import calibrate, fit
 from spider_sense.extraction.rows import Row
 from spider_sense.extraction.simulator.noise import noise_rows
@@ -55,6 +55,14 @@ def test_a_fit_needs_families_and_activations() -> None:
             check_fit([*honest, *rows], CAMPAIGN, reads=reads)
 
 
+def test_hidden_states_of_two_widths_are_not_fitted_on() -> None:
+    honest = noise_rows("a", 40, 16, WIDTH)
+    with pytest.raises(DataError, match="hidden states have 63 and 80 numbers"):
+        check_fit(honest, noise_rows("bb", 1, 16, 63, "mining"), reads=False)
+    with pytest.raises(DataError, match=r"63 numbers; .* at least 64 wide"):
+        check_fit(noise_rows("a", 40, 16, 63), noise_rows("bb", 1, 16, 63, "mining"), reads=False)
+
+
 def test_thresholds_are_not_set_on_those_who_were_fitted_on(fitted: Artifact, tmp_path: Path) -> None:
     again = fitted.save_pretrained(tmp_path / "guard")
     seen, other = noise_rows("a", 2, 16, WIDTH), noise_rows("ccc", 20, 16, WIDTH)
@@ -83,6 +91,14 @@ def test_a_guard_that_does_not_say_whom_it_was_fitted_on_is_read(fitted: Artifac
 def test_activations_of_another_length(row: dict[str, tuple[float, ...]], says: str) -> None:
     with pytest.raises(DataError, match=f"a request of 'ann' has {says}"):
         check_widths([*CAMPAIGN[:2], Row.model_validate({"principal": "ann", "time": 1} | row)], WIDTH)
+
+
+def test_packages_are_missed_before_a_log_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spider_sense.extraction.checks.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"scikit-learn is not installed; run: .*\[train\]"):
+        check_fit([], [], reads=False)
+    with pytest.raises(MissingExtraError, match=r"matplotlib is not installed; run: .*\[extraction\]"):
+        check_installed("extraction", "matplotlib")
 
 
 def test_numbers_that_are_not_finite() -> None:

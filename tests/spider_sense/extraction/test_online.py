@@ -223,6 +223,21 @@ def test_who_is_unlinked_is_one_of_no_group_any_more(
     store.close()
 
 
+def test_a_damaged_state_is_unlinked_as_far_as_that_goes(
+    run: Callable[..., str], settings: ExtractionSettings, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(settings.store)
+    store.update({"ann": keep(b"damaged")})
+    store.link(["ann", "bob"])
+    cli(["unlink", "--extraction", str(config), "ann", "bob"], standalone_mode=False)
+    told = capsys.readouterr()
+    assert "2 of 2 principals are unlinked" in told.out
+    assert "'ann' keeps the link in its state: 7 bytes" in told.err
+    assert store.read("ann") == b"damaged"
+    assert store.linked("ann") == {"ann"}
+    store.close()
+
+
 def test_who_is_linked_by_the_settings_is_not_unlinked_from_the_store(
     run: Callable[..., str], config: Path, settings: ExtractionSettings
 ) -> None:
