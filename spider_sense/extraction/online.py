@@ -54,8 +54,8 @@ def open_claimed(settings: ExtractionSettings, artifact: Artifact, make: bool = 
     artifact.check_key(Key.read(settings.key))
     store = open_store(settings.store, make=make)
     try:
-        # It names the key too.
-        store.claim(replace(artifact, calibration=None).digest)
+        # It names the key too. Neither thresholds nor who was fitted on change what a state means.
+        store.claim(replace(artifact, calibration=None, fitted=frozenset()).digest)
     except BaseException:
         store.close()
         raise

@@ -100,6 +100,7 @@ def test_new_thresholds_keep_the_states_and_another_guard_does_not(
         fitted, noise_rows("dddd", 40, 20, WIDTH), Key(KEY), budget=Budget(own=0.001, level=0.001, group=0.001)
     )
     open_claimed(settings, other).close()
+    open_claimed(settings, replace(artifact, fitted=frozenset())).close()
     moved = replace(artifact, sketch=replace(artifact.sketch, mean=artifact.sketch.mean + 1))
     with pytest.raises(StoreError, match="by another extraction guard"):
         open_claimed(settings, moved)
