@@ -61,11 +61,16 @@ class Chat:
             turns: (role, content) pairs, or the text of a single user turn.
             max_tokens: if given, tokens are cut from the middle of a longer prompt.
         """
-        ids = self._ids([("user", turns)] if isinstance(turns, str) else turns)
-        if max_tokens is not None and len(ids) > max_tokens:
-            half = max_tokens // 2
-            ids = ids[:half] + ids[half - max_tokens :]
-        return Rendered(tuple(ids), unscored(self.head, ids), self.tail)
+        ids = tuple(self._ids([("user", turns)] if isinstance(turns, str) else turns))
+        return self.cut(Rendered(ids, unscored(self.head, ids), self.tail), max_tokens)
+
+    def cut(self, prompt: Rendered, max_tokens: int | None) -> Rendered:
+        """Return a prompt with what is too long taken from its middle; None cuts nothing."""
+        if max_tokens is None or len(prompt.ids) <= max_tokens:
+            return prompt
+        half = max_tokens // 2
+        ids = prompt.ids[:half] + prompt.ids[half - max_tokens :]
+        return Rendered(ids, unscored(self.head, ids), self.tail)
 
     def _ids(self, turns: Sequence[Turn]) -> list[int]:
         text = self._text(turns)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spider_sense.errors import ConfigError, SpiderSenseError
 
-__all__ = ["ArtifactKind", "Record", "check_writable", "sha256"]
+__all__ = ["ArtifactKind", "Record", "check_file", "check_writable", "sha256"]
 
 
 class Record(BaseModel):
@@ -153,6 +153,22 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(f"cannot write into {folder}: {there} is a file; name another folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write into {folder}: {there} is closed to this user; name another folder")
+
+
+def check_file(path: Path) -> None:
+    """Check that this user can write a file, in a folder that is there.
+
+    Raises:
+        ConfigError: if the folder is missing or closed to this user, or the file is a folder or read-only.
+    """
+    folder = path.absolute().parent
+    if not folder.exists():
+        raise ConfigError(f"{folder} does not exist; make it, or name another file with --out")
+    check_writable(folder)
+    if path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a folder; name a file with --out")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConfigError(f"cannot write {path}: it is closed to this user; name another file with --out")
 
 
 def sha256(path: Path) -> str:

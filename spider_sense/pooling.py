@@ -29,7 +29,7 @@ __all__ = ["pooled"]
 def pooled(
     loaded: LoadedModel,
     site: Site,
-    prompts: Sequence[str | Sequence[Turn]],
+    prompts: Sequence[str | Sequence[Turn] | Rendered],
     *,
     max_tokens: int | None = 512,
     batch_tokens: int = 2048,
@@ -42,7 +42,7 @@ def pooled(
     Args:
         loaded: the model and its tokenizer.
         site: where to read.
-        prompts: texts of a single user turn, or conversations.
+        prompts: texts of a single user turn, conversations, or prompts that are rendered already.
         max_tokens: longer prompts are cut in the middle; None for none.
         batch_tokens: padded tokens of a forward pass.
         advance: called with the number of prompts that have just been read.
@@ -58,7 +58,9 @@ def pooled(
     least = 2 * (max(len(chat.head), chat.tail) + 1)
     if max_tokens is not None and max_tokens < least:
         raise ConfigError(f"max_tokens is {max_tokens}, and the chat template alone needs {least}; allow more")
-    rendered = [chat.render(prompt, max_tokens) for prompt in prompts]
+    rendered = [
+        chat.cut(prompt if isinstance(prompt, Rendered) else chat.render(prompt), max_tokens) for prompt in prompts
+    ]
     width = int(loaded.model.config.get_text_config().hidden_size)
     hidden_ND = np.empty((len(rendered), width), dtype=np.float32)
     with torch.inference_mode(), Capture(loaded.model, [site]) as capture, _blocks_through(loaded.model, site):

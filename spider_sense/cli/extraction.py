@@ -2,31 +2,24 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
 from spider_sense.cli.app import app, console
+from spider_sense.cli.extraction_log import Device, Dtype, Model, Reading, log_width, open_log, read_logs, reader_of
+from spider_sense.cli.extraction_tables import findings_table, group_lines, limits_table, warn_of_limits, warn_of_links
 from spider_sense.cli.report import write_page
 from spider_sense.cli.tables import plain
-from spider_sense.cli.train import progress_bars
-from spider_sense.errors import ConfigError
+from spider_sense.folders import check_file
 
 if TYPE_CHECKING:
     from spider_sense.extraction.artifact import Artifact
-    from spider_sense.extraction.encode import Read
-    from spider_sense.extraction.keys import Key
-    from spider_sense.extraction.rows import Row
+    from spider_sense.extraction.lists import KnownLists
     from spider_sense.extraction.ruling import Ruling
     from spider_sense.extraction.tiers import TieredDetector
-    from spider_sense.models import LoadedModel
-    from spider_sense.types import Site
 
 __all__ = ["extraction"]
 
@@ -36,9 +29,6 @@ app.add_typer(extraction, name="extraction", no_args_is_help=True)
 GuardFolder = Annotated[Path, typer.Argument(help="Folder that `extraction fit` wrote.")]
 Logs = Annotated[list[Path], typer.Option(help="JSONL log of requests; repeat for others.")]
 KeyFile = Annotated[Path, typer.Option(help="File with the secret that hashes are made with.")]
-Model = Annotated[str | None, typer.Option(help="Reads the rows with text; leave it out if all have activations.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
 @extraction.command()
@@ -56,8 +46,8 @@ def fit(
     device: Device = "cpu",
 ) -> None:
     """Fit sketch, probes and population; calibrate it afterwards, on other principals."""
-    from spider_sense.data import read_jsonl
     from spider_sense.extraction.artifact import KIND
+    from spider_sense.extraction.checks import check_fit
     from spider_sense.extraction.fitting import fit as run
     from spider_sense.extraction.keys import Key
     from spider_sense.fingerprint import fingerprint
@@ -65,17 +55,17 @@ def fit(
 
     KIND.check_replaceable(out)
     where = Site.parse(site)
-    honest, hostile = _read(benign), _read(campaigns)
-    lists = {path.stem: [row.text for row in read_jsonl(path, require_label=False)] for path in known_list or []}
-    loaded = _load(model, dtype, device)
+    honest, hostile, lists = read_logs(benign), read_logs(campaigns), _lists(known_list or [])
+    check_fit(honest, hostile, reads=model is not None)
     secret = Key.read(key) if key.exists() else Key.create(key)
+    loaded = Reading(model, dtype, device).load()
     artifact = run(
         honest,
         hostile,
         secret,
         where,
-        width=_width(honest, loaded),
-        read=_reader(loaded, where, [*honest, *hostile]),
+        width=log_width(honest, loaded),
+        read=reader_of(loaded, where, [*honest, *hostile]),
         base=None if loaded is None else fingerprint(loaded),
         lists=lists,
     ).save_pretrained(out)
@@ -84,6 +74,15 @@ def fit(
         f"fitted on {artifact.population.principals} honest principals; probes {', '.join(artifact.sketch.names)}; "
         f"level models at {reached} requests; wrote {out}. Calibrate it on other principals next"
     )
+    warn_of_links(artifact.population, honest)
+
+
+def _lists(paths: list[Path]) -> "KnownLists | None":
+    from spider_sense.data import read_jsonl
+    from spider_sense.extraction.lists import KnownLists
+
+    texts = {path.stem: [row.text for row in read_jsonl(path, require_label=False)] for path in paths}
+    return KnownLists.build(texts) if texts else None
 
 
 @extraction.command()
@@ -102,15 +101,20 @@ def calibrate(
     """Set the thresholds on your own honest principals."""
     from spider_sense.config import parse
     from spider_sense.extraction.artifact import KIND
+    from spider_sense.extraction.checks import check_calibration
     from spider_sense.extraction.fitting import calibrate as run
     from spider_sense.extraction.thresholds import Budget
 
     KIND.check_replaceable(out or guard)
     budget = parse({"own": own, "level": level, "group": group}, Budget, "the budget")
-    artifact, secret, rows, read = _opened(guard, key, benign, model, dtype, device)
-    done = run(artifact, rows, secret, read=read, budget=budget).save_pretrained(out or guard)
-    console.print(_thresholds(done))
-    _warn(done)
+    opened = open_log(guard, key, benign, Reading(model, dtype, device))
+    check_calibration(opened.artifact, opened.rows, opened.key, reads=model is not None)
+    done = run(opened.artifact, opened.rows, opened.key, read=opened.reader(), budget=budget)
+    assert done.calibration is not None
+    done.save_pretrained(out or guard)
+    console.print(limits_table(done.calibration, done.population))
+    warn_of_limits(done.calibration, done.population)
+    warn_of_links(done.population, opened.rows)
     typer.echo(f"wrote {out or guard}")
 
 
@@ -125,12 +129,14 @@ def score(
     device: Device = "cpu",
 ) -> None:
     """Judge a log: whom to watch, limit or act on, and why."""
-    _, _, ruling = _ruling(guard, data, key, model, dtype, device)
+    _, _, ruling = _ruling(guard, data, key, Reading(model, dtype, device))
     if as_json:
         for decision in ruling.decisions:
             typer.echo(json.dumps(asdict(decision)))
         return
-    console.print(_decisions(ruling))
+    console.print(findings_table(ruling))
+    for line in group_lines(ruling.decisions):
+        console.print(plain(line), soft_wrap=True)
     counts = Counter(decision.level for decision in ruling.worst().values())
     typer.echo(
         f"{len(ruling.states)} principals: {counts['act']} to act on, {counts['limit']} to limit, "
@@ -149,130 +155,22 @@ def report(
     device: Device = "cpu",
 ) -> None:
     """Write one HTML page: timelines, evidence, linked groups, thresholds."""
+    from spider_sense.extraction.checks import check_installed
     from spider_sense.reporting.extraction_page import render_extraction
 
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"{out.absolute().parent} does not exist; make it, or write the page elsewhere with --out")
-    artifact, detector, ruling = _ruling(guard, data, key, model, dtype, device)
+    check_installed("extraction", "matplotlib")
+    check_file(out)
+    artifact, detector, ruling = _ruling(guard, data, key, Reading(model, dtype, device))
     write_page(render_extraction(artifact, detector, ruling, f"{', '.join(path.name for path in data)}:"), out)
     console.print(f"wrote {out}", markup=False)
 
 
-def _ruling(
-    guard: Path, data: list[Path], key: Path, model: str | None, dtype: str, device: str
-) -> "tuple[Artifact, TieredDetector, Ruling]":
+def _ruling(guard: Path, data: list[Path], key: Path, reading: Reading) -> "tuple[Artifact, TieredDetector, Ruling]":
     from spider_sense.extraction.fitting import events_of
     from spider_sense.extraction.ruling import judge
 
-    artifact, secret, rows, read = _opened(guard, key, data, model, dtype, device)
-    detector = artifact.detector(secret)
+    opened = open_log(guard, key, data, reading)
+    artifact, detector = opened.artifact, opened.artifact.detector(opened.key)
     if artifact.calibration is None:
         typer.echo("warning: not calibrated, so nothing but the rules is more than watched", err=True)
-    return artifact, detector, judge(detector, events_of(artifact, rows, secret, read))
-
-
-def _opened(
-    guard: Path, key: Path, data: list[Path], model: str | None, dtype: str, device: str
-) -> "tuple[Artifact, Key, list[Row], Read | None]":
-    from spider_sense.extraction.artifact import Artifact
-    from spider_sense.extraction.keys import Key
-    from spider_sense.fingerprint import fingerprint
-
-    artifact, secret, rows = Artifact.from_pretrained(guard), Key.read(key), _read(data)
-    artifact.check_key(secret)
-    loaded = _load(model, dtype, device)
-    if loaded is not None:
-        artifact.check_model(fingerprint(loaded))
-    unread = 0 if loaded is not None else sum(row.hidden is None and row.sketch is None for row in rows)
-    if unread:
-        typer.echo(
-            f"warning: {unread} of {len(rows)} requests have no activations and no model reads them; "
-            "only the rules and the counters see those",
-            err=True,
-        )
-    return artifact, secret, rows, _reader(loaded, artifact.site, rows)
-
-
-def _read(paths: list[Path]) -> "list[Row]":
-    from spider_sense.extraction.rows import read_rows
-
-    return [row for path in paths for row in read_rows(path)]
-
-
-def _load(model: str | None, dtype: str, device: str) -> "LoadedModel | None":
-    from spider_sense.models import load_model
-
-    return None if model is None else load_model(model, dtype, device)
-
-
-def _reader(loaded: "LoadedModel | None", site: "Site", rows: "list[Row]") -> "Read | None":
-    if loaded is None:
-        return None
-    from spider_sense.cli.model_reader import ModelReader
-
-    reader = ModelReader(loaded, site, _shown)
-    reader.check(rows)
-    return reader
-
-
-@contextmanager
-def _shown(total: int) -> Iterator[Callable[[int], None]]:
-    with progress_bars() as progress:
-        bar = progress.add_task("Reading prompts", total=total)
-        yield lambda count: progress.advance(bar, count)
-
-
-def _width(rows: "list[Row]", loaded: "LoadedModel | None") -> int:
-    if loaded is not None:
-        return int(loaded.model.config.get_text_config().hidden_size)
-    width = next((len(row.hidden) for row in rows if row.hidden is not None), None)
-    if width is None:
-        raise ConfigError("no row has a hidden state; name a model that reads their text with --model")
-    return width
-
-
-def _thresholds(artifact: "Artifact") -> Table:
-    table = Table(title="Thresholds over principals", box=box.SIMPLE_HEAD)
-    for name in ("tier", "stratum", "principals", "requests", "share ever limited", "threshold", ""):
-        table.add_column(name, no_wrap=True)
-    calibration = artifact.calibration
-    assert calibration is not None
-    for tier, maxima in calibration.maxima.items():
-        for stratum, values in maxima.items():
-            table.add_row(
-                tier,
-                plain(stratum or "everybody"),
-                str(len(values)),
-                "" if tier == "group" else str(calibration.horizons.get(stratum, "")),
-                f"{calibration.budget.share(tier):.2%}",
-                f"{calibration.threshold(tier, stratum):.2f}",
-                "" if calibration.certified(tier, stratum) else "uncertified",
-            )
-    return table
-
-
-def _warn(artifact: "Artifact") -> None:
-    from spider_sense.extraction.thresholds import CERTIFIED, EVERYBODY
-
-    calibration = artifact.calibration
-    assert calibration is not None
-    weak = [tier for tier in calibration.maxima if not calibration.certified(tier, EVERYBODY)]
-    if weak:
-        found = ", ".join(f"{tier} on {len(calibration.maxima[tier][EVERYBODY])}" for tier in weak)
-        typer.echo(
-            f"warning: uncertified: {found}; {CERTIFIED} honest principals (for groups: honest linked groups) are "
-            "needed. An infinite threshold never limits anybody",
-            err=True,
-        )
-
-
-def _decisions(ruling: "Ruling") -> Table:
-    table = Table(title="Findings, the highest of each principal", box=box.SIMPLE_HEAD)
-    for name in ("principal", "level", "tier", "at request", "p"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("evidence", overflow="fold")
-    for name, decision in ruling.worst().items():
-        p_value = "" if decision.p_value is None else f"{decision.p_value:.2g}"
-        words = plain("; ".join(decision.evidence))
-        table.add_row(plain(name), decision.level, decision.tier, str(decision.count), p_value, words)
-    return table
+    return artifact, detector, judge(detector, events_of(artifact, opened.rows, opened.key, opened.reader()))

@@ -8,7 +8,7 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from spider_sense.chat import Chat
+from spider_sense.chat import Chat, Rendered, Turn
 from spider_sense.errors import DataError
 from spider_sense.extraction.encode import Prompt
 from spider_sense.extraction.rows import Row
@@ -34,6 +34,7 @@ class ModelReader:
 
     def __init__(self, loaded: LoadedModel, site: Site, progress: Progress = lambda total: nullcontext()) -> None:
         self._loaded, self._site, self._progress = loaded, site, progress
+        self._rendered: dict[str | tuple[Turn, ...], Rendered] = {}
 
     def check(self, rows: Sequence[Row]) -> None:
         """Find out whether the model could have been asked what a log says.
@@ -46,7 +47,7 @@ class ModelReader:
             if row.prompt is None:
                 continue
             try:
-                self._chat.render(row.prompt)
+                self._render(row.prompt)
             except TemplateError as error:
                 roles = ", ".join(message.role for message in row.messages or ()) or "user"
                 raise DataError(
@@ -59,11 +60,19 @@ class ModelReader:
         """Return mean hidden states, [N, D]; a prompt is cut only where no server could read it."""
         longest = getattr(self._loaded.model.config.get_text_config(), "max_position_embeddings", None)
         with self._progress(len(prompts)) as advance:
-            return pooled(self._loaded, self._site, prompts, max_tokens=longest, advance=advance)
+            rendered = [self._render(prompt) for prompt in prompts]
+            return pooled(self._loaded, self._site, rendered, max_tokens=longest, advance=advance)
 
     def parts(self, prompt: Prompt) -> Parts:
         """Render a prompt and take it apart again."""
-        return self._turns.parts(self._chat.render(prompt).ids)
+        return self._turns.parts(self._render(prompt).ids)
+
+    def _render(self, prompt: Prompt) -> Rendered:
+        """Render a prompt, once."""
+        name = prompt if isinstance(prompt, str) else tuple(prompt)
+        if name not in self._rendered:
+            self._rendered[name] = self._chat.render(prompt)
+        return self._rendered[name]
 
     @cached_property
     def _chat(self) -> Chat:

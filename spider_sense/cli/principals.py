@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spider_sense.cli.app import app, console
+from spider_sense.cli.extraction_tables import group_lines
+from spider_sense.cli.tables import plain
+from spider_sense.errors import ConfigError
 
 if TYPE_CHECKING:
     from spider_sense.extraction.artifact import Artifact
     from spider_sense.extraction.decision import Decision
     from spider_sense.extraction.settings import ExtractionSettings
     from spider_sense.extraction.state import PrincipalState
-    from spider_sense.extraction.stores import Store
+    from spider_sense.extraction.stores import Entry, Store
 
 __all__ = ["principals"]
 
@@ -28,15 +32,22 @@ Names = Annotated[list[str], typer.Argument(help="Principals, as the audit log n
 
 @principals.command(name="list")
 def list_(config: Config) -> None:
-    """Print everybody about whom something was found."""
-    from rich.markup import escape
+    """Print everybody about whom something was found, a line each."""
+    from spider_sense.extraction.decision import LEVELS
 
     with _opened(config) as (_, _, store):
+        about: dict[str, list[Decision]] = {}
         for name, found in _found(store)[0]:
-            when = datetime.fromtimestamp(found.time, UTC).strftime("%Y-%m-%d %H:%M")
-            words = f"{name}  {found.level} by {found.tier}, {when}, request {found.count}: {'; '.join(found.evidence)}"
-            console.print(escape(words), highlight=False)
+            about.setdefault(name, []).append(found)
+        for name, findings in about.items():
+            findings.sort(key=lambda found: -LEVELS.index(found.level))
+            console.print(plain(f"{name}  {'; also '.join(map(_told, findings))}"), soft_wrap=True)
         console.print(f"{len(store)} principals are kept", highlight=False)
+
+
+def _told(found: "Decision") -> str:
+    when = datetime.fromtimestamp(found.time, UTC).strftime("%Y-%m-%d %H:%M")
+    return f"{found.level} by {found.tier}, {when}, request {found.count}: {'; '.join(found.evidence)}"
 
 
 @principals.command()
@@ -52,6 +63,7 @@ def review(config: Config) -> None:
         states = dict(_readable(store))
         unreadable: dict[str, str] = {}
         found = list(artifact.detector(Key.read(settings.key)).review(states))
+        groups = list(group_lines(found))
         if len(states) < len(store):  # Whose group a damaged state belongs to cannot be told.
             kept, unreadable = _found(store)
             found += [decision for _, decision in kept]
@@ -60,6 +72,8 @@ def review(config: Config) -> None:
         marks = {name: text_of(decision) for name, decision in worst.items() if decision is not None}
         store.mark_groups(marks | unreadable)
         console.print(f"{len(states)} principals, {len(worst)} found by their groups or in selection", highlight=False)
+        for line in groups:
+            console.print(plain(line), soft_wrap=True)
 
 
 def _readable(store: "Store") -> "Iterator[tuple[str, PrincipalState]]":
@@ -100,8 +114,48 @@ def clear(config: Config, names: Names) -> None:
 def link(config: Config, names: Names) -> None:
     """Declare that some principals are one."""
     with _opened(config) as (_, _, store):
+        new = [name for name in names if store.read(name) is None]
         store.link(names)
         console.print(f"linked: {', '.join(sorted(store.linked(names[0])))}", highlight=False)
+        if new:
+            typer.echo(
+                f"warning: nothing is kept of {', '.join(map(repr, new))}: if a name is mistyped, take it back with "
+                "`spider-sense principals unlink`; a new one is linked from its first request on",
+                err=True,
+            )
+
+
+@principals.command()
+def unlink(config: Config, names: Names) -> None:
+    """Take back that some principals were declared one with others, in their states too."""
+    with _opened(config) as (settings, _, store):
+        told = sorted({name for party in settings.linked for name in party}.intersection(names))
+        if told:
+            raise ConfigError(f"{config} links {', '.join(told)}: take them out of `linked`, restart, and unlink again")
+        count = store.unlink(names)
+        for name in names:
+            _forget_links(store, name)
+        console.print(f"{count} of {len(names)} principals are unlinked", highlight=False)
+
+
+def _forget_links(store: "Store", name: str) -> None:
+    from spider_sense.errors import StateError
+
+    try:
+        if store.read(name) is not None:
+            # Who is unlinked was not seen by that, and is not kept for longer.
+            store.update({name: _undeclared}, seen=0)
+    except StateError as error:
+        typer.echo(f"warning: {name!r} keeps the link in its state: {error}", err=True)
+
+
+def _undeclared(entry: "Entry | None") -> "Entry":
+    from spider_sense.errors import StateError
+    from spider_sense.extraction.state import PrincipalState
+
+    if entry is None:
+        raise StateError("it was erased meanwhile")
+    return replace(entry, state=PrincipalState.from_bytes(entry.state).undeclared().to_bytes())
 
 
 @principals.command()
@@ -119,7 +173,7 @@ def _opened(config: Path) -> "Iterator[tuple[ExtractionSettings, Artifact, Store
 
     settings = load_yaml(config, ExtractionSettings)
     artifact = read_artifact(settings)
-    store = open_claimed(settings, artifact)
+    store = open_claimed(settings, artifact, make=False)
     try:
         yield settings, artifact, store
     finally:

@@ -11,6 +11,7 @@ from spider_sense.cli.app import app, console
 from spider_sense.cli.train import progress_bars
 from spider_sense.data import Example, read_jsonl
 from spider_sense.errors import ConfigError
+from spider_sense.folders import check_file
 
 __all__ = ["report", "write_page"]
 
@@ -32,8 +33,7 @@ def report(
     from spider_sense.models import load_model
     from spider_sense.reporting import build_report, render
 
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"{out.absolute().parent} does not exist; make it, or write the page elsewhere with --out")
+    check_file(out)
     examples, origin = _chosen(prompt or [], data, limit)
     loaded = load_model(model, dtype, device)
     with progress_bars() as progress:

@@ -13,6 +13,7 @@ from spider_sense.cli.app import app, console
 from spider_sense.cli.tables import plain
 from spider_sense.cli.train import progress_bars
 from spider_sense.config import load_yaml
+from spider_sense.folders import check_file
 
 if TYPE_CHECKING:
     from spider_sense.screening.trace import Trace
@@ -46,6 +47,8 @@ def screen(
     from spider_sense.screening.trace import read_traces
     from spider_sense.screening.written_calls import ReplayReader
 
+    if out is not None:
+        check_file(out)
     settings = load_yaml(config, ScreenSettings) if config else ScreenSettings()
     # Read whole before the model is loaded: a bad line in the last place shows at once.
     traces = list(read_traces(trace))

@@ -86,6 +86,8 @@ class Artifact:
     key_digest: str
     base: Fingerprint | None = None
     lists: KnownLists | None = None
+    fitted: frozenset[int] = frozenset()
+    """Keyed hashes of the honest principals that were fitted on; none of a fit that did not keep them."""
     calibration: Calibration | None = None
 
     @property
@@ -204,6 +206,8 @@ def _tensors(artifact: Artifact) -> dict[str, Tensor]:
     if artifact.lists is not None:
         arrays["lists.owner"] = artifact.lists.owner_M
         arrays["lists.signatures"] = artifact.lists.signatures_MH.view(np.int32)
+    if artifact.fitted:
+        arrays["fitted"] = np.array(sorted(artifact.fitted), dtype=np.uint64).view(np.int64)
     for tier, maxima in (artifact.calibration.maxima if artifact.calibration else {}).items():
         for stratum, values in maxima.items():
             # A principal without the evidence a tier needs has -inf; the file holds finite numbers only.
@@ -234,6 +238,7 @@ def _artifact(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray]) ->
         key_digest=manifest.key_digest,
         base=manifest.base,
         lists=lists,
+        fitted=frozenset(arrays["fitted"].view(np.uint64).tolist()) if "fitted" in arrays else frozenset(),
         calibration=_calibration(manifest, arrays),
     )
 

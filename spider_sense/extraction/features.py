@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spider_sense.extraction.layout import States
+from spider_sense.extraction.profile import CLIP
 
-__all__ = ["FEATURES", "vector"]
+__all__ = ["FEATURES", "highest", "vector"]
 
 TOP = 0.1
 """Share of the requests whose logits the top tenth averages: cover traffic does not dilute it."""
@@ -30,6 +31,11 @@ def vector(states_N: States, centres_B: NDArray[np.float32]) -> NDArray[np.float
     seen, count = np.maximum(states_N["sketched"], 1.0), np.maximum(states_N["count"], 1.0)
     mean = states_N["probe"].astype(np.float64) / seen
     return np.stack([mean, _top(states_N, centres_B), states_N["opening_counts"].max(axis=1) / count], axis=1)
+
+
+def highest(centres_B: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return what no principal's features can exceed, [1, F]."""
+    return np.array([[CLIP, centres_B.max(), 1.0]])
 
 
 def _top(states_N: States, centres_B: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from spider_sense.errors import DataError
 from spider_sense.extraction.artifact import Artifact
+from spider_sense.extraction.checks import check_calibration, check_fit
 from spider_sense.extraction.encode import Encoder, Read, hidden_of
 from spider_sense.extraction.event import Event
 from spider_sense.extraction.groups import honest_groups
@@ -38,7 +39,7 @@ def fit(
     width: int,
     read: Read | None = None,
     base: Fingerprint | None = None,
-    lists: Mapping[str, Sequence[str]] | None = None,
+    lists: KnownLists | None = None,
 ) -> Artifact:
     """Fit sketch, probes and population; calibration comes after, on other principals.
 
@@ -50,22 +51,20 @@ def fit(
         width: of the hidden state.
         read: runs the model; None if every row carries its hidden state.
         base: fingerprint of the model.
-        lists: texts of known query lists, by name.
+        lists: known query lists.
 
     Raises:
-        DataError: if a row has no hidden state, or there are too few rows.
-        MissingExtraError: if scikit-learn, scipy or datasketch is not installed.
+        DataError: see ``check_fit``.
+        MissingExtraError: if scikit-learn or scipy is not installed.
     """
+    check_fit(benign, campaigns, reads=read is not None)
     benign, campaigns = _in_order(benign), _in_order(campaigns)
-    hidden_ND = _all_hidden([*benign, *campaigns], read, width)
-    count, known = len(benign), KnownLists.build(lists) if lists else None
+    hidden_ND, count = hidden_of([*benign, *campaigns], read, width), len(benign)
     families = np.array([row.family for row in campaigns])
-    if not len(campaigns) or (families == "").any():
-        raise DataError("fitting needs campaigns, and a family in each of their rows: name what the campaign asks for")
     attacks = {str(name): np.flatnonzero(families == name) + count for name in np.unique(families)}
     owners = [row.principal for row in benign]
     sketch = Sketch.fit(hidden_ND[:count], owners, {name: hidden_ND[rows] for name, rows in attacks.items()})
-    encoder = Encoder(key, sketch, read, known)
+    encoder = Encoder(key, sketch, read, lists)
     whole = [
         row.model_copy(update={"hidden": tuple(hidden.tolist())})
         for row, hidden in zip(benign, hidden_ND[:count], strict=True)
@@ -73,7 +72,15 @@ def fit(
     population = Population.fit(
         _streams(_crossed(encoder.encode(whole), hidden_ND, benign, attacks)), key, sketch.names
     )
-    return Artifact(sketch=sketch, population=population, site=site, key_digest=key.digest, base=base, lists=known)
+    return Artifact(
+        sketch=sketch,
+        population=population,
+        site=site,
+        key_digest=key.digest,
+        base=base,
+        lists=lists,
+        fitted=frozenset(map(key.seed, owners)),
+    )
 
 
 def _crossed(
@@ -105,19 +112,13 @@ def calibrate(
     ``family`` may say what kind of work a principal does.
 
     Raises:
-        DataError: if there is no row, or principals without any activations: their maxima would lower the thresholds
-            of everybody.
+        DataError: if there is no row; see ``check_calibration`` too.
         MismatchError: if the key is another one.
     """
     detector = artifact.detector(key)
+    check_calibration(artifact, benign, key, reads=read is not None)
     events = events_of(artifact, benign, key, read)
     states, own, level = _replayed(detector, events)
-    unseen = [name for name, state in states.items() if not state.states["sketched"][0]]
-    if unseen:
-        raise DataError(
-            f"{len(unseen)} of {len(states)} honest principals have no activations, {unseen[0]!r} among them; give "
-            "'hidden', or text and the model to read it with, or leave them out"
-        )
     work = {row.principal: row.family or row.principal for row in benign}
     return artifact.calibrated(
         Calibration.fit(
@@ -156,17 +157,6 @@ def _streams(events: Sequence[Event]) -> list[list[Event]]:
     for event in events:
         streams.setdefault(event.principal, []).append(event)
     return list(streams.values())
-
-
-def _all_hidden(rows: Sequence[Row], read: Read | None, width: int) -> NDArray[np.float32]:
-    hidden_ND = hidden_of(rows, read, width)
-    missing = int(np.isnan(hidden_ND[:, 0]).sum())
-    if missing:
-        raise DataError(
-            f"{missing} of {len(rows)} requests have no hidden state; a fit needs all of them: give 'hidden', or text "
-            "and a model to read it with"
-        )
-    return hidden_ND
 
 
 def _replayed(

@@ -25,11 +25,13 @@ from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import EVERYBODY, HonestGroup
 
 __all__ = [
+    "ACCOUNT",
     "Edge",
     "Group",
     "group_tenant",
     "honest_groups",
     "judged",
+    "kinds_needed",
     "linked",
     "stacked",
 ]
@@ -41,8 +43,18 @@ SHARED = 0.5
 HUBS = 32
 """Holders of a hash that every other holder is compared with, so that a large group costs no square."""
 
-_ACCOUNT: tuple[LinkKind, ...] = ("payment", "network", "client", "declared")
+ACCOUNT: tuple[LinkKind, ...] = ("payment", "network", "client", "declared")
+"""Kinds of evidence that join accounts."""
 _CONTENT: tuple[LinkKind, ...] = ("parameters", "prefix")
+
+
+_SHARED: Mapping[LinkKind, str] = {
+    "payment": "a means of payment",
+    "network": "a network",
+    "client": "a client",
+    "prefix": "a system prompt",
+    "parameters": "sampling parameters",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +77,11 @@ class Group:
 
     def evidence(self) -> str:
         """Say in words what joins them."""
-        kinds = sorted({kind for edge in self.edges for kind in edge.kinds})
-        return f"{len(self.members)} accounts share {', '.join(kinds)}"
+        kinds = {kind for edge in self.edges for kind in edge.kinds}
+        shared = [words for kind, words in _SHARED.items() if kind in kinds]
+        said = [f"they share {', '.join(shared[:-1])}{' and ' if shared[1:] else ''}{shared[-1]}"] if shared else []
+        said += ["the operator declared them to be one"] if "declared" in kinds else []
+        return f"{len(self.members)} accounts belong together: {', and '.join(said)}"
 
 
 def stacked(states: Mapping[str, PrincipalState]) -> States:
@@ -106,7 +121,7 @@ def _root(parent: dict[str, str], name: str) -> str:
 
 def _edges(names: list[str], links_NKL: NDArray[np.uint64], population: Population) -> Iterator[Edge]:
     weights: dict[tuple[int, int], dict[LinkKind, float]] = defaultdict(dict)
-    for kind in _ACCOUNT:
+    for kind in ACCOUNT:
         for token, holders in _buckets(links_NKL[:, LINK_KINDS.index(kind)]):
             weight = math.inf if kind == "declared" else _weight(population.share(token))
             for pair in _pairs(holders) if weight > 0 else ():
@@ -153,6 +168,11 @@ def _weight(share: float) -> float:
     """Return the log-likelihood ratio of sharing a hash: by one hand against by chance, where both hold it with the
     square of its share of principals."""
     return math.log(SHARED) - 2 * math.log(share)
+
+
+def kinds_needed(population: Population) -> int:
+    """Return how many kinds of evidence join two accounts where nobody of the fit had what they share."""
+    return math.ceil(BOUND / max(_weight(1 / (population.principals + 1)), 1e-9))
 
 
 def judged(states: Mapping[str, PrincipalState], population: Population) -> list[tuple[Group, str, float]]:

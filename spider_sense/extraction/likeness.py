@@ -18,11 +18,13 @@ from spider_sense.extraction.layout import CHECKPOINTS, States
 from spider_sense.extraction.population import QUANTILES
 from spider_sense.extraction.sample import sampled
 
-__all__ = ["ALIKE", "group_contrast", "group_score", "group_shares"]
+__all__ = ["ALIKE", "COMMON", "group_contrast", "group_score", "group_shares"]
 
 ALIKE = 0.2
 """Share of requests that open alike, beyond which more tells nothing."""
-RARE = QUANTILES.index(0.94) + 1
+COMMON = 0.94
+"""Share of honest requests whose campaign probe lies below what counts as high."""
+RARE = QUANTILES.index(COMMON) + 1
 """First bin of the campaign probe that counts as high."""
 FEW = 3 / 16
 """Share of a member's requests that may be the campaign's: the most alike, and the highest."""

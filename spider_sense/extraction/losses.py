@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections import OrderedDict
 
 __all__ = ["Losses"]
 
@@ -13,7 +14,7 @@ class Losses:
     """Remembers losses until something that was offered later has been folded; several threads may call it."""
 
     def __init__(self) -> None:
-        self._offered: dict[str, float] = {}
+        self._offered: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
     def __contains__(self, name: str) -> bool:
@@ -25,7 +26,7 @@ class Losses:
             self._offered[name] = max(offered, self._offered.pop(name, offered))
             # Names are the clients' own, and most never come again.
             if len(self._offered) > _REMEMBERED:
-                del self._offered[next(iter(self._offered))]
+                self._offered.popitem(last=False)
 
     def folded(self, name: str, offered: float) -> None:
         """Forget a loss if what was folded was offered after it: a request that had waited makes up for nothing."""

@@ -39,18 +39,23 @@ def heads_of(artifact: Artifact) -> tuple[Probe, ...]:
     return tuple(artifact.sketch.heads(artifact.site))
 
 
-def open_claimed(settings: ExtractionSettings, artifact: Artifact) -> Store:
+def open_claimed(settings: ExtractionSettings, artifact: Artifact, make: bool = True) -> Store:
     """Open the store, for states that this artifact makes, whatever its thresholds are.
+
+    Args:
+        settings: where it is.
+        artifact: the extraction guard.
+        make: whether to make it if it is not there.
 
     Raises:
         MismatchError: if the key is not that of the artifact.
         StoreError: if the store cannot be opened, or holds states of another one.
     """
     artifact.check_key(Key.read(settings.key))
-    store = open_store(settings.store)
+    store = open_store(settings.store, make=make)
     try:
-        # It names the key too.
-        store.claim(replace(artifact, calibration=None).digest)
+        # It names the key too. Neither thresholds nor who was fitted on change what a state means.
+        store.claim(replace(artifact, calibration=None, fitted=frozenset()).digest)
     except BaseException:
         store.close()
         raise

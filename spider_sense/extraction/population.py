@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spider_sense.errors import DataError
 from spider_sense.extraction.event import Event, EventBatch
-from spider_sense.extraction.features import vector
+from spider_sense.extraction.features import highest, vector
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import BINS, CHECKPOINTS, EMPTY_LINK, States
 from spider_sense.extraction.level import LevelModel
@@ -80,6 +80,12 @@ class Population:
             principals=len(honest),
             probe_names=tuple(probe_names),
         )
+
+    @property
+    def ceiling(self) -> float:
+        """The highest level that a principal can reach."""
+        top = highest(self.centres)
+        return max(float(model.score(top)[0]) for model in self.levels.values())
 
     def tracker(self, key: Key) -> Tracker:
         """Return what carries states along."""

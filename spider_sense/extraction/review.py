@@ -11,7 +11,7 @@ from spider_sense.extraction.decision import LEVELS, TIERS, Decision, Level, Tie
 from spider_sense.extraction.discovery import benjamini_hochberg
 from spider_sense.extraction.groups import Group, group_tenant, linked, stacked
 from spider_sense.extraction.layout import States
-from spider_sense.extraction.likeness import group_contrast, group_score, group_shares
+from spider_sense.extraction.likeness import COMMON, group_contrast, group_score, group_shares
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import EVERYBODY, Calibration
 
@@ -54,14 +54,29 @@ def _judge_group(detector: "TieredDetector", group: Group, states: Mapping[str, 
     certified = calibration is not None and calibration.certified("group", tenant)
     also = int((members["decided"][:, [TIERS.index("own"), TIERS.index("level")]] >= _LIMIT).any(axis=1).sum())
     level: Level = "watch" if score <= threshold else "act" if also else "limit"
-    alike, high = group_shares(members)
-    said = (
-        f"{alike:.0%} of their requests open alike, of {high:.0%} the campaign probe says what it says of few, and in "
-        f"those that the accounts share it lies {group_contrast(members):.1f} above the others"
-    )
-    words = (group.evidence(), said, *([f"{also} of them were limited alone"] if also else []))
+    words = (group.evidence(), *_group_words(calibration, tenant, members, score))
+    words += (f"{also} of these accounts were limited for what each did alone",) if also else ()
     crossed = threshold if score > threshold else watch
     yield from _of_members(group, members, "group", level, score, crossed, p_value, certified, words, tenant)
+
+
+def _group_words(calibration: Calibration | None, tenant: str, members: States, score: float) -> Iterator[str]:
+    alike, high = group_shares(members)
+    yield f"{alike:.0%} of their requests open with the same words"
+    yield (
+        f"{high:.0%} of their requests look like those that are sent to train another model, where {1 - COMMON:.0%} of "
+        "honest requests do"
+    )
+    if (contrast := group_contrast(members)) > 0:
+        yield f"what these accounts have in common, and the highest of each, stands out by {contrast:.1f} logits"
+    if calibration is not None:
+        honest = calibration.maxima["group"][calibration.stratum("group", tenant)]
+        above = int((honest >= score).sum())
+        yield (
+            f"of {len(honest)} honest groups in calibration {above} look as much like it"
+            if len(honest)
+            else "calibration had no honest group to compare them with"
+        )
 
 
 def _of_members(

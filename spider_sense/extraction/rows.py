@@ -21,8 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from spider_sense.errors import DataError
 from spider_sense.extraction.event import LATEST
 from spider_sense.extraction.layout import LinkKind
+from spider_sense.extraction.row_faults import ALLOWED, fault_in_words
 
 __all__ = ["Row", "read_rows", "streams_of"]
+
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Message(BaseModel):
@@ -43,9 +47,9 @@ class Row(BaseModel):
     time: float = Field(ge=0, lt=LATEST, allow_inf_nan=False)
     text: str | None = None
     messages: tuple[Message, ...] | None = None
-    hidden: tuple[float, ...] | None = None
-    sketch: tuple[float, ...] | None = None
-    probes: tuple[float, ...] | None = None
+    hidden: tuple[_Number, ...] | None = None
+    sketch: tuple[_Number, ...] | None = None
+    probes: tuple[_Number, ...] | None = None
     tenant: str = Field(default="", max_length=24, pattern=r"^[ -~]*$")
     family: str = ""
     """What is fitted on: campaign family of an attacker's request, kind of work of an honest one."""
@@ -63,13 +67,13 @@ class Row(BaseModel):
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError(f"{value!r} is no date; give seconds since the epoch or an ISO 8601 date") from None
+            raise ValueError(f"{value!r} is no date; give {ALLOWED['time']}") from None
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
     @field_validator("logit_bias", mode="before")
     @classmethod
     def _ids(cls, value: object) -> object:
-        return tuple(int(token) for token in value) if isinstance(value, Mapping) else value
+        return tuple(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _says_something(self) -> "Row":
@@ -114,9 +118,7 @@ def read_rows(path: str | Path) -> list[Row]:
             try:
                 rows.extend(_rows(json.loads(line)))
             except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(str(part) for part in first["loc"])
-                raise DataError(f"{path}, line {number}: {where + ': ' if where else ''}{first['msg']}") from error
+                raise DataError(f"{path}, line {number}: {fault_in_words(error.errors()[0])}") from error
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
     if not rows:

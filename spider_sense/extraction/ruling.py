@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.extraction.decision import LEVELS, Decision
+from spider_sense.extraction.decision import LEVELS, TIERS, Decision
 from spider_sense.extraction.event import Event, EventBatch
 from spider_sense.extraction.groups import Group, linked
 from spider_sense.extraction.layout import States
@@ -29,14 +29,23 @@ class Ruling:
     """In the order of the requests, then those of the review."""
     groups: tuple[Group, ...]
 
-    def worst(self) -> dict[str, Decision]:
-        """Return each principal's highest finding, the first of several, the highest principals first."""
-        found: dict[str, Decision] = {}
+    def highest(self) -> dict[str, list[Decision]]:
+        """Return each principal's findings of its highest level, the highest principals first: one of each tier, alone
+        and together with others, rules first."""
+        found: dict[str, dict[tuple[int, bool], Decision]] = {}
         for decision in self.decisions:
-            held = found.get(decision.principal)
-            if held is None or LEVELS.index(decision.level) > LEVELS.index(held.level):
-                found[decision.principal] = decision
-        return dict(sorted(found.items(), key=lambda item: (-LEVELS.index(item[1].level), item[0])))
+            held = found.setdefault(decision.principal, {})
+            rank, known = LEVELS.index(decision.level), next(iter(held.values()), decision)
+            if rank > LEVELS.index(known.level):
+                held.clear()
+            if rank >= LEVELS.index(known.level):
+                held.setdefault((TIERS.index(decision.tier), bool(decision.group)), decision)
+        ordered = {name: [held[place] for place in sorted(held)] for name, held in found.items()}
+        return dict(sorted(ordered.items(), key=lambda item: (-LEVELS.index(item[1][0].level), item[0])))
+
+    def worst(self) -> dict[str, Decision]:
+        """Return the first of each principal's highest findings."""
+        return {name: findings[0] for name, findings in self.highest().items()}
 
 
 def judge(detector: TieredDetector, streams: Mapping[str, Sequence[Event]]) -> Ruling:

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from spider_sense.errors import StateError
-from spider_sense.extraction.layout import EMPTY_LINK, STATE, VERSION, States
+from spider_sense.extraction.layout import EMPTY_LINK, LINK_KINDS, STATE, VERSION, States
 
 __all__ = ["PrincipalState", "fresh"]
 
@@ -64,6 +64,12 @@ class PrincipalState:
     def tenant(self) -> str:
         """Declared type of the principal."""
         return bytes(self.states["tenant"][0]).decode("ascii")
+
+    def undeclared(self) -> Self:
+        """Return the state without what it kept of being declared one with others."""
+        states = self.states.copy()
+        states["links"][:, LINK_KINDS.index("declared")] = EMPTY_LINK
+        return type(self)(states)
 
     def to_bytes(self) -> bytes:
         """Return ``SIZE`` bytes: a header with version and checksum, and the record."""

@@ -14,7 +14,7 @@ work, and there fewer than five kinds tell nothing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,20 @@ from spider_sense.config import Settings
 from spider_sense.errors import ConfigError, MissingExtraError
 from spider_sense.extraction.decision import Tier
 
-__all__ = ["CERTIFIED", "EVERYBODY", "KINDS", "Budget", "Calibration", "HonestGroup", "Maxima"]
+__all__ = ["CERTIFIED", "EVERYBODY", "KINDS", "LEAST_KINDS", "Budget", "Calibration", "HonestGroup", "Maxima", "Source"]
 
 CERTIFIED = 299
 """Honest principals that a claim of 1% needs: with none of them alarmed, 95% confidence."""
+LEAST_KINDS = 2
+"""Kinds of work of principals that tell where the next kind may lie."""
 KINDS = 5
 """Kinds of work, each shared by all members of a group, that tell where the groups of the next kind may lie."""
 EVERYBODY = ""
 """The stratum of all principals."""
+
+Source = Literal["principals", "type", "work"]
+"""What a threshold rests on: how high the honest came, the highest of a type that is too small to be judged alone, or
+how high a new kind of work may come."""
 
 Maxima = Mapping[str, NDArray[np.float64]]
 """By stratum: each principal's maximum, in any order."""
@@ -134,7 +140,10 @@ class Calibration:
         shared = np.array([group.work or "" for group in groups], dtype=np.str_)
         least: dict[Tier, Mapping[str, float]] = {
             "level": {
-                name: max(_new_work(level[chosen], kinds[chosen], budget.level, 2), (floors or {}).get(name, -np.inf))
+                name: max(
+                    _new_work(level[chosen], kinds[chosen], budget.level, LEAST_KINDS),
+                    (floors or {}).get(name, -np.inf),
+                )
                 for name, chosen in rows.items()
             },
             "group": {
@@ -171,16 +180,20 @@ class Calibration:
             tenant: declared type of the principal.
             share: of honest principals; by default the tier's share of the budget.
         """
+        return max(self.bounds(tier, tenant, share).values())
+
+    def bounds(self, tier: Tier, tenant: str = EVERYBODY, share: float | None = None) -> dict[Source, float]:
+        """Return what a threshold rests on, of which it is the highest; see there."""
         stratum = self.stratum(tier, tenant)
         values, small = self.maxima[tier][stratum], self.maxima[tier].get(tenant, np.zeros(0))
         allowed = int(np.floor((self.budget.share(tier) if share is None else share) * (len(values) + 1) + 1e-9))
-        found = [float(values[-allowed]) if allowed else np.inf]
+        found: dict[Source, float] = {"principals": float(values[-allowed]) if allowed else np.inf}
         if tenant != stratum and len(small):
-            found.append(float(small[-1]))
-        if share is None:
-            least = self.least.get(tier, {})
-            found += [least.get(stratum, -np.inf), least.get(tenant, -np.inf) if tier == "group" else -np.inf]
-        return max(found)
+            found["type"] = float(small[-1])
+        if share is None and tier in self.least:
+            least, also = self.least[tier], (tenant,) if tier == "group" else ()
+            found["work"] = max(least.get(name, -np.inf) for name in (stratum, *also))
+        return found
 
     def p_value(self, tier: Tier, tenant: str, score: float) -> float:
         """Return the conformal p-value of a principal's maximum so far, in its stratum."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from spider_sense.extraction.artifact import Artifact
 from spider_sense.extraction.decision import Decision, Tier
+from spider_sense.extraction.limits import Limit, limits
 from spider_sense.extraction.ruling import Ruling
-from spider_sense.extraction.thresholds import Calibration
 from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.reporting.extraction_pictures import calibration_picture, groups_picture, timeline_picture
 from spider_sense.reporting.pieces import printable
@@ -37,7 +37,9 @@ _LIMITS = (
     "Extraction is made dearer by this, not impossible.",
     "A principal that differs from all of calibration may be alarmed more often: look at the tenant types without "
     "a certified stratum first.",
-    "Uncertified: calibration had too few honest principals of the tenant type, or none that lived as long.",
+    "Uncertified: calibration had too few honest principals of the tenant type, or none that lived as long, or nobody "
+    "can be limited at all, and why stands beside it.",
+    "The margin is what new kinds of work are expected to stay below; a threshold is never lower.",
     "A turn from its own history is only watched until the level is high as well: honest people change their work too.",
     "Honest evaluation harnesses and labelling tenants ask what a campaign asks. A finding is a reason to look, and a "
     "human decides.",
@@ -60,7 +62,7 @@ def render_extraction(artifact: Artifact, detector: TieredDetector, ruling: Ruli
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Spider-Sense: extraction</title><style>{STYLE}{_STYLE}</style></head><body><main>"
         f"{_header(artifact, ruling, origin)}{''.join(_principals(detector, ruling))}{_groups(ruling)}"
-        f"{_calibration(artifact.calibration, ruling)}"
+        f"{_calibration(artifact, ruling)}"
         f'<section class="limits"><h2>What these findings do not show</h2><ul>{limits}</ul></section>'
         "</main></body></html>\n"
     )
@@ -116,7 +118,7 @@ def _findings(ruling: Ruling, principal: str) -> Iterator[str]:
 
 def _sentence(decision: Decision) -> str:
     when = datetime.fromtimestamp(decision.time, UTC).strftime("%Y-%m-%d %H:%M")
-    p_value = "" if decision.p_value is None else f", p = {decision.p_value:.2g}"
+    p_value = "" if decision.p_value in (None, 1) else f", p = {decision.p_value:.2g}"
     weak = "" if decision.certified else ", uncertified"
     return (
         f"{decision.level}, by {_TIERS[decision.tier]}, at request {decision.count} ({when} UTC{p_value}{weak}): "
@@ -134,7 +136,8 @@ def _groups(ruling: Ruling) -> str:
     )
 
 
-def _calibration(calibration: Calibration | None, ruling: Ruling) -> str:
+def _calibration(artifact: Artifact, ruling: Ruling) -> str:
+    calibration = artifact.calibration
     if calibration is None:
         return "<section><h2>Thresholds</h2><p>This extraction guard is not calibrated.</p></section>"
     tiers: tuple[Tier, ...] = ("own", "level")
@@ -149,23 +152,21 @@ def _calibration(calibration: Calibration | None, ruling: Ruling) -> str:
         for tier in tiers
     }
     picture = calibration_picture(p_values, calibration)
-    rows = "".join(_stratum(calibration, tier, name) for tier, maxima in calibration.maxima.items() for name in maxima)
+    rows = "".join(_stratum(limit) for limit in limits(calibration, artifact.population))
     return (
         '<section><h2>Thresholds</h2><div class="pair"><figure>'
         f'<img alt="p-values of this log against honest principals" src="{picture}"></figure><table><tr><th>tier</th>'
-        f"<th>stratum</th><th>n</th><th>threshold</th><th></th></tr>{rows}</table></div></section>"
+        f"<th>stratum</th><th>n</th><th>threshold</th><th>margin</th><th>set by</th><th></th></tr>{rows}</table></div>"
+        "</section>"
     )
 
 
-def _stratum(calibration: Calibration, tier: Tier, name: str) -> str:
-    certified = "certified" if calibration.certified(tier, name) else "uncertified"
-    threshold = calibration.threshold(tier, name)
+def _stratum(limit: Limit) -> str:
     cells = (
-        _TIERS[tier],
-        name or "everybody",
-        str(len(calibration.maxima[tier][name])),
-        f"{threshold:.2f}" if math.isfinite(threshold) else "none: nobody is limited",
-        certified,
+        _TIERS[limit.tier],
+        limit.stratum or "everybody",
+        str(limit.count),
+        *limit.words,
     )
     return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"
 

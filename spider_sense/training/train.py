@@ -17,6 +17,7 @@ from spider_sense.chat import Chat
 from spider_sense.data import digest
 from spider_sense.evaluation import evaluate
 from spider_sense.fingerprint import fingerprint, serving_config
+from spider_sense.folders import check_writable
 from spider_sense.guard import (
     BASELINES,
     KIND,
@@ -70,6 +71,7 @@ def train(config: TrainConfig, progress: Progress | None = None, loaded: LoadedM
     """
     check_rates(config.suspect_fpr, config.breach_fpr)
     KIND.check_replaceable(config.output)
+    check_writable(config.work)
     parts = choose_parts(config)
     loaded = loaded or load_model(config.model, config.dtype, config.device)
     sites = tuple(map(Site.parse, config.sites)) or default_sites(loaded.model)

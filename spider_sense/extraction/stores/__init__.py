@@ -8,12 +8,13 @@ from spider_sense.extraction.stores.store import LONGEST_NAME, Change, Entry, St
 __all__ = ["LONGEST_NAME", "Change", "Entry", "RedisStore", "SqliteStore", "Store", "StoreError", "open_store"]
 
 
-def open_store(place: str, patience: float = 10.0) -> Store:
+def open_store(place: str, patience: float = 10.0, make: bool = True) -> Store:
     """Open the store at a place.
 
     Args:
         place: path of a SQLite file, or a server as ``redis://``, ``rediss://`` or ``unix://``.
         patience: seconds to wait for other writers, and for the server.
+        make: whether to make it if it is not there; if not, that is an error.
 
     Raises:
         ConfigError: if the place is of another kind.
@@ -22,7 +23,7 @@ def open_store(place: str, patience: float = 10.0) -> Store:
     """
     scheme, mark, _ = place.partition("://")
     if not mark:
-        return SqliteStore(place, patience)
+        return SqliteStore(place, patience, make)
     if scheme in ("redis", "rediss", "unix"):
-        return RedisStore(place, patience)
+        return RedisStore(place, patience, make)
     raise ConfigError(f"{scheme}:// names no store; give the path of a file, or redis://, rediss:// or unix://")

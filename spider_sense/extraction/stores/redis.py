@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from spider_sense.errors import MissingExtraError
-from spider_sense.extraction.stores.store import Change, Entry, StoreError, check_names, check_owner, moment
+from spider_sense.extraction.stores.store import Change, Entry, StoreError, check_names, check_owner, missing, moment
 
 __all__ = ["RedisStore"]
 
@@ -101,13 +101,14 @@ class RedisStore:
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it.
         patience: seconds to wait for the server, and for other writers.
+        make: whether to begin a store if the server holds none.
 
     Raises:
         MissingExtraError: if redis-py is not installed.
         StoreError: if the server cannot be reached, would forget what it has acknowledged, or holds another version.
     """
 
-    def __init__(self, url: str, patience: float = 10.0) -> None:
+    def __init__(self, url: str, patience: float = 10.0, make: bool = True) -> None:
         try:
             import redis
         except ImportError as error:
@@ -118,9 +119,9 @@ class RedisStore:
             self._db: Any = redis.Redis.from_url(url, socket_timeout=patience, socket_connect_timeout=patience)
             scripts = (_SET, _ERASE, _CLEAR, _GROUPS, _LINK)
             self._set, self._erase, self._clear, self._groups, self._link = map(self._db.register_script, scripts)
-            self._check_server()
+            self._check_server(make)
 
-    def _check_server(self) -> None:
+    def _check_server(self, make: bool) -> None:
         wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
         for name, value in wanted.items():
             found = self._db.config_get(name).get(name)
@@ -129,7 +130,10 @@ class RedisStore:
                     f"{self._url} runs with {name} {found}, so it may forget what it has acknowledged; "
                     f"start the server with --{name} {value}"
                 )
-        self._db.setnx(_SCHEMA, _VERSION)
+        if make:
+            self._db.setnx(_SCHEMA, _VERSION)
+        elif not self._db.exists(_SCHEMA):
+            raise missing(self._url)
         found = self._db.get(_SCHEMA).decode()
         if found != _VERSION:
             raise StoreError(
@@ -225,6 +229,12 @@ class RedisStore:
         check_names(principals)
         with self._told():
             self._link(keys=[_PARTY], args=[uuid4().hex, *principals])
+
+    def unlink(self, principals: Collection[str]) -> int:
+        """Take some principals out of what they are linked with."""
+        check_names(principals)
+        with self._told():
+            return int(self._db.hdel(_PARTY, *principals)) if principals else 0
 
     def linked(self, principal: str) -> frozenset[str]:
         """Return whom a principal is linked with, itself included."""

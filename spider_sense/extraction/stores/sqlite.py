@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from spider_sense.extraction.stores.store import Change, Entry, StoreError, check_names, check_owner, moment
+from spider_sense.extraction.stores.store import Change, Entry, StoreError, check_names, check_owner, missing, moment
 
 __all__ = ["SqliteStore"]
 
@@ -38,16 +38,18 @@ class SqliteStore:
     """Keeps principals in a file; see :class:`spider_sense.extraction.stores.Store`.
 
     Args:
-        path: the file; made if it is not there, for its owner alone to read and write. One that is there keeps its
-            permissions.
+        path: the file, for its owner alone to read and write if it is new. One that is there keeps its permissions.
         patience: seconds to wait for other writers.
+        make: whether to make it if it is not there.
 
     Raises:
         StoreError: if it cannot be opened, or is no store of this version.
     """
 
-    def __init__(self, path: str | Path, patience: float = 10.0) -> None:
+    def __init__(self, path: str | Path, patience: float = 10.0, make: bool = True) -> None:
         self.path = Path(path)
+        if not make and not self.path.exists():
+            raise missing(str(path))
         self._patience = patience
         self._lock = threading.RLock()
         self._stale = False
@@ -177,6 +179,14 @@ class SqliteStore:
                     self._db.execute("UPDATE party SET party = ? WHERE party = ?", (party, old))
                 else:
                     self._db.execute("INSERT INTO party VALUES (?, ?)", (name, party))
+
+    def unlink(self, principals: Collection[str]) -> int:
+        """Take some principals out of what they are linked with."""
+        check_names(principals)
+        with self._told(), self._transaction():
+            return sum(
+                self._db.execute("DELETE FROM party WHERE name = ?", (name,)).rowcount for name in set(principals)
+            )
 
     def linked(self, principal: str) -> frozenset[str]:
         """Return whom a principal is linked with, itself included."""

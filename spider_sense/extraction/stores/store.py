@@ -20,6 +20,7 @@ __all__ = [
     "StoreError",
     "check_names",
     "check_owner",
+    "missing",
     "moment",
 ]
 
@@ -101,6 +102,9 @@ class Store(Protocol):
     def link(self, principals: Collection[str]) -> None:
         """Declare that some principals, and all that they are linked with, are one; they may be new."""
 
+    def unlink(self, principals: Collection[str]) -> int:
+        """Take some principals out of what they are linked with, and return how many were in it; the others stay."""
+
     def linked(self, principal: str) -> frozenset[str]:
         """Return whom a principal is linked with, itself included."""
 
@@ -146,6 +150,13 @@ def check_owner(place: str, found: str, owner: str) -> None:
             f"{place} holds states that were made by {found}, not by {owner}: by another extraction guard, or under "
             "another key; use that one, or begin a new store"
         )
+
+
+def missing(place: str) -> StoreError:
+    """Return the error for a place where no store is, and none is to be made."""
+    return StoreError(
+        f"{place} holds no store of principals; name the one that a server keeps, which makes it when it first starts"
+    )
 
 
 def moment(seen: float | None) -> float:

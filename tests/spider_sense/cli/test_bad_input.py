@@ -211,6 +211,17 @@ def test_output_that_is_no_guard(refuse: Refuse, tiny_training: Any, tmp_path: P
     assert "exists and is no guard, so it is not replaced" in refuse("train", "--config", config)
 
 
+def test_work_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    refuse: Refuse, tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    monkeypatch.setattr("spider_sense.training.train.load_model", lambda name, *_: loads.append(name))
+    (tmp_path / "file").write_text("mine")
+    config = train_yaml(tmp_path, tiny_training, work=str(tmp_path / "file" / "work"))
+    assert "file is a file; name another folder" in refuse("train", "--config", config)
+    assert loads == []
+
+
 def test_rates_out_of_order(refuse: Refuse, guard: Path, benign: Path) -> None:
     error = refuse(*scoring("calibrate", guard, benign), "--breach-fpr", "0.2")
     assert "breach_fpr=0.2 is above suspect_fpr=0.05" in error

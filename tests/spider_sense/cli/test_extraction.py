@@ -157,9 +157,10 @@ def test_a_system_prompt_for_a_template_that_takes_none_is_told(
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     tiny_loaded.tokenizer.chat_template = refusing + tiny_loaded.tokenizer.chat_template
     messages = [{"role": "system", "content": "w40"}, {"role": "user", "content": "w20"}]
-    log = folder / "system.jsonl"
-    log.write_text(json.dumps({"principal": "t", "time": 1, "messages": messages}))
-    logs = ("--benign", log, "--campaigns", log, "--model", "tiny", "--site", "resid.1")
+    log = _words(folder / "plain.jsonl", [f"h{i}" for i in range(40)], 16, 0)
+    campaign = folder / "system.jsonl"
+    campaign.write_text(json.dumps({"principal": "t", "time": 1, "messages": messages, "family": "exam"}))
+    logs = ("--benign", log, "--campaigns", campaign, "--model", "tiny", "--site", "resid.1")
     with pytest.raises(SpiderSenseError, match="a request of 't' has turns of system, user"):
         _run("fit", *logs, "--key", folder / "key", "--out", folder / "new")
 
@@ -190,3 +191,68 @@ def test_a_fit_needs_families_and_hidden_states(folder: Path) -> None:
     text.write_text(json.dumps({"principal": "t", "time": 1, "text": "Hello", "family": "x"}))
     with pytest.raises(SpiderSenseError, match="name a model"):
         _run("fit", "--benign", text, "--campaigns", text, "--key", folder / "key", "--out", folder / "new")
+
+
+def _never_loaded(name: str, dtype: str, device: str) -> LoadedModel:
+    raise AssertionError(f"{name} is loaded although the log cannot be used")
+
+
+def test_what_can_be_refused_is_refused_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spider_sense.models.load_model", _never_loaded)
+    few = _words(tmp_path / "few.jsonl", [f"h{i}" for i in range(39)], 16, 0)
+    enough = _words(tmp_path / "enough.jsonl", [f"h{i}" for i in range(40)], 16, 0)
+    campaign = _words(tmp_path / "campaign.jsonl", ["c"], 16, 20, family="exam")
+    lists = [tmp_path / f"list{place}.jsonl" for place in range(9)]
+    for path in lists:
+        path.write_text(json.dumps({"text": "Only one"}))
+    options = ("--campaigns", campaign, "--model", "tiny", "--key", tmp_path / "key", "--out", tmp_path / "guard")
+    with pytest.raises(SpiderSenseError, match="39 of 39 honest principals sent 16 requests or more"):
+        _run("fit", "--benign", few, *options)
+    assert not (tmp_path / "key").exists()
+    with pytest.raises(SpiderSenseError, match="9 known lists; at most 8"):
+        _run("fit", "--benign", enough, *options, *(part for path in lists for part in ("--known-list", path)))
+    key = ("--key", folder / "key", "--model", "tiny")
+    with pytest.raises(SpiderSenseError, match="80 of 80 principals were fitted on, 'a0' among them"):
+        _run("calibrate", folder / "guard", "--benign", folder / "benign.jsonl", *key)
+    short = tmp_path / "short.jsonl"
+    short.write_text(json.dumps({"principal": "t", "time": 1, "hidden": [1.0] * 79}))
+    for verb in ("score", "report"):
+        with pytest.raises(SpiderSenseError, match="79 hidden numbers, expected 80"):
+            _run(verb, folder / "guard", "--data", short, *key)
+
+
+def test_a_threshold_that_limits_nobody_is_said_to_and_not_certified(folder: Path, tmp_path: Path) -> None:
+    """One kind of work tells nothing of the next; two that lie apart put the margin above all levels."""
+    one = _log(tmp_path / "one.jsonl", [f"one{i}" for i in range(299)], 16, family="chat")
+    two = _log(tmp_path / "two.jsonl", [f"two{i}" for i in range(20)], 16, attack_from=0, family="exams")
+    told = {}
+    for name, logs in {"one": (one,), "both": (one, two)}.items():
+        chosen = [part for log in logs for part in ("--benign", log)]
+        done = _run("calibrate", folder / "guard", *chosen, "--key", folder / "key", "--out", tmp_path / name)
+        told[name] = " ".join(done.output.split())
+    assert "warning: level never limits everybody: too few kinds of work, at least 2 are needed" in told["one"]
+    assert "0.40% never limits unknown too few kinds of work" in told["one"]
+    assert "own has no threshold for everybody: no honest principal sent enough to be judged" in told["one"]
+    assert "the threshold is" in told["both"]
+    assert "nothing can exceed" in told["both"]
+    assert "more kinds of honest work, each named in `family`" in told["both"]
+    page = tmp_path / "page.html"
+    _run("report", tmp_path / "one", "--data", folder / "pivot.jsonl", "--key", folder / "key", "--out", page)
+    level = page.read_text().split("level against honest principals</td>")[1].split("</tr>")[0]
+    assert "never limits" in level
+    assert "too few kinds of work" in level
+    assert "<td>uncertified</td>" in level
+
+
+def test_how_many_kinds_of_evidence_a_link_needs_is_said(folder: Path, tmp_path: Path) -> None:
+    held, ring = folder / "held.jsonl", folder / "ring.jsonl"
+    options = ("--key", folder / "key", "--out", tmp_path / "guard")
+    said = "on a fit of 80 principals, accounts are linked that share 2 kinds of evidence (payment, network, client)"
+    done = _run("calibrate", folder / "guard", "--benign", held, *options)
+    assert said in done.output
+    assert "linked groups can hardly be found: this log has none of them" in done.output
+    done = _run("calibrate", folder / "guard", "--benign", held, "--benign", ring, *options)
+    assert said in done.output
+    assert "hardly" not in done.output

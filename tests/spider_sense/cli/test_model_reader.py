@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spider_sense.chat import Chat, Rendered
 from spider_sense.cli.model_reader import ModelReader
 from spider_sense.errors import ConfigError, DataError
 from spider_sense.extraction import Key
@@ -48,3 +49,17 @@ def test_a_conversation_that_the_template_does_not_take_is_told_with_its_princip
     messages = [{"role": "system", "content": "w40"}, {"role": "user", "content": "w20"}]
     with pytest.raises(DataError, match=r"'ann' has turns of system, user.*no system.*into the user's turn"):
         _encode(reader, _row(messages=messages))
+
+
+def test_a_prompt_is_rendered_once(tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, rendered, render = ModelReader(tiny_loaded, SITE), [], Chat.render
+    row, other = _row(text="w20 w21"), _row(text="w22")
+
+    def counted(chat: Chat, turns: Any, max_tokens: int | None = None) -> Rendered:
+        rendered.append(turns)
+        return render(chat, turns, max_tokens)
+
+    monkeypatch.setattr(Chat, "render", counted)
+    _encode(reader, row)
+    _encode(reader, other)
+    assert [turns for turns in rendered if isinstance(turns, str)] == ["w20 w21", "w22"]

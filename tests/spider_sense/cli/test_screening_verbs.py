@@ -203,6 +203,18 @@ def test_screen(run: Run, bank: Path, tmp_path: Path) -> None:
     assert "w30" not in out.read_text() + printed
 
 
+@pytest.mark.parametrize(("out", "says"), [("none/out.jsonl", "does not exist; make it"), (".", "it is a folder")])
+def test_a_file_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, says: str
+) -> None:
+    loads: list[str] = []
+    monkeypatch.setattr("spider_sense.models.load_model", lambda name, *_: loads.append(name))
+    trace = write(tmp_path / "trace.jsonl", [{"id": "a", "messages": [{"role": "user", "content": "w1"}]}])
+    with pytest.raises(SpiderSenseError, match=says):
+        run("screen", "--trace", trace, "--out", tmp_path / out)
+    assert loads == []
+
+
 def test_screen_with_secrets_and_rules(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPERATOR", "k" * 32)
     write(tmp_path / "secrets.jsonl", [{"owner": "bob", "label": "words", "text": "w20 w21 w22 w23 w24"}])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from spider_sense.extraction import PrincipalState
-from spider_sense.extraction.groups import group_tenant, linked, stacked
+from spider_sense.extraction.groups import group_tenant, kinds_needed, linked, stacked
 from spider_sense.extraction.thresholds import CERTIFIED
 from spider_sense.extraction.tiers import TieredDetector
 
@@ -26,8 +26,7 @@ def test_rare_shared_evidence_of_two_kinds_links(uncalibrated: TieredDetector, t
     states = _states(uncalibrated, tiny_streams.honest(60, 40_000, 32) + _ring(tiny_streams, ("payment", "network")))
     groups = linked(states, uncalibrated.population)
     assert [set(group.members) for group in groups] == [{f"ring{i}" for i in range(10)}]
-    assert "10 accounts share" in groups[0].evidence()
-    assert "payment" in groups[0].evidence()
+    assert groups[0].evidence() == "10 accounts belong together: they share a means of payment and a network"
 
 
 def test_one_kind_of_evidence_is_not_enough_unless_it_was_declared(
@@ -38,6 +37,7 @@ def test_one_kind_of_evidence_is_not_enough_unless_it_was_declared(
     declared = linked(_states(uncalibrated, honest + _ring(tiny_streams, ("declared",))), uncalibrated.population)
     assert [len(group.members) for group in declared] == [10]
     assert declared[0].edges[0].weight == math.inf
+    assert declared[0].evidence() == "10 accounts belong together: the operator declared them to be one"
 
 
 def test_what_honest_principals_share_links_nobody(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
@@ -65,7 +65,7 @@ def test_content_confirms_what_the_account_began(uncalibrated: TieredDetector, t
     honest = tiny_streams.honest(300, 40_000, 32)
     (group,) = linked(_states(uncalibrated, honest + alike), uncalibrated.population)
     assert set(group.members) == {f"ring{i}" for i in range(10)}
-    assert "prefix" in group.evidence()
+    assert "they share a network and a system prompt" in group.evidence()
     # Where everybody holds the system prompt it confirms nothing.
     everybody = [[replace(event, links=(("prefix", 79),)) for event in events] for events in honest]
     assert linked(_states(uncalibrated, everybody + alike), uncalibrated.population) == []
@@ -114,7 +114,36 @@ def test_a_review_limits_the_members_and_says_why(detector: TieredDetector, tiny
     assert {decision.principal for decision in found} == {f"ring{i}" for i in range(10)}
     assert {decision.level for decision in found} <= {"limit", "act"}
     assert found[0].group == tuple(sorted(f"ring{i}" for i in range(10)))
-    assert any("accounts share" in words for words in found[0].evidence)
+    assert found[0].evidence[0].startswith("10 accounts belong together: they share")
+    assert any(
+        "of their requests look like those that are sent to train another model" in one for one in found[0].evidence
+    )
+    assert "of 300 honest groups in calibration 0 look as much like it" in found[0].evidence
+
+
+def test_a_group_without_any_to_compare_it_with_says_so(detector: TieredDetector, tiny_streams: Any) -> None:
+    calibration = detector.calibration
+    assert calibration is not None
+    alone = replace(calibration, maxima={**calibration.maxima, "group": {"": np.zeros(0)}}, least={})
+    judge = replace(detector, calibration=alone)
+    states = _states(judge, _ring(tiny_streams, ("payment", "network"), attack_from=0, share=0.9))
+    found = next(decision for decision in judge.review(states) if decision.tier == "group")
+    assert (found.level, found.p_value) == ("watch", 1.0)
+    assert found.evidence[-1] == "calibration had no honest group to compare them with"
+
+
+def test_the_kinds_of_evidence_that_a_link_needs_fall_with_the_principals_of_the_fit(
+    uncalibrated: TieredDetector, tiny_streams: Any
+) -> None:
+    needed = {count: kinds_needed(replace(uncalibrated.population, principals=count)) for count in (43, 44, 1413, 1414)}
+    assert needed == {43: 3, 44: 2, 1413: 2, 1414: 1}
+    honest = tiny_streams.honest(60, 40_000, 32)
+    for count, kinds in ((1413, ("network", "client")), (1414, ("network",))):
+        population = replace(uncalibrated.population, principals=count)
+        states = _states(uncalibrated, honest + _ring(tiny_streams, kinds))
+        assert [len(group.members) for group in linked(states, population)] == [10]
+        fewer = _states(uncalibrated, honest + _ring(tiny_streams, kinds[1:]))
+        assert linked(fewer, population) == []
 
 
 def test_a_sweep_split_over_linked_accounts_is_one_sweep(detector: TieredDetector, tiny_streams: Any) -> None:

@@ -12,9 +12,10 @@ import pytest
 from spider_sense.cli.principals import principals as cli
 from spider_sense.config import load_yaml, parse
 from spider_sense.errors import ConfigError, DataError, MismatchError, SpiderSenseError
-from spider_sense.extraction import Event, Key
+from spider_sense.extraction import Event, Key, PrincipalState
 from spider_sense.extraction.artifact import Artifact
 from spider_sense.extraction.fitting import calibrate, fit
+from spider_sense.extraction.groups import linked
 from spider_sense.extraction.layout import LinkKind
 from spider_sense.extraction.online import heads_of, open_claimed, open_watch, read_artifact
 from spider_sense.extraction.settings import ExtractionSettings
@@ -99,6 +100,7 @@ def test_new_thresholds_keep_the_states_and_another_guard_does_not(
         fitted, noise_rows("dddd", 40, 20, WIDTH), Key(KEY), budget=Budget(own=0.001, level=0.001, group=0.001)
     )
     open_claimed(settings, other).close()
+    open_claimed(settings, replace(artifact, fitted=frozenset())).close()
     moved = replace(artifact, sketch=replace(artifact.sketch, mean=artifact.sketch.mean + 1))
     with pytest.raises(StoreError, match="by another extraction guard"):
         open_claimed(settings, moved)
@@ -139,8 +141,11 @@ def test_settings_that_no_request_could_be_read_by_are_refused(
         parse(settings.model_dump(mode="json") | change, ExtractionSettings, "extraction.yaml")
 
 
-@pytest.mark.parametrize("verb", ["clear", "link", "erase"])
-def test_a_name_that_cannot_be_kept_is_an_error_in_words(run: Callable[..., str], verb: str) -> None:
+@pytest.mark.parametrize("verb", ["clear", "link", "unlink", "erase"])
+def test_a_name_that_cannot_be_kept_is_an_error_in_words(
+    run: Callable[..., str], settings: ExtractionSettings, verb: str
+) -> None:
+    open_store(settings.store).close()
     with pytest.raises(SpiderSenseError, match="cannot be a principal's name"):
         run(verb, "x" * 600)
 
@@ -163,6 +168,84 @@ def test_operators_see_clear_link_and_erase(
     assert store.linked("ann") == {"ann", "cid"}
     assert "1 principals, 0 found" in run("review")
     store.close()
+
+
+@pytest.mark.parametrize("verb", ["list", "review", "clear", "link", "unlink", "erase"])
+def test_a_store_that_is_not_there_is_not_made_by_operators(
+    run: Callable[..., str], settings: ExtractionSettings, verb: str
+) -> None:
+    with pytest.raises(StoreError, match="store holds no store of principals"):
+        run(verb, *(["ann"] if verb not in ("list", "review") else []))
+    assert not Path(settings.store).exists()
+
+
+def test_a_principal_that_was_found_twice_has_one_line(
+    run: Callable[..., str], settings: ExtractionSettings, helpers: Any
+) -> None:
+    store, state = open_store(settings.store), helpers.Counting().open("ann").to_bytes()
+    store.update({"ann": keep(state, text_of(helpers.decision("ann", "watch", "level")))})
+    store.mark_groups({"ann": text_of(helpers.decision("ann", "limit", "group"))})
+    (line,) = [line for line in run("list").splitlines() if line.startswith("ann")]
+    assert "ann  limit by group" in line
+    assert "also watch by level" in line
+    store.close()
+
+
+def test_a_link_to_a_name_that_nothing_is_kept_of_is_warned_about(
+    config: Path, settings: ExtractionSettings, capsys: pytest.CaptureFixture[str], helpers: Any
+) -> None:
+    store = open_store(settings.store)
+    store.update({name: keep(helpers.Counting().open(name).to_bytes()) for name in ("ann", "bob")})
+    cli(["link", "--extraction", str(config), "ann", "bob"], standalone_mode=False)
+    assert capsys.readouterr().err == ""
+    cli(["link", "--extraction", str(config), "ann", "bbo"], standalone_mode=False)
+    assert "nothing is kept of 'bbo': if a name is mistyped" in capsys.readouterr().err
+    store.close()
+
+
+def test_who_is_unlinked_is_one_of_no_group_any_more(
+    run: Callable[..., str], settings: ExtractionSettings, artifact: Artifact
+) -> None:
+    """The states hold what the link was folded as."""
+    detector, declared = artifact.detector(Key(KEY)), Key(KEY).hash("declared", "ann")
+    store = open_claimed(settings, artifact)
+    for name in ("ann", "bob", "cid"):
+        event = Event(principal=name, time=1.0, links=(("declared", declared), ("client", 7)))
+        store.update({name: keep(detector.update(detector.open(name), event)[0].to_bytes(), "standing")}, seen=1000.0)
+    store.link(["ann", "bob", "cid"])
+    assert "1 of 2 principals are unlinked" in run("unlink", "bob", "nobody")
+    assert store.linked("ann") == {"ann", "cid"}
+    states = {name: PrincipalState.from_bytes(data) for name, data in store.principals()}
+    (group,) = linked(states, artifact.population)
+    assert group.members == ("ann", "cid")
+    assert states["bob"].count == 1
+    assert dict(store.standings())["bob"] == "standing"
+    assert store.expire(1001.0) == 3, "nobody is kept for longer"
+    store.close()
+
+
+def test_a_damaged_state_is_unlinked_as_far_as_that_goes(
+    run: Callable[..., str], settings: ExtractionSettings, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(settings.store)
+    store.update({"ann": keep(b"damaged")})
+    store.link(["ann", "bob"])
+    cli(["unlink", "--extraction", str(config), "ann", "bob"], standalone_mode=False)
+    told = capsys.readouterr()
+    assert "2 of 2 principals are unlinked" in told.out
+    assert "'ann' keeps the link in its state: 7 bytes" in told.err
+    assert store.read("ann") == b"damaged"
+    assert store.linked("ann") == {"ann"}
+    store.close()
+
+
+def test_who_is_linked_by_the_settings_is_not_unlinked_from_the_store(
+    run: Callable[..., str], config: Path, settings: ExtractionSettings
+) -> None:
+    open_store(settings.store).close()
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"linked": [["ann", "bob"]]}))
+    with pytest.raises(ConfigError, match="links ann: take them out of `linked`"):
+        run("unlink", "ann", "cid")
 
 
 def test_a_damaged_state_hides_nobody_else_from_a_review(
@@ -228,6 +311,7 @@ def test_a_review_finds_a_group_and_servers_hear_of_it(
         store.update({name: keep(state.to_bytes())})
     said = run("review")
     assert said.startswith("6 principals, 6 found by their groups")
+    assert "group, watch: ring 0, ring 1, ring 2, ring 3, ring 4, ring 5\n" in said
     found = {name: decision_of(text) for name, text in store.standings()}
     assert set(found) == {f"ring {member}" for member in range(6)}
     # 40 principals calibrate no threshold, so nobody is limited.

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from spider_sense.errors import DataError
-from spider_sense.extraction.rows import read_rows, streams_of
+from spider_sense.extraction.row_faults import ALLOWED
+from spider_sense.extraction.rows import Row, read_rows, streams_of
 
 GOOD = {"principal": "key-1", "time": 5, "text": "How do I poach an egg?"}
 
@@ -51,19 +52,21 @@ def test_streams_are_in_the_order_of_time(tmp_path: Path) -> None:
     ("bad", "says"),
     [
         ([1], "not an object"),
-        ({"time": 1, "text": "x"}, "principal: Field required"),
-        (GOOD | {"principal": ""}, "principal"),
+        ({"time": 1, "text": "x"}, "'principal' is missing; add it"),
+        (GOOD | {"principal": ""}, "principal: '' is not allowed; give a name"),
         (GOOD | {"time": "yesterday"}, "'yesterday' is no date"),
-        (GOOD | {"time": None}, "time"),
-        (GOOD | {"time": float("nan")}, "time"),
+        (GOOD | {"time": None}, "time: None is not allowed; give seconds since 1970"),
+        (GOOD | {"time": float("nan")}, "time: nan is not allowed"),
+        (GOOD | {"hidden": [0.5, float("nan")]}, r"hidden\.1: nan is not allowed; give a list of finite numbers"),
         ({"principal": "a", "time": 1}, "no text, messages, hidden or sketch"),
         (GOOD | {"messages": [{"role": "user", "content": "x"}]}, "a text and messages"),
         (GOOD | {"links": {"shoe size": "44"}}, "links"),
-        (GOOD | {"logit_bias": {"word": 1}}, "logit_bias"),
+        (GOOD | {"logit_bias": {"word": 1}}, "logit_bias.0: 'word' is not allowed; give token ids"),
         (GOOD | {"logit_bias": [-1]}, "logit_bias"),
-        (GOOD | {"max_tokens": -1}, "max_tokens"),
-        (GOOD | {"time": 1767225600000}, "time"),
-        (GOOD | {"tenant": "a type of more than 24 letters"}, "tenant"),
+        (GOOD | {"max_tokens": -1}, "max_tokens: -1 is not allowed; give a whole number from 0"),
+        (GOOD | {"time": 1767225600000}, "time: 1767225600000 is not allowed; give seconds since 1970, not millisec"),
+        (GOOD | {"tenant": "a type of more than 24 letters"}, "tenant: .* at most 24 printable ASCII characters"),
+        ({"hashed_ip": "x", "conversation": ["hi"]}, "a turn: 'hi' is not allowed; give a list of"),
         ({"hashed_ip": "x", "conversation": [{"role": "user", "content": "hi"}]}, "no timestamp"),
         ({"hashed_ip": "x", "conversation": None}, "conversation is no list"),
         ({"hashed_ip": "x", "conversation": [], "header": "Mozilla"}, "header no object"),
@@ -101,3 +104,7 @@ def test_a_conversation_of_wildchat_is_a_request_a_turn(tmp_path: Path, stamp: o
     assert (first.principal, first.time, first.words) == ("abc", 1680998573.0, "One?")
     assert second.prompt == (("user", "One?"), ("assistant", "1"), ("user", "Two?"))
     assert second.links == {"client": "de Mozilla"}
+
+
+def test_every_field_has_words_for_what_it_may_hold() -> None:
+    assert set(ALLOWED) == set(Row.model_fields)

@@ -90,7 +90,8 @@ def test_nothing_to_change(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["", "x" * 513, "ä" * 257, "a\0b", "\udc80"])
 def test_names_that_cannot_be_kept(store: Store, name: str) -> None:
-    for act in (store.read, store.linked, lambda name: store.update({name: put(b"")}), lambda name: store.link([name])):
+    many: list[Callable[[str], object]] = [lambda name: store.link([name]), lambda name: store.unlink([name])]
+    for act in (store.read, store.linked, lambda name: store.update({name: put(b"")}), *many):
         with pytest.raises(ValueError, match="cannot be a principal's name"):
             act(name)
     assert len(store) == 0
@@ -163,6 +164,31 @@ def test_links_join_what_was_linked_before(store: Store) -> None:
     assert store.linked("a") == {"a", "b", "c", "d", "new"}
     assert store.linked("alone") == {"alone"}
     assert {frozenset(party) for party in store.links()} == {frozenset("abcd") | {"new"}, frozenset("xy")}
+
+
+def test_who_is_unlinked_leaves_the_others_linked(store: Store, place: str) -> None:
+    store.link(["a", "b", "c"])
+    store.link(["x", "y"])
+    assert store.unlink(["b", "alone"]) == 1
+    assert store.linked("a") == {"a", "c"}
+    assert store.linked("b") == {"b"}
+    other = open_store(place)
+    assert other.unlink(["x", "x"]) == 1
+    other.close()
+    assert {frozenset(party) for party in store.links()} == {frozenset("ac")}
+    assert store.unlink([]) == store.unlink(["b"]) == 0
+    store.link(["b", "y"])
+    assert store.linked("b") == {"b", "y"}
+
+
+def test_a_store_that_is_not_there_is_made_only_where_it_may_be(place: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no store of principals; name the one that a server keeps"):
+        open_store(place, make=False)
+    assert list(tmp_path.iterdir()) == []
+    open_store(place).close()
+    again = open_store(place, make=False)
+    assert len(again) == 0
+    again.close()
 
 
 def test_those_who_were_linked_by_an_erased_one_stay_linked(store: Store) -> None:
