@@ -1,6 +1,5 @@
 """What ``spider-sense extraction`` and ``principals`` print: thresholds, findings, linked groups."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -67,12 +66,6 @@ def warn_of_limits(calibration: "Calibration", population: "Population") -> None
         name = limit.stratum or "everybody"
         if limit.never:
             silent[limit.tier, limit.never, limit.remedy].append(name)
-        if limit.threshold == -math.inf:
-            typer.echo(
-                f"warning: {limit.tier} has no threshold for {name}: no honest principal sent enough to be judged, and "
-                "whoever does crosses it; calibrate on longer lives",
-                err=True,
-            )
     for (tier, never, remedy), strata in silent.items():
         typer.echo(f"warning: {tier} never limits {', '.join(strata)}: {never}; {remedy}", err=True)
 

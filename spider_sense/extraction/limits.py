@@ -67,15 +67,13 @@ def _limit(calibration: Calibration, population: Population, tier: Tier, stratum
         rests_on=_words(source, tier, threshold, population.floors.get(calibration.stratum(tier, stratum))),
         never=never,
         remedy=remedy,
-        certified=not never and threshold > -math.inf and calibration.certified(tier, stratum),
+        certified=not never and calibration.certified(tier, stratum),
     )
 
 
 def _words(source: Source, tier: Tier, threshold: float, floor: float | None) -> str:
     if tier == "level" and threshold == floor:
         return "highest of the fit"
-    if threshold == -math.inf:
-        return "nothing: none sent enough"
     honest = "groups" if tier == "group" else "principals"
     return {"principals": f"honest {honest}", "type": "highest of its type", "work": "new kinds of work"}[source]
 
@@ -92,6 +90,8 @@ def _never(
         return "", ""
     if bounds["principals"] == math.inf:
         needed = math.ceil(1 / share - 1e-6) - 1
+        if found >= needed:
+            return f"too few of {found} honest {honest} sent enough", f"calibrate on honest {honest} with longer lives"
         return f"{share:.2%} needs {needed} honest {honest}, there are {found}", f"calibrate on more honest {honest}"
     if bounds.get("work") == math.inf:
         kinds = KINDS if tier == "group" else LEAST_KINDS

@@ -171,7 +171,7 @@ class Calibration:
         return tenant in self.horizons and count <= self.horizons[tenant]
 
     def threshold(self, tier: Tier, tenant: str = EVERYBODY, share: float | None = None) -> float:
-        """Return what a statistic must exceed: infinity where there are too few principals for the share.
+        """Return what a statistic must exceed: infinity where too few principals, or too few long lives, are there.
 
         A stratum that is too small to be judged by alone can only raise the threshold, to its highest maximum.
 
@@ -187,7 +187,9 @@ class Calibration:
         stratum = self.stratum(tier, tenant)
         values, small = self.maxima[tier][stratum], self.maxima[tier].get(tenant, np.zeros(0))
         allowed = int(np.floor((self.budget.share(tier) if share is None else share) * (len(values) + 1) + 1e-9))
-        found: dict[Source, float] = {"principals": float(values[-allowed]) if allowed else np.inf}
+        reached = float(values[-allowed]) if allowed else np.inf
+        # Where none of the honest sent enough for a statistic, nothing is known of those who do.
+        found: dict[Source, float] = {"principals": reached if reached > -np.inf else np.inf}
         if tenant != stratum and len(small):
             found["type"] = float(small[-1])
         if share is None and tier in self.least:

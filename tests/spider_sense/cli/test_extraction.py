@@ -234,7 +234,7 @@ def test_a_threshold_that_limits_nobody_is_said_to_and_not_certified(folder: Pat
         told[name] = " ".join(done.output.split())
     assert "warning: level never limits everybody: too few kinds of work, at least 2 are needed" in told["one"]
     assert "0.40% never limits unknown too few kinds of work" in told["one"]
-    assert "own has no threshold for everybody: no honest principal sent enough to be judged" in told["one"]
+    assert "warning: own never limits everybody: too few of 299 honest principals sent enough" in told["one"]
     assert "the threshold is" in told["both"]
     assert "nothing can exceed" in told["both"]
     assert "more kinds of honest work, each named in `family`" in told["both"]

@@ -37,9 +37,12 @@ def test_a_threshold_says_what_set_it(uncalibrated: TieredDetector) -> None:
     assert _limit(uncalibrated, "level", few - 9, floors={"": floor}).rests_on == "highest of the fit"
 
 
-def test_lives_that_are_too_short_for_a_tier_certify_nothing(uncalibrated: TieredDetector) -> None:
+def test_lives_that_are_too_short_for_a_tier_limit_nobody(uncalibrated: TieredDetector) -> None:
     short = _limit(uncalibrated, "own", np.full(CERTIFIED, -np.inf))
-    assert (short.rests_on, short.certified) == ("nothing: none sent enough", False)
+    assert (short.threshold, short.certified) == (math.inf, False)
+    assert short.never == f"too few of {CERTIFIED} honest principals sent enough"
+    one_sent = np.r_[np.full(CERTIFIED - 1, -np.inf), 2.0]
+    assert (_limit(uncalibrated, "own", one_sent).threshold, CERTIFIED * 6 // 1000) == (2.0, 1)
 
 
 def test_where_nobody_can_be_limited_nothing_is_certified(uncalibrated: TieredDetector) -> None:
