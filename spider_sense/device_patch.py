@@ -34,18 +34,18 @@ class DevicePatch:
         self._vectors_KD = {layer: vectors_KD.to(device) for layer, vectors_KD in vectors.items()}
         self._columns = {site: (neuron_R.to(device), row_R.to(device)) for site, (neuron_R, row_R) in columns.items()}
         self._alpha = alpha
-        self._dots: dict[int, tuple[Tensor, PatchDots]] = {}
+        self._held: tuple[int, Tensor, PatchDots] | None = None
 
     def rest(self) -> None:
         """Forget the last pass; another gate may hold in the next."""
-        self._dots.clear()
+        self._held = None
 
     def patch(self, site: Site, output_TF: Tensor, hidden_TD: Tensor, gate_T: Tensor) -> None:
         """Patch the output [..., F] of a projection of the input [..., D], in the rows whose gate [T] is not 0."""
         neuron_R, cluster_R = self._columns[site]
-        held = self._dots.get(site.layer)
-        # By identity: the tensor is held until the pass is over, so no other can have taken its place.
-        if held is None or held[0] is not hidden_TD:
-            held = hidden_TD, patch_dots_triton(hidden_TD, self._vectors_KD[site.layer], gate_T)
-            self._dots[site.layer] = held
-        patch_update_triton(output_TF, held[1], neuron_R, cluster_R, gate_T, self._alpha)
+        held = self._held
+        # By identity: the tensor is held until the next block's, so no other can have taken its place.
+        if held is None or held[0] != site.layer or held[1] is not hidden_TD:
+            held = site.layer, hidden_TD, patch_dots_triton(hidden_TD, self._vectors_KD[site.layer], gate_T)
+            self._held = held
+        patch_update_triton(output_TF, held[2], neuron_R, cluster_R, gate_T, self._alpha)

@@ -155,8 +155,12 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(f"cannot write into {folder}: {there} is closed to this user; name another folder")
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, renamed: bool = True) -> None:
     """Check that this user can write a file, in a folder that is there.
+
+    Args:
+        path: the file.
+        renamed: whether it is written beside itself and renamed, which the folder must be open for.
 
     Raises:
         ConfigError: if the folder is missing or closed to this user, or the file is a folder or read-only.
@@ -164,7 +168,8 @@ def check_file(path: Path) -> None:
     folder = path.absolute().parent
     if not folder.exists():
         raise ConfigError(f"{folder} does not exist; make it, or name another file with --out")
-    check_writable(folder)
+    if renamed or not path.exists():
+        check_writable(folder)
     if path.is_dir():
         raise ConfigError(f"cannot write {path}: it is a folder; name a file with --out")
     if path.exists() and not os.access(path, os.W_OK):

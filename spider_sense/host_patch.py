@@ -35,13 +35,13 @@ class HostPatch:
         vectors, columns = by_layer(targets, starts)
         self._weight_DK = {layer: alpha * vectors_KD.T.contiguous().numpy() for layer, vectors_KD in vectors.items()}
         self._columns = {site: (neuron_R.numpy(), row_R.numpy()) for site, (neuron_R, row_R) in columns.items()}
-        self._dots: dict[int, tuple[Tensor, np.ndarray]] = {}
+        self._held: tuple[int, Tensor, np.ndarray] | None = None
         self._row_P1 = np.empty((0, 1), np.int64)
 
     def set(self, row_P: np.ndarray) -> None:
         """Take the rows to patch in the next pass, int64."""
         self._row_P1 = row_P[:, None]
-        self._dots.clear()
+        self._held = None
 
     def suits(self, output_TF: Tensor, hidden_TD: Tensor) -> bool:
         """Whether it can patch the rows of this output."""
@@ -55,13 +55,13 @@ class HostPatch:
         y_TF[self._row_P1, neuron_R] += self._dots_PK(site.layer, hidden_TD).take(cluster_R, 1)
 
     def _dots_PK(self, layer: int, hidden_TD: Tensor) -> np.ndarray:
-        held = self._dots.get(layer)
-        # By identity: the tensor is held until the pass is over, so no other can have taken its place.
-        if held is None or held[0] is not hidden_TD:
+        held = self._held
+        # By identity: the tensor is held until the next block's, so no other can have taken its place.
+        if held is None or held[0] != layer or held[1] is not hidden_TD:
             x_TD = _plain(hidden_TD).reshape(-1, hidden_TD.shape[-1])
-            held = hidden_TD, x_TD.take(self._row_P1[:, 0], 0) @ self._weight_DK[layer]
-            self._dots[layer] = held
-        return held[1]
+            held = layer, hidden_TD, x_TD.take(self._row_P1[:, 0], 0) @ self._weight_DK[layer]
+            self._held = held
+        return held[2]
 
 
 def _plain(tensor: Tensor) -> np.ndarray:

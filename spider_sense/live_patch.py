@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sense_kernels import patch_rows
+from sense_kernels import AVAILABLE, patch_rows
 from spider_sense.attach import Patcher
 from spider_sense.device_patch import DevicePatch
 from spider_sense.errors import PatchError
@@ -104,7 +104,8 @@ class LivePatch:
         starts = {site: resolve(loaded.model, site).start for site in patch.targets}
         self._targets = {site: _on(device, target, starts[site]) for site, target in patch.targets.items()}
         self._host = HostPatch(patch.targets, starts, self.alpha) if device.type == "cpu" else None
-        self._device = DevicePatch(patch.targets, starts, self.alpha, device) if device.type == "cuda" else None
+        launches = AVAILABLE and device.type == "cuda"
+        self._device = DevicePatch(patch.targets, starts, self.alpha, device) if launches else None
         self._gate = RowStrengths(device)
 
     @property

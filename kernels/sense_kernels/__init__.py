@@ -1,5 +1,6 @@
 """Operations of the hot path: score hidden states, fold the scores into streaming state."""
 
+from sense_kernels._triton import AVAILABLE
 from sense_kernels.fold import fold, fold_torch, fold_triton
 from sense_kernels.host_sites import HostSites
 from sense_kernels.lanes import PROMPT, RESPONSE, TAIL, WATCHED, Lane, LaneKind, LaneTable, State
@@ -26,6 +27,7 @@ from sense_kernels.steer import steer, steer_torch
 from sense_kernels.twin import readout_torch
 
 __all__ = [
+    "AVAILABLE",
     "MERGE",
     "PROMPT",
     "RESPONSE",

@@ -109,9 +109,10 @@ def _check(output: Tensor, hidden: Tensor, vectors_KD: Tensor, gate_T: Tensor) -
 
 
 def _misfit(hidden: Tensor, vectors_KD: Tensor, gate_T: Tensor, output: Tensor | None = None) -> ValueError:
+    named = "" if output is None else f"output {list(output.shape)}, "
     return ValueError(
-        f"output {None if output is None else list(output.shape)}, hidden states {list(hidden.shape)}, vectors"
-        f" {list(vectors_KD.shape)} and gate {list(gate_T.shape)} do not fit one another"
+        f"{named}hidden states {list(hidden.shape)}, vectors {list(vectors_KD.shape)} and gate {list(gate_T.shape)} do"
+        " not fit one another"
     )
 
 

@@ -34,6 +34,9 @@ def bench(
         bar = progress.add_task("Rounds", total=rounds + 1)
         result = run(loaded, batch, new_tokens, rounds, lambda: progress.advance(bar))
     for name, speed in result["tokens_per_s"].items():
-        ratio, (low, high) = result.get(f"{name}_ratio", 1.0), result.get(f"{name}_interval", (1.0, 1.0))
-        console.print(f"{name:>16}: {speed:8.1f} tokens/s, {ratio:.3f} ({low:.3f}-{high:.3f}) of bare", highlight=False)
+        told = ""
+        if name != "bare":
+            low, high = result[f"{name}_interval"]
+            told = f", {result[f'{name}_ratio']:.3f} ({low:.3f}-{high:.3f}) of bare"
+        console.print(f"{name:>16}: {speed:8.1f} tokens/s{told}", highlight=False)
     typer.echo(json.dumps(result))

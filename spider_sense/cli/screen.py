@@ -48,7 +48,7 @@ def screen(
     from spider_sense.screening.written_calls import ReplayReader
 
     if out is not None:
-        check_file(out)
+        check_file(out, renamed=False)
     settings = load_yaml(config, ScreenSettings) if config else ScreenSettings()
     # Read whole before the model is loaded: a bad line in the last place shows at once.
     traces = list(read_traces(trace))

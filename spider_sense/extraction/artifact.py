@@ -87,7 +87,7 @@ class Artifact:
     base: Fingerprint | None = None
     lists: KnownLists | None = None
     fitted: frozenset[int] = frozenset()
-    """Keyed hashes of the honest principals that were fitted on; none of a fit that did not keep them."""
+    """Keyed hashes of the honest principals that were fitted on."""
     calibration: Calibration | None = None
 
     @property
@@ -206,8 +206,7 @@ def _tensors(artifact: Artifact) -> dict[str, Tensor]:
     if artifact.lists is not None:
         arrays["lists.owner"] = artifact.lists.owner_M
         arrays["lists.signatures"] = artifact.lists.signatures_MH.view(np.int32)
-    if artifact.fitted:
-        arrays["fitted"] = np.array(sorted(artifact.fitted), dtype=np.uint64).view(np.int64)
+    arrays["fitted"] = np.array(sorted(artifact.fitted), dtype=np.uint64).view(np.int64)
     for tier, maxima in (artifact.calibration.maxima if artifact.calibration else {}).items():
         for stratum, values in maxima.items():
             # A principal without the evidence a tier needs has -inf; the file holds finite numbers only.
@@ -238,7 +237,7 @@ def _artifact(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray]) ->
         key_digest=manifest.key_digest,
         base=manifest.base,
         lists=lists,
-        fitted=frozenset(arrays["fitted"].view(np.uint64).tolist()) if "fitted" in arrays else frozenset(),
+        fitted=frozenset(arrays["fitted"].view(np.uint64).tolist()),
         calibration=_calibration(manifest, arrays),
     )
 

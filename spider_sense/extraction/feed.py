@@ -221,7 +221,7 @@ class Feed:
             else:
                 found[name] = strictest([found[name], decision]) or decision if name in found else decision
         self._unreadable = frozenset(unreadable)
-        self._parties = {name: min(party) for party in self._store.links() for name in party}
+        self._parties = {name: party for party, names in self._store.links() for name in names}
         self._found, self._down = found, ""
 
     def _expire(self) -> None:

@@ -46,7 +46,7 @@ FROZEN = 48
 CHECKPOINTS = (16, 32, 64, 128, 256, 512, 1024)
 """Numbers of requests at which the level tier looks."""
 SAMPLE = 32
-"""Requests of a principal that are kept as they were, for what linked accounts have in common."""
+"""Requests of a principal whose sketches and logits are kept, for what linked accounts have in common."""
 LISTS = 8
 """Known query lists that hits are counted of."""
 LINK_SLOTS = 16

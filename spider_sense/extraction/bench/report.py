@@ -36,7 +36,8 @@ def summarise(results: Results, config: BenchConfig) -> Report:
     rate, interval = _rate(lifetime, config)
     pivot, half = (_cell(config, "pivot", share) for share in (1.0, 0.5))
     template = [one for one in ours if one.scene == _cell(config, "first", 1.0) and one.template]
-    ring = [one for one in ours if one.scene == f"ring of {config.ring_sizes[0]}"]
+    size = config.ring_sizes[0]
+    ring = _of(ours, f"ring of {size}")
     load = results.figures.get("load", {})
     return {
         "seeds": len({one.seed for one in ours}),
@@ -54,8 +55,11 @@ def summarise(results: Results, config: BenchConfig) -> Report:
         "pivot_half_median_queries": _finite(median_queries([one.queries for one in _of(ours, half)])),
         "campaign_median_queries": _finite(median_queries([one.queries for one in template])),
         "group_tpr": float(np.mean([one.alarmed for one in ring])) if ring else None,
+        "group_tpr_products": _rate_json(_of(ours, f"ring of {size}, products"), config),
         "group_fpr": _rate_json(_of(ours, "organisations"), config),
         "group_fpr_one_subject": _rate_json(_of(ours, "one subject"), config),
+        "group_fpr_shared_subject": _rate_json(_of(ours, f"innocent subject of {size}"), config),
+        "group_fpr_shared_subject_products": _rate_json(_of(ours, f"innocent subject of {size}, products"), config),
         "group_curve": _group_curve(ours, config),
         "missed": {
             cell.name: sorted(name for name, rows in _by(_of(ours, cell.name), "family") if _found_share(rows) < FOUND)

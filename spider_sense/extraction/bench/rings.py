@@ -24,8 +24,8 @@ def group_outcomes(scene: Scene, ours: Ours) -> list[Outcome]:
     behind narrow products, of rings that share nothing, of rings whose accounts have a topic each, and of accounts that
     share an innocent subject as a ring shares its campaign.
 
-    A ring counts as found if the groups above the threshold hold half of its accounts and are mostly its own. An
-    organisation counts as alarmed if such a group holds two of its accounts.
+    A ring counts as found if the groups above the threshold hold half of its accounts and are mostly its own. Who is
+    innocent counts as alarmed if such a group holds two of its accounts.
     """
     organisations, alike = scene.organisations("test"), scene.organisations("test", one_subject=True)
     innocent = {**_states(ours, organisations), **_states(ours, alike)}
@@ -65,8 +65,9 @@ def _judged(scene: Scene, ours: Ours, name: str, groups: Accounts, states: State
 
 def _outcome(scene: Scene, name: str, accounts: Sequence[Stream], linked: Sequence[Linked]) -> Outcome:
     names, campaign = {stream.principal for stream in accounts}, accounts[0].campaign
+    hostile = any(family.name == campaign for family in scene.campaigns())
     held = [(len(members & names), score, above) for members, score, above in linked if _mostly(members, names)]
-    if campaign:
+    if hostile:
         alarmed = 2 * sum(count for count, _, above in held if above) >= len(names)
     else:
         alarmed = any(above and len(members & names) >= 2 for members, _, above in linked)

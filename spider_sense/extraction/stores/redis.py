@@ -81,18 +81,22 @@ end
 """KEYS: group, and the states. ARGV: for each state its principal and the standing."""
 
 _LINK = """
-local old = {}
+local old, name = {}, nil
 for i = 2, #ARGV do
   local party = redis.call('HGET', KEYS[1], ARGV[i])
-  if party then old[party] = true end
-  redis.call('HSET', KEYS[1], ARGV[i], ARGV[1])
+  if party then
+    old[party] = true
+    if not name or party < name then name = party end
+  end
 end
+name = name or ARGV[1]
+for i = 2, #ARGV do redis.call('HSET', KEYS[1], ARGV[i], name) end
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
-  if old[all[i + 1]] then redis.call('HSET', KEYS[1], all[i], ARGV[1]) end
+  if old[all[i + 1]] then redis.call('HSET', KEYS[1], all[i], name) end
 end
 """
-"""KEYS: party. ARGV: the name of the new party, principals."""
+"""KEYS: party. ARGV: the name of the link if none of them is in one, principals."""
 
 
 class RedisStore:
@@ -239,16 +243,16 @@ class RedisStore:
     def linked(self, principal: str) -> frozenset[str]:
         """Return whom a principal is linked with, itself included."""
         check_names([principal])
-        return next((party for party in self.links() if principal in party), frozenset({principal}))
+        return next((party for _, party in self.links() if principal in party), frozenset({principal}))
 
-    def links(self) -> Iterator[frozenset[str]]:
-        """Yield every set of linked principals."""
+    def links(self) -> Iterator[tuple[str, frozenset[str]]]:
+        """Yield the name of every link, and the principals that it joins."""
         with self._told():
             found = self._db.hgetall(_PARTY)
         parties: dict[bytes, set[str]] = {}
         for name, party in found.items():
             parties.setdefault(party, set()).add(name.decode())
-        yield from (frozenset(names) for names in parties.values() if len(names) > 1)
+        yield from ((party.decode(), frozenset(names)) for party, names in parties.items() if len(names) > 1)
 
     def erase(self, principals: Collection[str]) -> int:
         """Remove some principals, and rewrite the server's files without them."""

@@ -171,14 +171,12 @@ class SqliteStore:
     def link(self, principals: Collection[str]) -> None:
         """Declare that some principals, and all that they are linked with, are one."""
         check_names(principals)
-        party = uuid4().hex
         with self._told(), self._transaction():
-            for name in principals:
-                old = self._party(name)
-                if old is not None:
-                    self._db.execute("UPDATE party SET party = ? WHERE party = ?", (party, old))
-                else:
-                    self._db.execute("INSERT INTO party VALUES (?, ?)", (name, party))
+            old = {found for name in principals if (found := self._party(name)) is not None}
+            party = min(old, default=uuid4().hex)
+            for other in old - {party}:
+                self._db.execute("UPDATE party SET party = ? WHERE party = ?", (party, other))
+            self._db.executemany("INSERT OR REPLACE INTO party VALUES (?, ?)", [(name, party) for name in principals])
 
     def unlink(self, principals: Collection[str]) -> int:
         """Take some principals out of what they are linked with."""
@@ -197,14 +195,14 @@ class SqliteStore:
             ).fetchall()
         return frozenset({principal, *(name for (name,) in rows)})
 
-    def links(self) -> Iterator[frozenset[str]]:
-        """Yield every set of linked principals."""
+    def links(self) -> Iterator[tuple[str, frozenset[str]]]:
+        """Yield the name of every link, and the principals that it joins."""
         with self._told():
             rows = self._db.execute("SELECT party, name FROM party").fetchall()
         parties: dict[str, set[str]] = {}
         for party, name in rows:
             parties.setdefault(party, set()).add(name)
-        yield from (frozenset(names) for names in parties.values() if len(names) > 1)
+        yield from ((party, frozenset(names)) for party, names in parties.items() if len(names) > 1)
 
     def erase(self, principals: Collection[str]) -> int:
         """Remove some principals, from free pages and from the log as well."""

@@ -100,7 +100,10 @@ class Store(Protocol):
         """Take back the standings of some principals, and return how many had one; their states stay."""
 
     def link(self, principals: Collection[str]) -> None:
-        """Declare that some principals, and all that they are linked with, are one; they may be new."""
+        """Declare that some principals, and all that they are linked with, are one; they may be new.
+
+        The link keeps its name where one of them is in one, the first by name if in several: states tell it.
+        """
 
     def unlink(self, principals: Collection[str]) -> int:
         """Take some principals out of what they are linked with, and return how many were in it; the others stay."""
@@ -108,8 +111,8 @@ class Store(Protocol):
     def linked(self, principal: str) -> frozenset[str]:
         """Return whom a principal is linked with, itself included."""
 
-    def links(self) -> Iterator[frozenset[str]]:
-        """Yield every set of linked principals."""
+    def links(self) -> Iterator[tuple[str, frozenset[str]]]:
+        """Yield the name of every link, and the principals that it joins; a name is never used again."""
 
     def erase(self, principals: Collection[str]) -> int:
         """Remove all that is kept of some principals, from the files too, and return how many had a state."""

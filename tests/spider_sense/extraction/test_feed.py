@@ -336,7 +336,8 @@ def test_declared_links_are_evidence(feed: Any, store: Store, helpers: Any) -> N
         one.offer(helpers.seen(name))
     assert one.flush()
     links = {event.principal: event.links for event in detector.events}
-    assert links["ann"] == links["bob"] == links["cid"] == (("declared", helpers.KEY.hash("declared", "ann")),)
+    ((link, _),) = store.links()
+    assert links["ann"] == links["bob"] == links["cid"] == (("declared", helpers.KEY.hash("declared", link)),)
     assert links["dan"] == ()
 
 

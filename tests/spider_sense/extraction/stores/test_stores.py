@@ -163,7 +163,7 @@ def test_links_join_what_was_linked_before(store: Store) -> None:
     store.link(["b", "c", "new"])
     assert store.linked("a") == {"a", "b", "c", "d", "new"}
     assert store.linked("alone") == {"alone"}
-    assert {frozenset(party) for party in store.links()} == {frozenset("abcd") | {"new"}, frozenset("xy")}
+    assert {names for _, names in store.links()} == {frozenset("abcd") | {"new"}, frozenset("xy")}
 
 
 def test_who_is_unlinked_leaves_the_others_linked(store: Store, place: str) -> None:
@@ -175,10 +175,27 @@ def test_who_is_unlinked_leaves_the_others_linked(store: Store, place: str) -> N
     other = open_store(place)
     assert other.unlink(["x", "x"]) == 1
     other.close()
-    assert {frozenset(party) for party in store.links()} == {frozenset("ac")}
+    assert {names for _, names in store.links()} == {frozenset("ac")}
     assert store.unlink([]) == store.unlink(["b"]) == 0
     store.link(["b", "y"])
     assert store.linked("b") == {"b", "y"}
+
+
+def test_a_link_keeps_its_name_and_who_left_it_takes_another(store: Store) -> None:
+    """States hold what they were linked as, so a name that came back would join those whom it joined before."""
+    store.link(["ann", "bob", "cid"])
+    ((name, _),) = store.links()
+    store.link(["bob", "dan"])
+    assert list(store.links()) == [(name, frozenset({"ann", "bob", "cid", "dan"}))]
+    store.unlink(["ann"])
+    store.erase(["bob"])
+    store.link(["ann", "bob"])
+    links = {names: link for link, names in store.links()}
+    assert links[frozenset({"cid", "dan"})] == name
+    assert links[frozenset({"ann", "bob"})] != name
+    first = min(links.values())
+    store.link(["dan", "ann"])
+    assert list(store.links()) == [(first, frozenset({"ann", "bob", "cid", "dan"}))]
 
 
 def test_a_store_that_is_not_there_is_made_only_where_it_may_be(place: str, tmp_path: Path) -> None:
