@@ -126,12 +126,14 @@ def shared_deltas(model: nn.Module, neurons: NeuronSet) -> Deltas:
     """Return NeST's additions: one vector a cluster, zero at the start.
 
     Raises:
-        PatchError: if the neurons are not grouped.
+        PatchError: if the neurons are not grouped, or lie inside experts.
     """
     deltas = []
     for site, group in neurons.sites.items():
         if group.cluster_R is None:
             raise PatchError(f"the neurons of {site} are not grouped; run `nest group` first")
+        if site.expert is not None:
+            raise PatchError(f"{site} lies inside an expert, and experts cannot be tuned; tune a dense model")
         place = resolve(model, site)
         outputs, inputs = _shape(place.module)
         up_FK = torch.zeros(outputs, int(group.cluster_R.max()) + 1)

@@ -122,3 +122,10 @@ def test_two_additions_to_one_projection_add_up(tiny_model: Callable[[str], PreT
     )
     with Deltas(parts).folded():
         torch.testing.assert_close(weight.detach(), before + 2)
+
+
+def test_experts_are_refused(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    group = Neurons(ROWS, torch.ones(3), torch.zeros(3, 0), CLUSTERS)
+    neurons = NeuronSet(NeuronManifest.model_construct(), {Site(0, "gate", 1): group})
+    with pytest.raises(PatchError, match=r"gate\.0\.1 lies inside an expert"):
+        shared_deltas(tiny_model("mixtral"), neurons)
