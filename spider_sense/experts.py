@@ -39,7 +39,7 @@ class Experts:
 
     def part(self, site: Site) -> slice:
         """Return which of an expert's 2F rows are the site's."""
-        return slice(self.width) if site.place == "gate" else slice(self.width, 2 * self.width)
+        return slice(0, self.width) if site.place == "gate" else slice(self.width, 2 * self.width)
 
 
 def experts_of(model: nn.Module, layer: int) -> Experts | None:

@@ -160,8 +160,8 @@ def _check_exists(model: nn.Module, site: Site) -> None:
         raise SiteError(f"site {site}: the model has layers 0 to {layers - 1}")
     if site.expert is not None:
         raise SiteError(
-            f"site {site} lies inside an expert, which only the tokens routed to it pass; what reads every token can "
-            f"read resid.{site.layer} or mlp_in.{site.layer}"
+            f"site {site} lies inside an expert, which only the tokens routed to it pass; every token can be read at "
+            f"resid.{site.layer} or mlp_in.{site.layer}"
         )
     if site.place not in places and is_mixture(model, site.layer):
         raise SiteError(
