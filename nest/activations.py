@@ -6,17 +6,21 @@ Shape letters: N prompts, B prompts of a batch, T padded tokens, F rows of a pro
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from nest.expert_activations import attached, reached
 from spider_sense.attach import Attachment, Reader
 from spider_sense.chat import Chat, Rendered
 from spider_sense.data import Example
-from spider_sense.errors import ConfigError, DataError, SiteError
+from spider_sense.errors import ConfigError, DataError
+from spider_sense.experts import experts_of, resolve_expert
+from spider_sense.layouts import layout_of
 from spider_sense.models import LoadedModel
-from spider_sense.sites import available_places, layer_count, resolve_all
+from spider_sense.sites import layer_count, resolve
 from spider_sense.types import Site
 
 __all__ = ["Pool", "masked_max", "pooled_activations", "projection_sites"]
@@ -29,19 +33,18 @@ PROJECTIONS = ("gate", "up")
 
 
 def projection_sites(model: nn.Module) -> tuple[Site, ...]:
-    """Return every gate and up projection of a model, by layer.
+    """Return every gate and up projection of a model, by layer, and of a mixture of experts by expert.
 
     Raises:
-        SiteError: if the architecture is unknown, or its MLPs are mixtures of experts.
+        SiteError: if the architecture is unknown.
     """
-    places = [place for place in available_places(model) if place in PROJECTIONS]
-    if not places:
-        model_type = getattr(model.config, "model_type", None)
-        raise SiteError(
-            f"{model_type} has no gate or up projection that every token passes: experts see the tokens routed to "
-            "them; neurons can be found in dense models, such as llama, qwen2, gemma3 or phi3"
-        )
-    return tuple(Site(layer, place) for layer in range(layer_count(model)) for place in places)
+    places = [place for place in layout_of(model).projections if place in PROJECTIONS]
+    sites = []
+    for layer in range(layer_count(model)):
+        experts = experts_of(model, layer)
+        indices = [None] if experts is None else range(experts.count)
+        sites += [Site(layer, place, expert) for expert in indices for place in places]
+    return tuple(sites)
 
 
 def masked_max(hidden_BTF: Tensor, keep_BT: Tensor) -> Tensor:
@@ -71,7 +74,8 @@ def pooled_activations(
         advance: is told how many prompts a pass took.
 
     Returns:
-        For each site [N, F] float32 on the CPU, rows in the order of ``examples``.
+        For each site [N, F] float32 on the CPU, rows in the order of ``examples``. In an expert's, the row of a prompt
+        of which no pooled token is routed to the expert is -inf (:func:`nest.expert_activations.reached`).
 
     Raises:
         ConfigError: if there is no chat template, or ``max_tokens`` is too small for it.
@@ -81,10 +85,10 @@ def pooled_activations(
     chat = Chat(loaded.tokenizer)
     _check_room(chat, max_tokens)
     prompts = [chat.render(example.turns or example.text, max_tokens) for example in examples]
-    widths = {place.site: place.width for place in resolve_all(loaded.model, sites)}
-    result = {site: torch.empty(len(prompts), width) for site, width in widths.items()}
+    result = {site: torch.empty(len(prompts), _width(loaded.model, site)) for site in sites}
     pooler = _Pooler(pool)
-    with Attachment(loaded.model, {site: pooler.reader(site) for site in sites}, _nothing, _nothing):
+    with ExitStack() as stack:
+        pooler.attach(stack, loaded.model, sites)
         for rows in _batches(prompts, batch_size, pool):
             for site, pooled_BF in pooler.run(loaded, [prompts[row] for row in rows]).items():
                 result[site][rows] = pooled_BF
@@ -102,7 +106,14 @@ class _Pooler:
         self._keep_BT = torch.empty(0)
         self._pooled: dict[Site, Tensor] = {}
 
-    def reader(self, site: Site) -> Reader:
+    def attach(self, stack: ExitStack, model: nn.Module, sites: Sequence[Site]) -> None:
+        """Read the sites until the stack is left."""
+        readers = {site: self._reader(site) for site in sites if site.expert is None}
+        stack.enter_context(Attachment(model, readers, _nothing, _nothing))
+        inside = [site for site in sites if site.expert is not None]
+        stack.enter_context(attached(model, inside, lambda: self._keep_BT, self._pooled.update))
+
+    def _reader(self, site: Site) -> Reader:
         def read(hidden_BTF: Tensor) -> None:
             self._pooled[site] = masked_max(hidden_BTF, self._keep_BT)
 
@@ -116,6 +127,10 @@ class _Pooler:
         inputs = {"input_ids": ids_BT.to(model.device), "attention_mask": mask_BT.to(model.device)}
         model(**inputs, use_cache=False, logits_to_keep=1)
         return {site: pooled_BF.float().cpu() for site, pooled_BF in self._pooled.items()}
+
+
+def _width(model: nn.Module, site: Site) -> int:
+    return resolve(model, site).width if site.expert is None else resolve_expert(model, site).width
 
 
 def _padded(batch: Sequence[Rendered], pad_id: int, pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +166,8 @@ def _check_room(chat: Chat, max_tokens: int) -> None:
 
 def _check_finite(pooled: Mapping[Site, Tensor], examples: Sequence[Example]) -> None:
     for site, pooled_NF in pooled.items():
-        bad = (~pooled_NF.isfinite()).any(1).nonzero()
+        bad_N = (~pooled_NF.isfinite()).any(1)
+        bad = (bad_N if site.expert is None else bad_N & reached(pooled_NF)).nonzero()
         if len(bad):
             name = examples[int(bad[0])].id
             raise DataError(

@@ -33,9 +33,16 @@ def build(arm: str, model: nn.Module, neurons: NeuronSet, seed: int) -> Change:
 
 
 def _lora_matched(model: nn.Module, neurons: NeuronSet, seed: int) -> Change:
-    """Return LoRA of rank 1 on as many gate and up projections, evenly spread, as NeST's parameters pay for."""
+    """Return LoRA of rank 1 on as many gate and up projections, evenly spread, as NeST's parameters pay for.
+
+    Raises:
+        ConfigError: if one lies inside an expert.
+    """
     budget = shared_deltas(model, neurons).count()
     sites = sorted(Site.parse(name) for name in neurons.manifest.modules)
+    inside = next((site for site in sites if site.expert is not None), None)
+    if inside is not None:
+        raise ConfigError(f"lora_matched has no adapter for {inside}, a projection inside an expert; leave the arm out")
     modules = {str(site): resolve(model, site).module for site in sites}
     costs = [sum(module.weight.shape) for module in modules.values()]  # type: ignore[arg-type]
     affordable = min(len(sites), max(1, budget * len(costs) // sum(costs)))

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nest.inside_experts import Change, changed_inside
 from spider_sense.errors import SiteError
+from spider_sense.experts import resolve_expert
 from spider_sense.sites import layer_count, resolve
 from spider_sense.types import Site
 
@@ -59,15 +61,26 @@ def neurons_off(model: nn.Module, rows: Mapping[Site, Tensor]) -> Iterator[None]
     Raises:
         SiteError: if a site is no projection, the model has no such site, or it has fewer rows.
     """
+    inside = []
     with ExitStack() as stack:
         for site, row_R in rows.items():
-            place = resolve(model, site)
             if site.place not in ("gate", "up"):
                 raise SiteError(f"site {site} has no neurons to switch off; name gate or up projections")
-            if len(row_R) and not 0 <= int(row_R.min()) <= int(row_R.max()) < place.width:
-                raise SiteError(f"row {int(row_R.max())} of {site} does not exist; it has rows 0 to {place.width - 1}")
+            if site.expert is not None:
+                experts = resolve_expert(model, site)
+                _check_rows(site, row_R, experts.width)
+                inside.append((experts.module, site.expert, _zero_inside(row_R + experts.part(site).start)))
+                continue
+            place = resolve(model, site)
+            _check_rows(site, row_R, place.width)
             stack.callback(place.module.register_forward_hook(_zero(row_R + place.start)).remove)
+        stack.enter_context(changed_inside(inside))
         yield
+
+
+def _check_rows(site: Site, row_R: Tensor, width: int) -> None:
+    if len(row_R) and not 0 <= int(row_R.min()) <= int(row_R.max()) < width:
+        raise SiteError(f"row {int(row_R.max())} of {site} does not exist; it has rows 0 to {width - 1}")
 
 
 def _on_input(unit_D: Tensor) -> Any:
@@ -99,3 +112,7 @@ def _zero(row_R: Tensor) -> Any:
         return output.index_fill(-1, row_R.to(output.device), 0.0)
 
     return hook
+
+
+def _zero_inside(row_R: Tensor) -> Change:
+    return lambda x_SD, output_SF: output_SF.index_fill(-1, row_R.to(output_SF.device), 0.0)

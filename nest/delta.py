@@ -10,14 +10,16 @@ Shape letters: T packed rows, D inputs of a projection, F its outputs, K rank or
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nest.inside_experts import Change, changed_inside
 from nest.neurons import NeuronSet
 from spider_sense.errors import PatchError
+from spider_sense.experts import resolve_expert
 from spider_sense.patch import PatchTarget
 from spider_sense.sites import resolve
 from spider_sense.types import Site
@@ -29,13 +31,17 @@ class Delta(nn.Module):
     """The addition to one projection.
 
     Args:
-        module: the projection; its input is read and its output changed while hooks are on.
+        module: the projection; its input is read and its output changed while hooks are on. Or all experts of a block.
         down_KD: float32.
-        up_FK: float32; trained too if it is a parameter.
+        up_FK: float32; trained too if it is a parameter. Of an expert F is the rows of gate and up together.
+        expert: which of the module's experts.
     """
 
-    def __init__(self, module: nn.Module, down_KD: Tensor, up_FK: Tensor | nn.Parameter) -> None:
+    def __init__(
+        self, module: nn.Module, down_KD: Tensor, up_FK: Tensor | nn.Parameter, expert: int | None = None
+    ) -> None:
         super().__init__()
+        self.expert = expert
         # A list keeps the projection out of this module's own parameters.
         self._target = [module]
         self.down_KD = nn.Parameter(down_KD)
@@ -46,8 +52,13 @@ class Delta(nn.Module):
 
     @property
     def target(self) -> nn.Module:
-        """The projection."""
+        """The projection, or all experts of a block."""
         return self._target[0]
+
+    @property
+    def base(self) -> Tensor:
+        """The weight that folding changes: the model's own."""
+        return _weight(self.target, self.expert)
 
     def added(self, x: Tensor) -> Tensor:
         """Return what is added at alpha 1, in the input's dtype."""
@@ -93,12 +104,16 @@ class Deltas(nn.Module):
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Add to the projections' outputs inside the block; gradients flow."""
-        handles = [delta.target.register_forward_hook(self._hook(delta)) for delta in self]
-        try:
+        inside = [(delta.target, delta.expert, self._change(delta)) for delta in self if delta.expert is not None]
+        with ExitStack() as stack:
+            for delta in self:
+                if delta.expert is None:
+                    stack.callback(delta.target.register_forward_hook(self._hook(delta)).remove)
+            stack.enter_context(changed_inside(inside))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+
+    def _change(self, delta: Delta) -> Change:
+        return lambda x_SD, output_SF: output_SF + self.alpha * delta.added(x_SD)
 
     def _hook(self, delta: Delta) -> Any:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -110,16 +125,16 @@ class Deltas(nn.Module):
     @torch.no_grad()
     def folded(self) -> Iterator[None]:
         """Fold the additions into the weights inside the block, and put the very same weights back after it."""
-        weights = {delta.target: _weight(delta.target) for delta in self}
-        kept = {module: weight.detach().clone() for module, weight in weights.items()}
+        weights = {(delta.target, delta.expert): delta.base for delta in self}
+        kept = {key: weight.detach().clone() for key, weight in weights.items()}
         try:
             for delta in self:
-                weight = weights[delta.target]
+                weight = weights[delta.target, delta.expert]
                 weight.copy_((weight.float() + self.alpha * delta.weight()).to(weight.dtype))
             yield
         finally:
-            for module, weight in weights.items():
-                weight.copy_(kept[module])
+            for key, weight in weights.items():
+                weight.copy_(kept[key])
 
 
 def shared_deltas(model: nn.Module, neurons: NeuronSet) -> Deltas:
@@ -132,11 +147,11 @@ def shared_deltas(model: nn.Module, neurons: NeuronSet) -> Deltas:
     for site, group in neurons.sites.items():
         if group.cluster_R is None:
             raise PatchError(f"the neurons of {site} are not grouped; run `nest group` first")
-        place = resolve(model, site)
-        outputs, inputs = _shape(place.module)
+        module, start = _place(model, site)
+        outputs, inputs = _shape(module, site.expert)
         up_FK = torch.zeros(outputs, int(group.cluster_R.max()) + 1)
-        up_FK[place.start + group.neuron_R, group.cluster_R] = 1.0
-        deltas.append(Delta(place.module, torch.zeros(up_FK.shape[1], inputs), up_FK))
+        up_FK[start + group.neuron_R, group.cluster_R] = 1.0
+        deltas.append(Delta(module, torch.zeros(up_FK.shape[1], inputs), up_FK, site.expert))
     return Deltas(deltas).to(next(model.parameters()).device)
 
 
@@ -168,15 +183,25 @@ def patch_targets(deltas: Deltas, neurons: NeuronSet) -> dict[Site, PatchTarget]
     return result
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
-    weight = _weight(module)
+def _place(model: nn.Module, site: Site) -> tuple[nn.Module, int]:
+    """Return the module that computes a site, and the first of the site's rows in its weight."""
+    if site.expert is None:
+        place = resolve(model, site)
+        return place.module, place.start
+    experts = resolve_expert(model, site)
+    return experts.module, experts.part(site).start
+
+
+def _shape(module: nn.Module, expert: int | None = None) -> tuple[int, int]:
+    weight = _weight(module, expert)
     outputs, inputs = reversed(weight.shape) if _is_transposed(module) else weight.shape
     return outputs, inputs
 
 
-def _weight(module: nn.Module) -> Tensor:
-    assert isinstance(module.weight, Tensor)
-    return module.weight
+def _weight(module: nn.Module, expert: int | None = None) -> Tensor:
+    weight = module.weight if expert is None else module.gate_up_proj
+    assert isinstance(weight, Tensor)
+    return weight if expert is None else weight[expert]
 
 
 def _is_transposed(module: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from spider_sense.errors import PatchError
 from spider_sense.fingerprint import Fingerprint
 from spider_sense.folders import ArtifactKind, Record
 from spider_sense.models import LoadedModel
-from spider_sense.patch import NeuronPatch, PatchTarget
+from spider_sense.patch import NeuronPatch, PatchTarget, check_outside_experts
 from spider_sense.patching import fitted_weights, scaled, stores_transposed
 from spider_sense.sites import ResolvedSite, resolve
 
@@ -64,9 +64,10 @@ def write_adapter(loaded: LoadedModel, patch: NeuronPatch, out: Path, alpha: flo
     Raises:
         ConfigError: if alpha is not finite or the folder cannot be written.
         MismatchError: if the patch was tuned for another model; with both values.
-        PatchError: if the patch does not fit, or ``out`` is something else.
+        PatchError: if the patch does not fit or changes experts of a mixture, or ``out`` is something else.
     """
     KIND.check_replaceable(out)
+    check_outside_experts(patch.targets, "which no module of an adapter stands for")
     fitted_weights(loaded, patch)
     weights = lora_weights(loaded.model, patch, scaled(patch, alpha))
     manifest = ExportManifest(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nest.activations import pooled_activations, projection_sites
 from nest.neurons import ModuleRecord, NeuronManifest, Neurons, NeuronSet, PromptCounts
-from nest.selection import PooledPrompts, SelectConfig, Selection, select, standardised
+from nest.selection import FEWEST, PooledPrompts, SelectConfig, Selection, select, standardised
 from spider_sense.data import Example, digest
 from spider_sense.errors import DataError
 from spider_sense.fingerprint import fingerprint
@@ -24,9 +24,6 @@ from spider_sense.models import LoadedModel
 from spider_sense.types import Site
 
 __all__ = ["FindConfig", "find", "neuron_set", "pool_prompts"]
-
-FEWEST = 8
-"""Prompts of each class below which nothing is looked for."""
 
 
 class FindConfig(SelectConfig):
@@ -61,7 +58,7 @@ def find(
 
     Raises:
         ConfigError: if there is no chat template, or ``max_tokens`` is too small for it.
-        DataError: if there are too few prompts, or no row is selected.
+        DataError: if there are too few prompts, also for every expert of a mixture, or no row is selected.
         MissingExtraError: for the recipe ``probe`` without scikit-learn.
         SiteError: if the architecture is not supported.
     """
@@ -70,7 +67,10 @@ def find(
     selected = select(prompts, config, progress)
     if utility is not None:
         spared = select(pool_prompts(loaded, utility, benign, config, progress), config, progress)
-        selected = {site: selection.less(spared[site].neuron_R) for site, selection in selected.items()}
+        selected = {
+            site: selection.less(spared[site].neuron_R) if site in spared else selection
+            for site, selection in selected.items()
+        }
     return neuron_set(loaded, prompts, selected, config, utility)
 
 
@@ -109,7 +109,7 @@ def neuron_set(
     Args:
         loaded: the model that the prompts were read with.
         prompts: what was selected from.
-        selected: for every projection that was looked at.
+        selected: for every projection that was looked at; the others are recorded as left out.
         config: the recipe, for the manifest.
         utility: prompts whose rows were dropped, for the manifest.
 
@@ -123,6 +123,7 @@ def neuron_set(
         base=fingerprint(loaded),
         recipe=config.model_dump() | {"minus_utility": utility is not None},
         modules={str(site): _record(prompts.pooled[site], selection) for site, selection in selected.items()},
+        left_out={str(site): prompts.reach(site) for site in prompts.pooled if site not in selected},
         prompts=PromptCounts(
             harmful=positives,
             benign=len(prompts.examples) - positives,
@@ -131,7 +132,7 @@ def neuron_set(
         ),
     )
     sites = {
-        site: Neurons(selection.neuron_R, selection.score_R, _profiles(prompts.pooled[site][:, selection.neuron_R]))
+        site: Neurons(selection.neuron_R, selection.score_R, _profiles(prompts, site, selection.neuron_R))
         for site, selection in selected.items()
         if len(selection.neuron_R)
     }
@@ -144,9 +145,12 @@ def _record(pooled_NF: Tensor, selection: Selection) -> ModuleRecord:
     )
 
 
-def _profiles(pooled_NR: Tensor) -> Tensor:
-    """Return the rows' activations [R, N], standardised over all prompts."""
-    return torch.from_numpy(standardised(pooled_NR.numpy()).T.copy())
+def _profiles(prompts: PooledPrompts, site: Site, neuron_R: Tensor) -> Tensor:
+    """Return the rows' activations [R, N], standardised over the prompts that have one; 0, the mean, elsewhere."""
+    on_N = torch.from_numpy(prompts.reaching(site))
+    profile_RN = torch.zeros(len(neuron_R), len(on_N))
+    profile_RN[:, on_N] = torch.from_numpy(standardised(prompts.pooled[site][on_N][:, neuron_R].numpy()).T)
+    return profile_RN
 
 
 def _check_counts(**prompts: Sequence[Example] | None) -> None:

@@ -5,14 +5,16 @@ Shape letters: F rows of a projection, D its inputs.
 
 from collections.abc import Iterator
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from nest.activations import projection_sites
 from spider_sense.errors import MismatchError
+from spider_sense.experts import resolve_expert
 from spider_sense.fingerprint import fingerprint
 from spider_sense.folders import Record
 from spider_sense.models import LoadedModel
 from spider_sense.patching import projection_FD
-from spider_sense.sites import available_places, layer_count, resolve
+from spider_sense.sites import resolve
 from spider_sense.types import Site
 
 __all__ = ["ModelDiff", "ProjectionDiff", "diff_models"]
@@ -55,8 +57,7 @@ def diff_models(a: LoadedModel, b: LoadedModel) -> ModelDiff:
         SiteError: if the architecture is not supported.
     """
     _check_comparable(a, b)
-    places = [place for place in available_places(a.model) if place in ("gate", "up")]
-    sites = [Site(layer, place) for layer in range(layer_count(a.model)) for place in places]
+    sites = projection_sites(a.model)
     found = (_projection_diff(site, projection_FD(a.model, site), projection_FD(b.model, site)) for site in sites)
     return ModelDiff(
         a=a.source,
@@ -64,7 +65,7 @@ def diff_models(a: LoadedModel, b: LoadedModel) -> ModelDiff:
         dtype_a=str(a.model.dtype).removeprefix("torch."),
         dtype_b=str(b.model.dtype).removeprefix("torch."),
         projections=tuple(diff for diff in found if diff.rows),
-        others=tuple(_others(a, b, {f"{resolve(a.model, site).path}.weight" for site in sites})),
+        others=tuple(_others(a, b, {_weight_name(a.model, site) for site in sites})),
     )
 
 
@@ -85,6 +86,12 @@ def _shapes(loaded: LoadedModel) -> dict[str, str]:
 
 def _tensors(loaded: LoadedModel) -> dict[str, Tensor]:
     return {name: value for name, value in loaded.model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _weight_name(model: nn.Module, site: Site) -> str:
+    if site.expert is not None:
+        return f"{resolve_expert(model, site).path}.gate_up_proj"
+    return f"{resolve(model, site).path}.weight"
 
 
 def _projection_diff(site: Site, a_FD: Tensor, b_FD: Tensor) -> ProjectionDiff:

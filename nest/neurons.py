@@ -60,6 +60,8 @@ class NeuronManifest(Record):
     """How they were grouped, if they were."""
     modules: dict[str, ModuleRecord]
     """Every projection that was looked at, by site."""
+    left_out: dict[str, int] = Field(default_factory=dict, exclude_if=lambda sites: not sites)
+    """Projections of experts that too few prompts reach, with the prompts of the smaller class that do."""
     prompts: PromptCounts
     tensors_digest: str = ""
     """SHA-256 of ``neurons.safetensors``."""
@@ -74,8 +76,8 @@ class Neurons:
     score_R: Tensor
     """float32: z-scores of the weights that the rows were chosen by, within the projection."""
     profile_RN: Tensor
-    """float32: activation of each row on each prompt, harmful ones first, standardised over the prompts. Rows that were
-    drawn rather than found have none: N is 0."""
+    """float32: activation of each row on each prompt, harmful ones first, standardised over the prompts; 0 where a
+    prompt does not reach the expert. Rows that were drawn rather than found have none: N is 0."""
     cluster_R: Tensor | None = None
     """int64: which group each row is in, if the set is grouped."""
 

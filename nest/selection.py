@@ -1,7 +1,7 @@
 """Select rows of the projections from activations that were pooled before; another selection costs no further pass.
 
 A row is kept where its weight in the recipe (:mod:`nest.scores`) is positive and its z-score within the projection
-above a threshold.
+above a threshold. An expert of a mixture is judged on the prompts that reach it; one that too few reach is left out.
 
 Shape letters: N prompts, F rows of a projection, R selected rows.
 """
@@ -16,6 +16,7 @@ from pydantic import Field
 from rich.progress import Progress
 from torch import Tensor
 
+from nest.expert_activations import reached
 from nest.scores import Recipe, RecipeName, recipe, z_scores
 from spider_sense.config import Settings
 from spider_sense.data import Example, LabelledSet, split
@@ -23,10 +24,13 @@ from spider_sense.errors import DataError
 from spider_sense.metrics import auroc
 from spider_sense.types import Site
 
-__all__ = ["PooledPrompts", "SelectConfig", "Selection", "select", "select_rows", "standardised"]
+__all__ = ["FEWEST", "PooledPrompts", "SelectConfig", "Selection", "select", "select_rows", "standardised"]
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+
+FEWEST = 8
+"""Prompts of each class below which nothing is looked for, in a model or in one of its experts."""
 
 
 class SelectConfig(Settings):
@@ -62,6 +66,17 @@ class PooledPrompts:
     """True for the class whose neurons are looked for."""
     pooled: Mapping[Site, Tensor]
     """[N, F] float32 for each site, as :func:`nest.activations.pooled_activations` returns them."""
+
+    def reaching(self, site: Site) -> Bools:
+        """Return which prompts have a value at a site, bool [N]: all, but in an expert those that reach it."""
+        if site.expert is None:
+            return np.ones(len(self.label_N), dtype=np.bool_)
+        return reached(self.pooled[site]).numpy()
+
+    def reach(self, site: Site) -> int:
+        """Return how many prompts of the smaller class have a value at a site."""
+        label_N = self.label_N[self.reaching(site)]
+        return int(min(label_N.sum(), (~label_N).sum()))
 
     def fitted(self, held_out: float, seed: int) -> Bools:
         """Return which prompts the weights are fitted on, bool [N]; a pair is never separated.
@@ -105,8 +120,12 @@ def select(prompts: PooledPrompts, config: SelectConfig, progress: Progress | No
         config: the recipe.
         progress: gets a bar that counts projections.
 
+    Returns:
+        What was selected, for every projection but those of experts that fewer than ``FEWEST`` prompts of a class
+        reach, or none that is fitted.
+
     Raises:
-        DataError: if the prompts that are fitted lack a class.
+        DataError: if the prompts that are fitted lack a class, or too few reach every expert.
         MissingExtraError: for ``probe`` without scikit-learn.
     """
     chosen = config.chosen()
@@ -116,10 +135,19 @@ def select(prompts: PooledPrompts, config: SelectConfig, progress: Progress | No
     task = None if progress is None else progress.add_task("Weighing rows", total=len(prompts.pooled))
     selected = {}
     for site, pooled_NF in prompts.pooled.items():
-        selected[site] = select_rows(pooled_NF, prompts.label_N, fitted_N, chosen, config.z)
+        label_N, on_N = prompts.label_N, prompts.reaching(site)
+        if site.expert is None or _is_enough(label_N[on_N], fitted_N[on_N]):
+            selected[site] = select_rows(pooled_NF[on_N], label_N[on_N], fitted_N[on_N], chosen, config.z)
         if progress is not None and task is not None:
             progress.advance(task)
+    if not selected:
+        raise DataError(f"no expert is reached by {FEWEST} harmful and {FEWEST} benign prompts; give more prompts")
     return selected
+
+
+def _is_enough(label_N: Bools, fitted_N: Bools) -> bool:
+    classes = label_N, ~label_N
+    return all(class_N.sum() >= FEWEST and (class_N & fitted_N).any() for class_N in classes)
 
 
 def select_rows(pooled_NF: Tensor, label_N: Bools, fitted_N: Bools, chosen: Recipe, z: float) -> Selection:

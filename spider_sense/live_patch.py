@@ -18,7 +18,7 @@ from spider_sense.device_patch import DevicePatch
 from spider_sense.errors import PatchError
 from spider_sense.host_patch import HostPatch
 from spider_sense.models import LoadedModel
-from spider_sense.patch import NeuronPatch, PatchTarget
+from spider_sense.patch import NeuronPatch, PatchTarget, check_outside_experts
 from spider_sense.patching import applied_to, fitted_weights, scaled
 from spider_sense.sites import resolve
 from spider_sense.types import Site
@@ -87,7 +87,8 @@ class LivePatch:
     Raises:
         ConfigError: if alpha is not finite.
         MismatchError: if the patch was tuned for another model; with both values.
-        PatchError: if a patch is in the weights already, a weight is quantised, or rows or widths do not fit.
+        PatchError: if a patch is in the weights already, a weight is quantised, rows or widths do not fit, or the patch
+            changes experts of a mixture.
         SiteError: if the architecture is not supported.
     """
 
@@ -100,6 +101,7 @@ class LivePatch:
                 "this model's weights for all of them; revert that one first"
             )
         fitted_weights(loaded, patch)
+        check_outside_experts(patch.targets, "which cannot be switched on for single requests")
         device = loaded.model.device
         starts = {site: resolve(loaded.model, site).start for site in patch.targets}
         self._targets = {site: _on(device, target, starts[site]) for site, target in patch.targets.items()}

@@ -7,7 +7,7 @@ Shape letters: R patched rows of a projection, K clusters, D inputs of the proje
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from spider_sense.fingerprint import Fingerprint, check_match
 from spider_sense.folders import ArtifactKind, Record, sha256
 from spider_sense.types import Site
 
-__all__ = ["KIND", "NeuronPatch", "PatchManifest", "PatchTarget", "by_layer"]
+__all__ = ["KIND", "NeuronPatch", "PatchManifest", "PatchTarget", "by_layer", "check_outside_experts"]
 
 MANIFEST, TENSORS = "patch.json", "patch.safetensors"
 KIND = ArtifactKind(noun="patch", manifest=MANIFEST, version=1, maker="nest tune", again="tune", error=PatchError)
@@ -126,6 +126,20 @@ class NeuronPatch:
             return cls(manifest, {Site.parse(site): _target(site, tensors) for site in manifest.sites})
         except SiteError as error:
             raise PatchError(f"{folder / MANIFEST}: sites: {error}; tune or copy the patch again") from error
+
+
+def check_outside_experts(sites: Iterable[Site], why: str) -> None:
+    """Check that a patch changes no expert of a mixture, for a use of it that needs a module of the projection's own.
+
+    Raises:
+        PatchError: naming the first site inside an expert, and ``why`` it is in the way.
+    """
+    inside = next((site for site in sites if site.expert is not None), None)
+    if inside is not None:
+        raise PatchError(
+            f"the patch changes {inside}, a projection inside an expert, {why}; fold the patch into the weights with "
+            "nest apply or nest merge"
+        )
 
 
 def by_layer(

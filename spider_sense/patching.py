@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from spider_sense.errors import ConfigError, PatchError
+from spider_sense.experts import experts_of, resolve_expert
 from spider_sense.fingerprint import fingerprint
 from spider_sense.models import LoadedModel
 from spider_sense.patch import NeuronPatch, PatchTarget
@@ -144,9 +145,8 @@ def fitted_weights(loaded: LoadedModel, patch: NeuronPatch) -> dict[Site, Tensor
         SiteError: if the architecture is not supported.
     """
     # Before the fingerprints are compared: of a quantised copy they would only say that the weights are others.
-    layers, places = layer_count(loaded.model), available_places(loaded.model)
     for site in patch.targets:
-        if site.layer < layers and site.place in places:
+        if _has(loaded.model, site):
             projection_FD(loaded.model, site)
     patch.check_model(fingerprint(loaded))
     weights = {site: projection_FD(loaded.model, site) for site in patch.targets}
@@ -155,11 +155,20 @@ def fitted_weights(loaded: LoadedModel, patch: NeuronPatch) -> dict[Site, Tensor
     return weights
 
 
+def _has(model: nn.Module, site: Site) -> bool:
+    if site.layer >= layer_count(model):
+        return False
+    if site.expert is None:
+        return site.place in available_places(model)
+    experts = experts_of(model, site.layer)
+    return experts is not None and site.expert < experts.count
+
+
 def projection_FD(model: nn.Module, site: Site) -> Tensor:
     """Return a view of the weight of one projection, a row for each neuron; writing to it changes the model.
 
-    Where one weight holds gate and up, it is the half that the site names; where a weight is stored transposed, as
-    GPT-2's are, it is turned.
+    Where one weight holds gate and up, it is the half that the site names, and of all experts the one; where a weight
+    is stored transposed, as GPT-2's are, it is turned.
 
     Raises:
         PatchError: if the site is no projection, or its weight is quantised.
@@ -167,18 +176,25 @@ def projection_FD(model: nn.Module, site: Site) -> Tensor:
     """
     if site.place not in ("gate", "up"):
         raise PatchError(f"site {site} has no rows that could be patched; a patch changes gate or up projections")
+    if site.expert is not None:
+        experts = resolve_expert(model, site)
+        weight_EFD = _plain(experts.weight_EFD, f"{experts.path}.gate_up_proj")
+        return weight_EFD[site.expert, experts.part(site)]
     point = resolve(model, site)
-    weight = getattr(point.module, "weight", None)
+    weight = _plain(getattr(point.module, "weight", None), f"the weight of {point.path}")
+    whole_FD = weight.T if stores_transposed(point.module) else weight
+    return whole_FD[point.start : point.stop]
+
+
+def _plain(weight: object, name: str) -> Tensor:
     # A subclass of Tensor, such as torchao's, passes itself off as dense in its dtype.
     if not isinstance(weight, nn.Parameter) or type(weight.data) is not Tensor or weight.dtype not in _DTYPES:
         found = f"{type(weight).__name__} of {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         raise PatchError(
-            f"the weight of {point.path} is a {found}; a patch goes into plain weights in {allowed}: "
-            "load the model unquantised"
+            f"{name} is a {found}; a patch goes into plain weights in {allowed}: load the model unquantised"
         )
-    whole_FD = weight.detach().T if stores_transposed(point.module) else weight.detach()
-    return whole_FD[point.start : point.stop]
+    return weight.detach()
 
 
 def stores_transposed(module: nn.Module) -> bool:

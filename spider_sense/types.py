@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import total_ordering
 from typing import Literal, get_args
 
 from spider_sense.errors import SiteError, nearest
@@ -24,31 +25,49 @@ UNKNOWN = "unknown"
 """The principal of every request that does not tell."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@total_ordering
+@dataclass(frozen=True, slots=True)
 class Site:
-    """A place in the model where hidden activations are read, written ``resid.12``."""
+    """A place in the model where hidden activations are read, written ``resid.12``, or ``gate.3.17`` in expert 17.
+
+    Sites are ordered by layer, place and expert.
+    """
 
     layer: int
     """Index of the block, from 0."""
     place: Place
+    expert: int | None = None
+    """Index of an expert of the block, from 0, which only the tokens that are routed to it pass; None where every token
+    passes."""
 
     @classmethod
     def parse(cls, text: str) -> "Site":
-        """Read ``place.layer``.
+        """Read ``place.layer``, or ``place.layer.expert`` of gate or up.
 
         Raises:
             SiteError: if the text is anything else.
         """
-        match = re.fullmatch(r"(\w+)\.(\d+)", text)
+        match = re.fullmatch(r"(\w+)\.(\d+)(?:\.(\d+))?", text)
         if match is None:
-            raise SiteError(f"cannot read site {text!r}; write it as place.layer, for example resid.12")
-        place = match[1]
+            raise SiteError(
+                f"cannot read site {text!r}; write it as place.layer, for example resid.12, or inside an expert as "
+                "place.layer.expert, for example gate.3.17"
+            )
+        place, layer, expert = match.groups()
         if place not in get_args(Place):
             raise SiteError(f"unknown place {place!r} in site {text!r}; {nearest(place, get_args(Place))}")
-        return cls(layer=int(match[2]), place=place)  # type: ignore[arg-type]
+        if expert is not None and place not in ("gate", "up"):
+            raise SiteError(f"site {text!r} names an expert, and {place} is outside of experts; write {place}.{layer}")
+        return cls(int(layer), place, None if expert is None else int(expert))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return f"{self.place}.{self.layer}"
+        return f"{self.place}.{self.layer}" + ("" if self.expert is None else f".{self.expert}")
+
+    def __lt__(self, other: "Site") -> bool:
+        return self._key() < other._key()
+
+    def _key(self) -> tuple[int, str, int]:
+        return self.layer, self.place, -1 if self.expert is None else self.expert
 
 
 @dataclass(frozen=True, slots=True)

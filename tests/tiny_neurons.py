@@ -8,7 +8,7 @@ import torch
 from nest.neurons import ModuleRecord, NeuronManifest, Neurons, NeuronSet, PromptCounts
 from spider_sense.data import Example
 from spider_sense.fingerprint import fingerprint
-from spider_sense.sites import resolve
+from spider_sense.patching import projection_FD
 from spider_sense.types import Site
 
 if TYPE_CHECKING:
@@ -50,12 +50,19 @@ def plant(loaded: "LoadedModel", word: str = WORD, rows: dict[Site, list[int]] =
     embedding[token, AXIS] = 1
     model.get_submodule("model.layers.0.self_attn.o_proj").weight.zero_()
     for site, chosen in rows.items():
-        place = resolve(model, site)
-        whole = place.module.weight
-        assert isinstance(whole, torch.Tensor)
-        weight = whole[place.start : place.stop]
+        weight = projection_FD(model, site)
         weight[:, AXIS] = 0
         weight[chosen, AXIS] = 1
+    return loaded
+
+
+@torch.no_grad()
+def plant_in_expert(loaded: "LoadedModel", expert: int, rows: list[int], word: str = WORD) -> "LoadedModel":
+    """Make rows of gate and up of one expert of the first block answer to a word, which is routed there."""
+    plant(loaded, word, {Site(0, place, expert): rows for place in ("gate", "up")})
+    router = loaded.model.model.layers[0].mlp.gate.weight
+    router[:, AXIS] = 0
+    router[expert, AXIS] = 1
     return loaded
 
 

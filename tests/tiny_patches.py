@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spider_sense.experts import experts_of
 from spider_sense.fingerprint import fingerprint
+from spider_sense.layouts import layout_of
 from spider_sense.models import LoadedModel
 from spider_sense.patch import KIND, NeuronPatch, PatchManifest, PatchTarget
-from spider_sense.sites import available_places
 from spider_sense.types import Site
 
 WIDTH, MLP_WIDTH = 32, 48
@@ -23,15 +24,21 @@ def target(rows: Sequence[int], clusters: int = 2, width: int = WIDTH, seed: int
 
 
 def targets(loaded: LoadedModel, rows: int = 6, seed: int = 0) -> dict[Site, PatchTarget]:
-    """Return patches of random rows of every gate (3 vectors) and up (2 vectors)."""
+    """Return patches of random rows of every gate (3 vectors) and up (2 vectors), in a mixture of two experts each."""
     draw = torch.Generator().manual_seed(seed)
+    mixture = experts_of(loaded.model, 0)
+    experts, width = ((None,), MLP_WIDTH) if mixture is None else ((1, 3), mixture.width)
     sites = [
-        (site, 3 if place == "gate" else 2) for place in _places(loaded) for site in (Site(0, place), Site(1, place))
+        (Site(layer, place, expert), 3 if place == "gate" else 2)
+        for place in _places(loaded)
+        for layer in (0, 1)
+        for expert in experts
     ]
-    return {
-        site: target(torch.randperm(MLP_WIDTH, generator=draw)[:rows].tolist(), clusters, seed=seed * 100 + index)
-        for index, (site, clusters) in enumerate(sites)
-    }
+    result = {}
+    for index, (site, clusters) in enumerate(sites):
+        chosen = torch.randperm(width, generator=draw)[:rows].tolist()
+        result[site] = target(chosen, clusters, seed=seed * 100 + index)
+    return result
 
 
 def patch(
@@ -64,4 +71,4 @@ def weights(model: Any) -> dict[str, Tensor]:
 
 
 def _places(loaded: LoadedModel) -> list[Any]:
-    return [place for place in available_places(loaded.model) if place in ("gate", "up")]
+    return [place for place in layout_of(loaded.model).projections if place in ("gate", "up")]

@@ -37,6 +37,7 @@ def find(
     from nest.neurons import KIND
     from nest.pictures.spread import draw_spread
     from nest.prompts import load_prompts
+    from nest.selection import FEWEST
     from nest.tasks import utility_files
     from spider_sense.cli.train import progress_bars
     from spider_sense.config import parse
@@ -57,6 +58,11 @@ def find(
         ).save_pretrained(out)
     draw_spread(found, out / "spread.png")
     console.print(found_table(found))
+    if left_out := found.manifest.left_out:
+        console.print(
+            f"left out: {len(left_out)} of {len(left_out) + len(found.manifest.modules)} projections, in experts that "
+            f"fewer than {FEWEST} harmful or {FEWEST} benign prompts reach"
+        )
     for side in [*sides, *([spared] if spared else [])]:
         if side.left_out:
             console.print(f"left out by label: {dict(side.left_out)}", markup=False)

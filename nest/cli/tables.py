@@ -1,27 +1,36 @@
 """Tables of neurons."""
 
+from collections.abc import Iterable, Mapping
 from statistics import median
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from nest.neurons import NeuronSet
-from spider_sense.types import Site
+from nest.neurons import ModuleRecord, NeuronSet
+from spider_sense.types import Place, Site
 
 __all__ = ["found_table", "grouped_table"]
 
 
 def found_table(neurons: NeuronSet) -> Table:
-    """Return how many rows of each layer's projections were selected, and how well each projection separates."""
+    """Return how many rows of each layer's projections were selected, and how well each projection separates.
+
+    A mixture's experts are summed up, with the median of their areas and how many of them were looked at.
+    """
     modules = {Site.parse(name): module for name, module in neurons.manifest.modules.items()}
+    left_out = {Site.parse(name) for name in neurons.manifest.left_out}
     places = sorted({site.place for site in modules})
+    mixture = any(site.expert is not None for site in modules)
+    area = "median held-out AUROC" if mixture else "held-out AUROC"
     table = Table(title=Text(_title(neurons)), box=box.SIMPLE_HEAD)
-    for name in ("layer", *(f"{place}{column}" for place in places for column in ("", ": of", ": held-out AUROC"))):
+    for name in ("layer", *(f"{place}{column}" for place in places for column in ("", ": of", f": {area}"))):
         table.add_column(name, justify="right", no_wrap=True)
-    for layer in sorted({site.layer for site in modules}):
-        cells = [_cells(neurons, Site(layer, place)) for place in places]
-        table.add_row(str(layer), *(cell for part in cells for cell in part))
+    if mixture:
+        table.add_column("experts", justify="right", no_wrap=True)
+    for layer in sorted({site.layer for site in {*modules, *left_out}}):
+        cells = [cell for place in places for cell in _cells(modules, layer, place)]
+        table.add_row(str(layer), *cells, *([_experts(modules, left_out, layer)] if mixture else []))
     return table
 
 
@@ -50,7 +59,14 @@ def _title(neurons: NeuronSet) -> str:
     )
 
 
-def _cells(neurons: NeuronSet, site: Site) -> tuple[str, str, str]:
-    module = neurons.manifest.modules[str(site)]
-    area = "-" if module.held_out_auroc is None else f"{module.held_out_auroc:.3f}"
-    return str(module.selected), str(module.rows), area
+def _cells(modules: Mapping[Site, ModuleRecord], layer: int, place: Place) -> tuple[str, str, str]:
+    own = [module for site, module in modules.items() if (site.layer, site.place) == (layer, place)]
+    areas = [module.held_out_auroc for module in own if module.held_out_auroc is not None]
+    area = f"{median(areas):.3f}" if areas else "-"
+    return str(sum(module.selected for module in own)), str(sum(module.rows for module in own)), area
+
+
+def _experts(modules: Iterable[Site], left_out: Iterable[Site], layer: int) -> str:
+    used = {site.expert for site in modules if site.layer == layer and site.expert is not None}
+    unused = {site.expert for site in left_out if site.layer == layer}
+    return f"{len(used)} of {len(used | unused)}" if used | unused else "-"

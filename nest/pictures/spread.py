@@ -1,5 +1,6 @@
 """How found neurons are spread over the layers."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ WIDTH = 0.8
 
 
 def draw_spread(neurons: NeuronSet, path: Path) -> None:
-    """Draw the selected rows of each layer, a bar a projection, and write the PNG."""
+    """Draw the selected rows of each layer, a bar for gate and one for up, and write the PNG."""
     modules = {Site.parse(name): module for name, module in neurons.manifest.modules.items()}
     places = sorted({site.place for site in modules})
     picture = axes(
@@ -31,8 +32,11 @@ def draw_spread(neurons: NeuronSet, path: Path) -> None:
 
 
 def _bars(picture: Any, modules: Mapping[Site, ModuleRecord], place: Place, index: int, places: int) -> None:
-    layers = [site.layer for site in modules if site.place == place]
-    counts = [module.selected for site, module in modules.items() if site.place == place]
+    counts = Counter[int]()
+    for site, module in modules.items():
+        if site.place == place:
+            # Experts of a layer add up.
+            counts[site.layer] += module.selected
     width = WIDTH / places
     offset = (index - (places - 1) / 2) * width
-    picture.bar([layer + offset for layer in layers], counts, width, label=place, color=COLOURS[index])
+    picture.bar([layer + offset for layer in counts], list(counts.values()), width, label=place, color=COLOURS[index])

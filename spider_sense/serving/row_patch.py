@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sense_kernels import patch_rows
 from spider_sense.errors import SiteError, SpiderSenseError
 from spider_sense.live_patch import RowStrengths
-from spider_sense.patch import NeuronPatch, PatchTarget
+from spider_sense.patch import NeuronPatch, PatchTarget, check_outside_experts
 from spider_sense.serving.taps import find_blocks
 from spider_sense.types import Site
 
@@ -38,6 +38,7 @@ class RowPatch:
         device: where the model runs.
 
     Raises:
+        PatchError: if the patch changes experts of a mixture.
         SiteError: if the model lacks a projection of the patch, or lays it out in another way.
     """
 
@@ -94,6 +95,7 @@ class RowPatch:
 
 def _shares(model: nn.Module, patch: NeuronPatch) -> dict[Any, list[Share]]:
     """Return what this rank patches of each projection."""
+    check_outside_experts(patch.targets, "which cannot be switched on for single requests in vLLM")
     blocks, shares = find_blocks(model), dict[Any, list[Share]]()
     for site, target in patch.targets.items():
         if site.layer >= len(blocks):

@@ -134,12 +134,6 @@ def test_sites_are_every_gate_and_up(tiny_model: Model) -> None:
     assert [str(site) for site in projection_sites(tiny_model("gpt2"))] == ["up.0", "up.1"]
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
-def test_experts_are_refused(name: str, tiny_model: Model) -> None:
-    with pytest.raises(SiteError, match=f"{name} has no gate or up .* dense models"):
-        projection_sites(tiny_model(name))
-
-
 def test_a_layer_that_is_not_there_is_refused(tiny_loaded: LoadedModel, prompts: list[Example]) -> None:
     with pytest.raises(SiteError, match=r"gate\.9: the model has layers 0 to 1"):
         pooled_activations(tiny_loaded, prompts, [Site(9, "gate")])

@@ -52,7 +52,7 @@ def stored(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text", "phi3", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text", "phi3", "gpt2", "mixtral", "qwen3_moe"])
 def test_a_folder_is_patched_and_reverted_bit_exact(
     tiny_model: Any, tiny_loaded: LoadedModel, tiny_patches: Any, tmp_path: Path, name: str, dtype: torch.dtype
 ) -> None:

@@ -18,12 +18,12 @@ WIDTH, ROWS = 32, 48
 SITES = [Site(layer, place) for layer in (0, 1) for place in ("gate", "up")]
 
 
-def neurons() -> NeuronSet:
+def neurons(sites: list[Site] = SITES) -> NeuronSet:
     """Return six rows of each projection in two clusters."""
     group = Neurons(torch.arange(0, 12, 2), torch.ones(6), torch.zeros(6, 0), torch.tensor([0, 0, 0, 0, 1, 1]))
-    modules = {str(site): ModuleRecord(rows=ROWS, selected=6, held_out_auroc=None) for site in SITES}
+    modules = {str(site): ModuleRecord(rows=ROWS, selected=6, held_out_auroc=None) for site in sites}
     return NeuronSet(
-        NeuronManifest.model_construct(modules=modules, grouping={}, recipe={}), dict.fromkeys(SITES, group)
+        NeuronManifest.model_construct(modules=modules, grouping={}, recipe={}), dict.fromkeys(sites, group)
     )
 
 
@@ -50,6 +50,19 @@ def test_matched_lora_costs_no_more_than_nest(tiny_model: Callable[[str], PreTra
     targets = [delta.target for delta in lora]  # type: ignore[union-attr]
     assert all(target in [resolve(model, site).module for site in SITES] for target in targets)
     assert len(set(targets)) == len(targets) == 3
+
+
+def test_experts_have_every_arm_of_rows_and_no_matched_lora(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model, inside = tiny_model("mixtral"), neurons([Site(0, "gate", 1), Site(1, "up", 1)])
+    for arm, vectors in {"nest": 4, "random_rows": 4, "untied": 12}.items():
+        change = build(arm, model, inside, seed=1)
+        assert isinstance(change, Deltas)
+        assert change.count() == vectors * WIDTH
+        assert [len(rows) for rows in rows_of(change)] == [6, 6]
+    with pytest.raises(
+        ConfigError, match=r"no adapter for gate\.0\.1, a projection inside an expert; leave the arm out"
+    ):
+        build("lora_matched", model, inside, seed=1)
 
 
 @pytest.mark.parametrize("count", [1, 15, 30, 32, 45, 60])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nest.attacks import direction_ablated, neurons_off
 from spider_sense.errors import SiteError
+from spider_sense.patching import projection_FD
 from spider_sense.sites import available_places, resolve
 from spider_sense.types import Site
 
@@ -96,7 +97,7 @@ def test_neurons_that_are_off_put_out_nothing(architecture: str, tiny_model: Cal
     places = [place for place in available_places(model) if place in ("gate", "up")]
     rows = {Site(1, place): torch.tensor([0, 5, 47]) for place in places}
     if not rows:
-        # Experts have no row that all tokens pass.
+        # A mixture has no row that all tokens pass; see the next test.
         with (
             pytest.raises(SiteError, match="has no place 'gate'"),
             neurons_off(model, {Site(1, "gate"): torch.tensor([0])}),
@@ -112,6 +113,35 @@ def test_neurons_that_are_off_put_out_nothing(architecture: str, tiny_model: Cal
         assert bool((cut[..., 1] != 0).all())
     assert not torch.equal(changed, before)
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_neurons_of_experts_that_are_off_are_those_with_weights_of_zero(
+    name: str, tiny_model: Callable[[str], Any]
+) -> None:
+    model = tiny_model(name)
+    rows = {
+        Site(1, "gate", 2): torch.tensor([0, 5]),
+        Site(1, "up", 2): torch.tensor([3]),
+        Site(0, "up", 1): torch.tensor([15]),
+    }
+    before = logits(model)
+    with neurons_off(model, rows):
+        changed = logits(model)
+    assert torch.equal(logits(model), before)
+    with torch.no_grad():
+        for site, row_R in rows.items():
+            projection_FD(model, site)[row_R] = 0
+    torch.testing.assert_close(changed, logits(model), rtol=1e-5, atol=1e-6)
+    assert (changed - before).abs().max() > 1e-4
+
+
+def test_rows_that_an_expert_lacks_are_refused(tiny_model: Callable[[str], Any]) -> None:
+    with (
+        pytest.raises(SiteError, match=r"row 16 of up\.1\.2 does not exist; it has rows 0 to 15"),
+        neurons_off(tiny_model("qwen3_moe"), {Site(1, "up", 2): torch.tensor([16])}),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nest.activations import projection_sites
 from nest.delta import Delta, Deltas, lora_deltas, patch_targets, shared_deltas
 from nest.neurons import NeuronManifest, Neurons, NeuronSet
 from spider_sense.errors import PatchError
-from spider_sense.sites import available_places, resolve
+from spider_sense.experts import resolve_expert
+from spider_sense.sites import resolve
 from spider_sense.types import Site
 
 ROWS, CLUSTERS = torch.tensor([1, 4, 6]), torch.tensor([0, 1, 0])
 
 
 def neuron_set(model: nn.Module, cluster_R: Tensor | None = CLUSTERS) -> NeuronSet:
-    """Return three rows of each gate and up projection of block 1."""
-    sites = [Site(1, place) for place in available_places(model) if place in ("gate", "up")]
+    """Return three rows of each gate and up projection of block 1, of a mixture in experts 0 and 2."""
+    sites = [site for site in projection_sites(model) if site.layer == 1 and site.expert in (None, 0, 2)]
     group = Neurons(ROWS, torch.ones(3), torch.zeros(3, 0), cluster_R)
     # Only the rows are read here.
     return NeuronSet(NeuronManifest.model_construct(), dict.fromkeys(sites, group))
@@ -40,7 +42,7 @@ def logits(model: PreTrainedModel) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text", "phi3", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text", "phi3", "gpt2", "mixtral", "qwen3_moe"])
 def test_hooks_and_folding_are_the_same_and_leave_no_trace(
     kind: str, tiny_model: Callable[[str], PreTrainedModel]
 ) -> None:
@@ -58,12 +60,14 @@ def test_hooks_and_folding_are_the_same_and_leave_no_trace(
     assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
 
 
-def test_a_patch_says_the_same_rows_and_vectors(tiny_model: Callable[[str], PreTrainedModel]) -> None:
-    model = tiny_model("phi3")
+@pytest.mark.parametrize("kind", ["phi3", "mixtral"])
+def test_a_patch_says_the_same_rows_and_vectors(kind: str, tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model = tiny_model(kind)
     neurons = neuron_set(model)
     deltas = filled(shared_deltas(model, neurons))
     for delta, (site, target) in zip(deltas, patch_targets(deltas, neurons).items(), strict=True):
-        change_FD, start = delta.weight(), resolve(model, site).start
+        change_FD = delta.weight()
+        start = resolve(model, site).start if site.expert is None else resolve_expert(model, site).part(site).start
         assert change_FD[start + target.neuron_R].equal(target.delta_RD())
         assert int((change_FD != 0).any(1).sum()) == len(ROWS)
 

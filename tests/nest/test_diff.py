@@ -90,6 +90,18 @@ def test_rows_of_two_models(tiny_loaded: LoadedModel, tiny_model: Any, tiny_patc
     assert up.norm == pytest.approx(float((projection_FD(b.model, UP) - before).norm()), rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_rows_of_experts(tiny_loaded: LoadedModel, tiny_model: Any, tiny_patches: Any, name: str) -> None:
+    a, b = (other_copy(tiny_loaded, tiny_model, name, source) for source in ("org/a", "org/b"))
+    patch = tiny_patches.patch(
+        b, {Site(1, "gate", 3): tiny_patches.target([2]), Site(0, "up", 1): tiny_patches.target([5])}
+    )
+    apply_patch(b, patch, 2.0)
+    found = diff_models(a, b)
+    assert found.others == ()
+    assert [(item.site, item.rows) for item in found.projections] == [("up.0.1", (5,)), ("gate.1.3", (2,))]
+
+
 def test_what_else_differs_is_named(tiny_loaded: LoadedModel, tiny_model: Any) -> None:
     from copy import deepcopy
 

@@ -155,3 +155,13 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(PatchError, match=r"row 60 of up\.0, which has rows 0 to 47"):
         write_adapter(tiny_loaded, bad, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_a_patch_of_experts_is_refused(
+    tiny_model: Any, tiny_loaded: LoadedModel, tiny_patches: Any, tmp_path: Path, name: str
+) -> None:
+    loaded = load(tiny_model, tiny_loaded, name)
+    with pytest.raises(PatchError, match=r"changes gate\.0\.1, .* no module of an adapter .* nest apply or nest merge"):
+        write_adapter(loaded, tiny_patches.patch(loaded), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()

@@ -13,7 +13,7 @@ from nest.activations import pooled_activations
 from nest.find import FindConfig, find, pool_prompts
 from nest.selection import select
 from spider_sense.data import digest
-from spider_sense.errors import DataError, SiteError
+from spider_sense.errors import DataError
 from spider_sense.fingerprint import fingerprint
 from spider_sense.models import LoadedModel
 from spider_sense.types import Site
@@ -135,11 +135,3 @@ def test_nothing_above_the_threshold_is_an_error(tiny_loaded: LoadedModel, tiny_
     rows = tiny_neurons.prompt_rows(10, None, 0), tiny_neurons.prompt_rows(10, None, 1)
     with pytest.raises(DataError, match="no row is left with a z-score above 20; choose a smaller z"):
         find(tiny_loaded, *rows, FindConfig(z=20.0))
-
-
-def test_experts_are_refused_before_a_prompt_is_read(
-    tiny_model: Model, tiny_loaded: LoadedModel, tiny_neurons: Any
-) -> None:
-    rows = tiny_neurons.prompt_rows(10, None, 0), tiny_neurons.prompt_rows(10, None, 1)
-    with pytest.raises(SiteError, match="experts see the tokens routed to them"):
-        find(replace(tiny_loaded, model=tiny_model("mixtral")), *rows, FindConfig())

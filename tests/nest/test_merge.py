@@ -33,7 +33,7 @@ def pair(base: LoadedModel, tiny_patches: Any) -> tuple[NeuronPatch, NeuronPatch
     return tiny_patches.patch(base, first, alpha=0.5), tiny_patches.patch(base, second, seed=1, alpha=2.0)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text", "phi3", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text", "phi3", "gpt2", "mixtral", "qwen3_moe"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_one_patch_is_folded_as_apply_does(
     tiny_model: Any, tiny_loaded: LoadedModel, tiny_patches: Any, tmp_path: Path, name: str, dtype: torch.dtype

@@ -1,5 +1,6 @@
 """From prompts and grouped neurons to a patch; the base model's answers are asked for once."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,17 @@ import torch
 from rich.progress import Progress
 
 from nest import curriculum
+from nest.apply import write_patched
 from nest.curriculum import make_curriculum, own_answers
 from nest.group import GroupConfig, group
+from nest.model_folder import weights_digest
 from nest.neurons import NeuronSet
+from nest.revert import write_reverted
 from nest.run import tune_patch
 from nest.tune import TuneConfig
 from spider_sense.errors import DataError, MismatchError
 from spider_sense.fingerprint import fingerprint
-from spider_sense.models import LoadedModel
+from spider_sense.models import LoadedModel, load_model
 from spider_sense.patch import NeuronPatch
 from spider_sense.patching import apply_patch
 from spider_sense.types import Site
@@ -54,6 +58,30 @@ def test_the_patch_is_the_tuned_model(
     apply_patch(tiny_loaded, patch.save_pretrained(tmp_path / "patch"))
     with torch.no_grad():
         assert not model(input_ids=ids).logits.equal(bare)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_are_tuned_and_the_patch_is_the_tuned_model(
+    name: str, tiny_model: Any, tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path
+) -> None:
+    loaded = replace(tiny_loaded, model=tiny_model(name))
+    profiles = {
+        Site(0, "gate", 1): torch.randn(6, 8),
+        Site(0, "up", 1): torch.randn(6, 8),
+        Site(1, "up", 3): torch.ones(2, 8),
+    }
+    neurons = group(tiny_neurons.neuron_set(loaded, profiles), GroupConfig(k=2))
+    before = weights_digest(loaded.model)
+    patch = tuned(loaded, neurons, tiny_neurons.prompt_rows, tmp_path).save_pretrained(tmp_path / "patch")
+    assert weights_digest(loaded.model) == before
+    assert patch.targets.keys() == profiles.keys()
+    assert patch.manifest.trained_parameters == 5 * 32
+    assert all(one.vectors_KD.abs().max() > 0 for one in patch.targets.values())
+    write_patched(loaded, patch, tmp_path / "patched")
+    patched = load_model(str(tmp_path / "patched"))
+    assert weights_digest(patched.model) != before
+    write_reverted(tmp_path / "patched", tmp_path / "restored")
+    assert weights_digest(load_model(str(tmp_path / "restored")).model) == before
 
 
 def test_a_second_run_goes_on_from_the_first(

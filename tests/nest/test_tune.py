@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from nest.delta import Deltas, lora_deltas
+from nest.delta import Delta, Deltas, lora_deltas
 from nest.forward import answer_logits
 from nest.lessons import Lesson, collate
 from nest.reference import divergence, read_reference
 from nest.tune import Losses, TuneConfig, tune
 from spider_sense.config import parse
 from spider_sense.errors import ConfigError, DataError, PatchError
+from spider_sense.experts import resolve_expert
+from spider_sense.layouts import is_mixture
 from spider_sense.sites import resolve
 from spider_sense.types import Site
 
@@ -27,7 +29,13 @@ LESSONS = [Lesson((5, 6, 7, 8, 9, 10 + i), (20 + i % 2, 30 + i), "refuse" if i %
 
 
 def additions(model: nn.Module) -> Deltas:
-    """Return rank 2 on two blocks."""
+    """Return rank 2 on two blocks, of a mixture in every expert."""
+    if is_mixture(model, 0):
+        sites = [Site(layer, "up", expert) for layer in (0, 1) for expert in range(4)]
+        up_FK = torch.eye(96, 2)
+        return Deltas(
+            Delta(resolve_expert(model, site).module, torch.zeros(2, 32), up_FK, site.expert) for site in sites
+        )
     return lora_deltas({str(layer): resolve(model, Site(layer, "up")).module for layer in (0, 1)}, 2, seed=0)
 
 
@@ -36,11 +44,14 @@ def values(deltas: Deltas) -> list[list[float]]:
     return [value.flatten().tolist() for value in deltas.parameters()]
 
 
-def test_the_losses_fall_and_the_model_stays(tiny_model: Callable[[str], PreTrainedModel]) -> None:
-    model = tiny_model("llama")
+@pytest.mark.parametrize(("kind", "fall"), [("llama", 0.3), ("mixtral", 0.05)])
+def test_the_losses_fall_and_the_model_stays(
+    kind: str, fall: float, tiny_model: Callable[[str], PreTrainedModel]
+) -> None:
+    model = tiny_model(kind)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     losses = tune(model, additions(model), LESSONS, CONFIG.model_copy(update={"steps": 60}), pad=1)
-    assert sum(loss.refuse for loss in losses[-5:]) < sum(loss.refuse for loss in losses[:5]) - 5 * 0.3
+    assert sum(loss.refuse for loss in losses[-5:]) < sum(loss.refuse for loss in losses[:5]) - 5 * fall
     assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
     assert [loss.step for loss in losses] == list(range(60))
 
@@ -89,7 +100,7 @@ def test_a_step_in_passes_is_the_same_step(tiny_model: Callable[[str], PreTraine
             assert (one.refuse, one.answer, one.kl) == pytest.approx((other.refuse, other.answer, other.kl), abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
 def test_gradient_checkpointing_changes_nothing(kind: str, tiny_model: Callable[[str], PreTrainedModel]) -> None:
     model = tiny_model(kind)
     plain, saving = additions(model), additions(model)

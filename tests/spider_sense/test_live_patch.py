@@ -176,3 +176,14 @@ def test_weights_that_are_patched_already_are_refused(tiny_loaded: LoadedModel) 
         LivePatch(tiny_loaded, patch)
     applied.revert()
     assert not LivePatch(tiny_loaded, patch).on
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_a_patch_of_experts_is_refused(
+    tiny_loaded: LoadedModel, tiny_model: Builder, tiny_patches: Any, name: str
+) -> None:
+    what = replace(tiny_loaded, model=tiny_model(name))
+    with pytest.raises(
+        PatchError, match=r"changes gate\.0\.1, .* for single requests; fold .* nest apply or nest merge"
+    ):
+        LivePatch(what, tiny_patches.patch(what))

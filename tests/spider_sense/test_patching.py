@@ -10,6 +10,7 @@ from spider_sense.models import LoadedModel
 from spider_sense.patching import applied_to, apply_patch, fitted_weights, projection_FD, scaled
 from spider_sense.types import Site
 
+MIXTURES = ("mixtral", "qwen3_moe")
 GATED = ("llama", "qwen2", "gemma3_text", "gemma3", "phi3")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -28,7 +29,7 @@ def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", [*GATED, "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("name", [*GATED, *MIXTURES, "gpt2", "gpt_neox"])
 def test_rows_get_their_vector_and_revert_is_bit_exact(
     tiny_model: Any, tokenizer: Any, tiny_patches: Any, name: str, dtype: torch.dtype
 ) -> None:
@@ -45,6 +46,39 @@ def test_rows_get_their_vector_and_revert_is_bit_exact(
     assert differing(before, tiny_patches.weights(loaded.model))
     applied.revert()
     assert not differing(before, tiny_patches.weights(loaded.model))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_only_the_rows_of_the_patched_experts_change(
+    tiny_model: Any, tokenizer: Any, tiny_patches: Any, name: str
+) -> None:
+    loaded = load(tiny_model, tokenizer, name)
+    before = tiny_patches.weights(loaded.model)
+    apply_patch(loaded, tiny_patches.patch(loaded, {Site(1, "up", 2): tiny_patches.target([0, 7, 15])}))
+    (changed,) = differing(before, tiny_patches.weights(loaded.model))
+    assert changed == "model.layers.1.mlp.experts.gate_up_proj"
+    old_EFD, new_EFD = before[changed], loaded.model.state_dict()[changed]
+    width = old_EFD.shape[1] // 2
+    assert (old_EFD != new_EFD).any(-1).nonzero().tolist() == [[2, width + row] for row in (0, 7, 15)]
+
+
+def test_quantised_experts_are_refused(tiny_model: Any, tokenizer: Any, tiny_patches: Any) -> None:
+    loaded = load(tiny_model, tokenizer, "mixtral")
+    patch = tiny_patches.patch(loaded)
+    experts = loaded.model.model.layers[0].mlp.experts
+    experts.gate_up_proj = nn.Parameter(experts.gate_up_proj.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(PatchError, match=r"layers\.0\.mlp\.experts\.gate_up_proj is a .*float8.* load the .* unquant"):
+        apply_patch(loaded, patch)
+
+
+@pytest.mark.parametrize("site", [Site(0, "gate", 1), Site(0, "gate", 4), Site(5, "gate", 1)])
+def test_a_patch_of_experts_for_another_model_is_refused(
+    tiny_model: Any, tokenizer: Any, tiny_loaded: LoadedModel, tiny_patches: Any, site: Site
+) -> None:
+    patch = tiny_patches.patch(load(tiny_model, tokenizer, "qwen3_moe"), {site: tiny_patches.target([1])})
+    for other in (tiny_loaded, load(tiny_model, tokenizer, "mixtral")):
+        with pytest.raises(MismatchError, match="a patch fits the model that it was tuned for"):
+            apply_patch(other, patch)
 
 
 @pytest.mark.parametrize("name", [*GATED, "gpt2"])

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, get_args
@@ -5,9 +6,10 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spider_sense.errors import SiteError
+from spider_sense.experts import experts_of
 from spider_sense.sites import (
     ResolvedSite,
     available_places,
@@ -224,7 +226,7 @@ def test_a_layer_out_of_range_is_told_the_range(tiny_model: Builder) -> None:
 
 @pytest.mark.parametrize(
     ("name", "place", "has"),
-    [("gpt2", "gate", "resid, mlp_in, up"), ("mixtral", "up", "resid, mlp_in"), ("gpt_neox", "gate", "mlp_in, up")],
+    [("gpt2", "gate", "resid, mlp_in, up"), ("gpt_neox", "gate", "mlp_in, up")],
 )
 def test_a_place_the_architecture_lacks_is_told_the_others(
     tiny_model: Builder, name: str, place: Place, has: str
@@ -232,6 +234,35 @@ def test_a_place_the_architecture_lacks_is_told_the_others(
     assert place in get_args(Place)
     with pytest.raises(SiteError, match=rf"{name} has no place '{place}'; it has: .*{has}$"):
         resolve(tiny_model(name), Site(0, place))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_is_told_how_experts_are_written(tiny_model: Builder, name: str) -> None:
+    with pytest.raises(SiteError, match=rf"{name} has no place 'up' that every .*: resid, mlp_in; write up\.1\.0"):
+        resolve(tiny_model(name), Site(1, "up"))
+
+
+def test_what_reads_every_token_cannot_read_inside_an_expert(tiny_model: Builder) -> None:
+    with pytest.raises(SiteError, match=r"site gate\.1\.3 lies inside an expert.* resid\.1 or mlp_in\.1"):
+        resolve(tiny_model("mixtral"), Site(1, "gate", 3))
+
+
+def test_a_block_of_a_mixture_without_experts_has_gate_and_up(tiny_model: Builder) -> None:
+    config = copy.deepcopy(tiny_model("qwen3_moe").config)
+    config.mlp_only_layers = [1]
+    model: Any = AutoModelForCausalLM.from_config(config)
+    assert experts_of(model, 0) is not None
+    assert experts_of(model, 1) is None
+    assert resolve(model, Site(1, "up")).module is model.model.layers[1].mlp.up_proj
+    with pytest.raises(SiteError, match=r"write up\.0\.0"):
+        resolve(model, Site(0, "up"))
+
+
+def test_experts_of_another_width_are_refused(tiny_model: Builder) -> None:
+    model = tiny_model("qwen3_moe")
+    model.config.moe_intermediate_size = 20
+    with pytest.raises(SiteError, match=r"rows in model\.layers\.0\.mlp\.experts\.gate_up_proj is 32, .* says 40"):
+        experts_of(model, 0)
 
 
 def test_a_model_with_blocks_cut_off_is_refused(tiny_model: Builder) -> None:

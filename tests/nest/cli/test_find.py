@@ -1,6 +1,7 @@
 """``nest find`` and ``nest group``: what they print, what they leave behind, and what they refuse."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -155,15 +156,23 @@ def test_a_folder_of_something_else_is_refused_before_work(
     assert "benign.jsonl is a file; name another folder" in refuse(*arguments[:-1], tmp_path / "benign.jsonl" / "out")
 
 
-def test_experts_are_refused(
-    refuse: Refuse,
+def test_a_mixture_is_counted_by_layer_and_says_what_was_left_out(
     arguments: list[object],
     loaded: LoadedModel,
     tiny_model: Callable[[str], Any],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("spider_sense.models.load_model", lambda *_: replace(loaded, model=tiny_model("mixtral")))
-    assert "mixtral has no gate or up projection" in refuse(*arguments)
+    model = tiny_model("mixtral")
+    # Nothing is routed to the last expert of layer 0.
+    model.model.layers[0].mlp.gate.register_forward_hook(lambda _, __, out: (*out[:2], out[2].clamp(max=2)))
+    monkeypatch.setattr("spider_sense.models.load_model", lambda *_: replace(loaded, model=model))
+    output = run(*arguments, "--z", "2").output
+    assert "left out: 2 of 16 projections, in experts that fewer than 8 harmful or 8 benign prompts reach" in output
+    assert re.search(r"^ *0 .* 3 of 4 *$", output, re.MULTILINE)
+    assert re.search(r"^ *1 .* 4 of 4 *$", output, re.MULTILINE)
+    assert "median held-out AUROC" in output
+    assert (tmp_path / "neurons" / "spread.png").is_file()
 
 
 def test_a_number_of_groups_that_some_projections_have_no_rows_for(

@@ -35,6 +35,16 @@ def test_a_bar_is_as_high_as_rows_were_selected(neurons: NeuronSet, monkeypatch:
     assert [text.get_text() for text in drawn[0].figure.legends[0].get_texts()] == ["gate", "up"]
 
 
+def test_experts_of_a_layer_add_up(
+    tiny_loaded: LoadedModel, tiny_neurons: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profiles = {Site(0, "gate", 1): torch.randn(5, 8), Site(0, "gate", 3): torch.randn(2, 8)}
+    drawn: list[Any] = []
+    monkeypatch.setattr(spread, "write_png", lambda axes, path: drawn.append(axes))
+    spread.draw_spread(tiny_neurons.neuron_set(tiny_loaded, profiles), Path("unused.png"))
+    assert [bar.get_height() for series in drawn[0].containers for bar in series] == [7]
+
+
 def test_it_is_written_as_a_png(neurons: NeuronSet, tmp_path: Path) -> None:
     spread.draw_spread(neurons, tmp_path / "spread.png")
     assert (tmp_path / "spread.png").read_bytes().startswith(b"\x89PNG")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spider_sense.errors import SiteError, SpiderSenseError
+from spider_sense.errors import PatchError, SiteError, SpiderSenseError
 from spider_sense.patch import PatchTarget
 from spider_sense.serving.row_patch import RowPatch
 from spider_sense.types import Site
@@ -164,3 +164,11 @@ def test_a_model_without_the_projection_is_refused(patch: Any, tiny_patches: Any
     for site, says in {Site(2, "up"): "blocks 0 to 1", Site(0, "resid"): "cannot be patched"}.items():
         with pytest.raises(SiteError, match=says):
             RowPatch(model(), patch_of({site: tiny_patches.target([1])}), ALPHA, ROWS)
+
+
+def test_a_patch_of_experts_is_refused(tiny_patches: Any) -> None:
+    inside = patch_of({Site(1, "up", 3): tiny_patches.target([1])})
+    with pytest.raises(
+        PatchError, match=r"changes up\.1\.3, .* single requests in vLLM; fold .* nest apply or nest merge"
+    ):
+        RowPatch(model(), inside, ALPHA, ROWS)
