@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from spider_sense.extraction.layout import SAMPLE, SKETCH, States
-from spider_sense.extraction.likeness import ALIKE, HUBS, WEIGHT, group_contrast, group_score, group_shares
+from spider_sense.extraction.likeness import (
+    ALIKE,
+    HUBS,
+    WEIGHT,
+    group_contrast,
+    group_score,
+    group_shares,
+    group_variety,
+)
 from spider_sense.extraction.sample import STEP
 from spider_sense.extraction.state import fresh
 from spider_sense.extraction.tiers import TieredDetector
@@ -49,6 +57,22 @@ def test_what_members_share_behind_subjects_of_their_own_stands_out() -> None:
     assert group_contrast(_group(own=0, second=0, logit=6)) < 0.3 * ring
 
 
+def test_what_is_high_in_a_way_of_each_account_s_own_is_no_campaign() -> None:
+    ring, apart = _group(own=1, second=2, logit=6), _group(own=1, second=2, logit=6)
+    apart["sample"][::2] *= -1  # half of them differ from their others the other way about
+    assert group_contrast(ring) > 8
+    assert group_contrast(apart) == 0
+
+
+def test_openings_count_half_where_all_do_the_same() -> None:
+    product, ring = _group(own=0, second=0, logit=0), _group(own=1, second=2, logit=0)
+    assert group_variety(product) < 0.2 < group_variety(ring) == 1
+    for states, low, high in ((product, 0.5, 0.6), (ring, 1, 1)):
+        before = group_score(states)
+        states["openings"][:, 0], states["opening_counts"][:, 0] = 7, SAMPLE
+        assert low * ALIKE <= group_score(states) - before + 1e-9 <= high * ALIKE + 2e-9
+
+
 def test_a_shared_subject_that_is_no_campaign_tells_little() -> None:
     assert group_contrast(_group(own=1, second=2, logit=0)) < 2
 
@@ -56,7 +80,7 @@ def test_a_shared_subject_that_is_no_campaign_tells_little() -> None:
 def test_a_canned_request_is_no_match_for_itself() -> None:
     honest = _group(own=1, second=0, logit=0)
     canned = honest.copy()
-    canned["sample"][:, :FEW] = np.random.default_rng(1).integers(-9, 9, (FEW, SKETCH))  # the same for all
+    canned["sample"][:, :FEW] = np.random.default_rng(1).integers(-12, 24, (FEW, SKETCH))  # the same for all
     canned["sample_logits"][:, :FEW] += 3
     varied = canned.copy()
     varied["sample"][:, :FEW, :4] += np.random.default_rng(2).integers(0, 3, (10, FEW, 4), dtype=np.int8)
@@ -100,7 +124,9 @@ def test_a_group_is_scored_by_what_its_requests_have_in_common(uncalibrated: Tie
     alike, high = group_shares(states)
     assert alike == pytest.approx(sent.mean(), abs=0.05)  # the counters forget a little
     assert high == pytest.approx(sent.mean(), abs=0.1)
-    assert group_score(states) == ALIKE + high + WEIGHT * group_contrast(states)
+    assert group_score(states) == pytest.approx(
+        ALIKE * (1 + group_variety(states)) / 2 + high + WEIGHT * group_contrast(states)
+    )
     apart = states.copy()
     apart["openings"] += np.arange(len(states), dtype=np.uint64)[:, None]  # each account has words of its own
     assert group_shares(apart)[0] < alike / 5
