@@ -36,8 +36,11 @@ WEIGHT = 0.1
 """Of a logit beside a share."""
 HUBS = 32
 """Members that each one is compared with at most, so that a large group costs no square."""
+SAME = 8
+"""Squared steps between sketches up to which two requests are one: 16-bit arithmetic moves a coordinate in thirty."""
 
-Requests = tuple[NDArray[np.float32], NDArray[np.float32]]
+Floats = NDArray[np.float32]
+Requests = tuple[Floats, Floats]
 """Logits [K] and sketches [K, S] of one member."""
 
 
@@ -66,71 +69,91 @@ def group_shares(states_N: States) -> tuple[float, float]:
 
 
 def group_contrast(states_N: States) -> float:
-    """Return how far the probe of the requests that members share exceeds that of all, as a logit, on average over the
-    members and counted from where most honest groups lie below.
+    """Return how high the probe is where members are alike, in logits from where most honest groups lie below.
 
-    It fades to zero where the members do the same thing all the time, and where what is high differs from the rest in
-    ways of their own. It is zero where no two have sent as much as the first checkpoint: others are not looked at.
+    That is :func:`_height`, on average over all requests, so that accounts that send little hide nobody. It fades to
+    zero where the members do the same thing all the time, and where what is high differs from the rest in ways of their
+    own. It is zero where no two have sent as much as the first checkpoint: others are not looked at.
     """
-    members = _members(states_N)
+    members, weight_N = _members(states_N)
     if len(members) < 2:
         return 0.0
-    hubs = list(range(0, len(members), math.ceil(len(members) / HUBS)))
-    excess = [_excess(member, [members[hub] for hub in hubs if hub != place]) for place, member in enumerate(members)]
-    return (float(np.mean(excess)) - ORIGIN) * max(_agreement(members), 0.0) * group_variety(states_N)
+    hubs = np.arange(0, len(members), math.ceil(len(members) / HUBS))
+    heights = []
+    for place, member in enumerate(members):
+        others = hubs[hubs != place]
+        heights.append(_height(member, [members[other] for other in others], weight_N[others]))
+    height = float(np.average(heights, weights=weight_N)) - ORIGIN
+    return height * max(_agreement(members, weight_N), 0.0) * group_variety(states_N)
 
 
 def group_variety(states_N: States) -> float:
     """Return how far members do different things: from zero, where all do the same all the time or no two have sent as
     much as the first checkpoint, to one, where a twentieth of the sketches' variance lies between them."""
-    members = _members(states_N)
+    members, _ = _members(states_N)
     return min(max(_between(members) / APART, 0.0), 1.0) if len(members) > 1 else 0.0
 
 
-def _members(states_N: States) -> list[Requests]:
-    return [sampled(state) for state in states_N if state["sketched"] >= CHECKPOINTS[0]]
+def _members(states_N: States) -> tuple[list[Requests], NDArray[np.float64]]:
+    """Return the samples of those who sent enough, and the requests [N] that each stands for."""
+    enough = states_N[states_N["sketched"] >= CHECKPOINTS[0]]
+    return [sampled(state) for state in enough], enough["sketched"].astype(np.float64)
 
 
-def _agreement(members: Sequence[Requests]) -> float:
+def _agreement(members: Sequence[Requests], weight_N: NDArray[np.float64]) -> float:
     """Return whether the highest requests of all members differ from their others in the same way: the mean cosine of
     two members' differences, from one for the same way to about zero for ways of their own."""
     ways_NS = np.stack([_way(member) for member in members])
     ways_NS /= np.maximum(np.linalg.norm(ways_NS, axis=1, keepdims=True), 1e-9)
-    count, total_S = len(members), ways_NS.sum(axis=0)
-    return float(total_S @ total_S - (ways_NS**2).sum()) / (count * (count - 1))
+    weighted_NS = ways_NS * weight_N[:, None]
+    total_S = weighted_NS.sum(axis=0)
+    pairs = weight_N.sum() ** 2 - (weight_N**2).sum()
+    return float((total_S @ total_S - (weighted_NS**2).sum()) / pairs)
 
 
-def _way(member: Requests) -> NDArray[np.float32]:
+def _way(member: Requests) -> Floats:
     """Return the mean sketch of a member's highest requests less that of its others, [S]."""
     logits_K, sketch_KS = member
     order, few = np.argsort(-logits_K, kind="stable"), _few(logits_K)
-    way_S: NDArray[np.float32] = sketch_KS[order[:few]].mean(axis=0) - sketch_KS[order[few:]].mean(axis=0)
+    way_S: Floats = sketch_KS[order[:few]].mean(axis=0) - sketch_KS[order[few:]].mean(axis=0)
     return way_S
 
 
-def _few(logits_K: NDArray[np.float32]) -> int:
+def _few(logits_K: Floats) -> int:
     return max(round(FEW * len(logits_K)), 1)
 
 
-def _excess(member: Requests, others: Sequence[Requests]) -> float:
-    """Return the mean logits of the most shared and of the highest requests, added, less that of all."""
+def _height(member: Requests, others: Sequence[Requests], weight_H: NDArray[np.float64]) -> float:
+    """Return the mean logit of the requests that others have too, and how far that of the highest lies above all."""
     logits_K, sketch_KS = member
     few = _few(logits_K)
-    shared = logits_K[np.argsort(_distance(sketch_KS, [sketch_MS for _, sketch_MS in others]), kind="stable")[:few]]
+    distance_K = _distance(sketch_KS, [sketch_MS for _, sketch_MS in others], weight_H)
+    shared = logits_K[np.argsort(distance_K, kind="stable")[:few]]
     return float(shared.mean() + np.sort(logits_K)[-few:].mean() - logits_K.mean())
 
 
-def _distance(sketch_KS: NDArray[np.float32], others: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _distance(sketch_KS: Floats, others: Sequence[Floats], weight_H: NDArray[np.float64]) -> Floats:
     """Return how far the nearest request of the median other member is, squared, [K]; a canned request is no match for
     itself."""
     all_MS = np.concatenate(others)
     squares_K1, squares_M = (sketch_KS**2).sum(axis=1, keepdims=True), (all_MS**2).sum(axis=1)
-    # Whole numbers below 2**24: exact, so that the same request is at distance zero.
+    # Whole numbers below 2**24, so this is exact.
     apart_KM = squares_K1 + squares_M - 2 * sketch_KS @ all_MS.T
-    apart_KM[apart_KM == 0] = np.inf
+    apart_KM[apart_KM <= SAME] = np.inf
     starts_H = np.cumsum([0, *map(len, others[:-1])])
-    nearest: NDArray[np.float32] = np.median(np.minimum.reduceat(apart_KM, starts_H, axis=1), axis=1)
-    return nearest
+    return _weighted_median(np.minimum.reduceat(apart_KM, starts_H, axis=1), weight_H)
+
+
+def _weighted_median(value_KH: Floats, weight_H: NDArray[np.float64]) -> Floats:
+    """Return the median of each row, [K]; the mean of the two in the middle where they share the weight."""
+    order_KH = np.argsort(value_KH, axis=1)
+    below_KH = np.cumsum(weight_H[order_KH], axis=1)
+    half = weight_H.sum() / 2
+    places = (below_KH >= half).argmax(axis=1), (below_KH > half).argmax(axis=1)
+    lower_K, upper_K = (
+        np.take_along_axis(value_KH, np.take_along_axis(order_KH, place_K[:, None], 1), 1)[:, 0] for place_K in places
+    )
+    return ((lower_K + upper_K) / 2).astype(np.float32)
 
 
 def _between(members: Sequence[Requests]) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spider_sense.extraction import likeness
 from spider_sense.extraction.layout import SAMPLE, SKETCH, States
 from spider_sense.extraction.likeness import (
     ALIKE,
@@ -83,13 +84,47 @@ def test_a_canned_request_is_no_match_for_itself() -> None:
     canned["sample"][:, :FEW] = np.random.default_rng(1).integers(-12, 24, (FEW, SKETCH))  # the same for all
     canned["sample_logits"][:, :FEW] += 3
     varied = canned.copy()
-    varied["sample"][:, :FEW, :4] += np.random.default_rng(2).integers(0, 3, (10, FEW, 4), dtype=np.int8)
+    varied["sample"][:, :FEW, :16] += np.random.default_rng(2).integers(0, 3, (10, FEW, 16), dtype=np.int8)
     assert group_contrast(canned) < group_contrast(varied) - 1
 
 
-def test_a_large_group_is_compared_with_few_and_scored_alike() -> None:
+def test_a_canned_request_is_the_same_in_sixteen_bits() -> None:
+    rng = np.random.default_rng(1)
+    canned = _group(own=1, second=0, logit=0)
+    exact = canned["sample"].astype(np.float64)
+    exact[:, :FEW] = rng.normal(0, 4, (FEW, SKETCH))
+    canned["sample_logits"][:, :FEW] += 3
+    found = []
+    for noise in (0.0, 0.01):  # of a standard deviation
+        canned["sample"] = np.rint(exact + rng.normal(0, noise / STEP, exact.shape))
+        found.append(group_contrast(canned))
+    assert (canned["sample"][0] != canned["sample"][1])[:FEW].any()
+    assert found[1] == pytest.approx(found[0], abs=0.2)
+
+
+def test_accounts_that_send_less_than_the_ring_hide_little_of_it() -> None:
+    ring = _group(own=1, second=2, logit=6)
+    ring["count"] = ring["sketched"] = 1000
+    decoys = _group(own=1, second=2, logit=0, members=20)
+    decoys["sample"] = np.random.default_rng(5).integers(-9, 9, decoys["sample"].shape)
+    decoys["count"] = decoys["sketched"] = 16
+    assert group_contrast(np.concatenate([ring, decoys])) > 0.9 * group_contrast(ring)
+    decoys["count"] = decoys["sketched"] = 1000
+    assert group_contrast(np.concatenate([ring, decoys])) < 0.5 * group_contrast(ring)
+
+
+def test_a_large_group_is_compared_with_few_and_scored_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    distance = likeness._distance
+
+    def counted(sketch: Any, others: Any, weight: Any) -> Any:
+        compared.append(len(others))
+        return distance(sketch, others, weight)
+
+    monkeypatch.setattr(likeness, "_distance", counted)
     small, large = (group_contrast(_group(own=1, second=2, logit=6, members=count)) for count in (HUBS, 10 * HUBS))
     assert large == pytest.approx(small, abs=0.5)
+    assert max(compared) == HUBS
 
 
 def test_a_group_without_two_that_sent_enough_has_no_contrast() -> None:
