@@ -68,7 +68,7 @@ def _group_words(calibration: Calibration | None, tenant: str, members: States, 
         "honest requests do"
     )
     if (contrast := group_contrast(members)) > 0:
-        yield f"what these accounts have in common, and the highest of each, stands out as one by {contrast:.1f} logits"
+        yield f"what these accounts have in common lies {contrast:.1f} logits above most honest groups"
     if calibration is not None:
         honest = calibration.maxima["group"][calibration.stratum("group", tenant)]
         above = int((honest >= score).sum())
