@@ -10,6 +10,7 @@ Shape letters: N members, K requests of a sample, M those of other members, H me
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from spider_sense.extraction.layout import CHECKPOINTS, States
 from spider_sense.extraction.population import QUANTILES
 from spider_sense.extraction.sample import sampled
 
-__all__ = ["ALIKE", "COMMON", "group_contrast", "group_score", "group_shares", "group_variety"]
+__all__ = ["ALIKE", "COMMON", "Likeness", "group_likeness", "group_score", "group_shares"]
 
 ALIKE = 0.2
 """Share of requests that open alike, beyond which more tells nothing."""
@@ -44,6 +45,17 @@ Requests = tuple[Floats, Floats]
 """Logits [K] and sketches [K, S] of one member."""
 
 
+class Likeness(NamedTuple):
+    """What the members of a group have in common, from the samples of their requests."""
+
+    variety: float
+    """How far they do different things: from zero, where all do the same all the time, to one, where a twentieth of the
+    sketches' variance lies between them."""
+    contrast: float
+    """How high the probe is where they are alike (:func:`_height`, on average over requests), from where most honest
+    groups lie below; times the agreement of what is high in each (:func:`_agreement`), and times the variety."""
+
+
 def group_score(states_N: States) -> float:
     """Return the sum of the two shares, the first one up to a fifth, and a tenth of the contrast.
 
@@ -54,8 +66,8 @@ def group_score(states_N: States) -> float:
     count = states_N["count"]
     if len(count) < 2 or max(np.sort(count)[-2], count.mean()) < CHECKPOINTS[0]:
         return -math.inf
-    alike, high = group_shares(states_N)
-    return min(alike, ALIKE) * (1 + group_variety(states_N)) / 2 + high + WEIGHT * group_contrast(states_N)
+    (alike, high), (variety, contrast) = group_shares(states_N), group_likeness(states_N)
+    return min(alike, ALIKE) * (1 + variety) / 2 + high + WEIGHT * contrast
 
 
 def group_shares(states_N: States) -> tuple[float, float]:
@@ -68,36 +80,26 @@ def group_shares(states_N: States) -> tuple[float, float]:
     return alike, high
 
 
-def group_contrast(states_N: States) -> float:
-    """Return how high the probe is where members are alike, in logits from where most honest groups lie below.
+def group_likeness(states_N: States) -> Likeness:
+    """Return what N members have in common; nothing where no two have sent as much as the first checkpoint, and others
+    are not looked at.
 
-    That is :func:`_height`, on average over all requests, so that accounts that send little hide nobody. It fades to
-    zero where the members do the same thing all the time, and where what is high differs from the rest in ways of their
-    own. It is zero where no two have sent as much as the first checkpoint: others are not looked at.
+    A member counts by its requests, though no more than the second busiest: neither accounts that send little nor one
+    that sends much hide the others.
     """
-    members, weight_N = _members(states_N)
-    if len(members) < 2:
-        return 0.0
-    hubs = np.arange(0, len(members), math.ceil(len(members) / HUBS))
-    heights = []
+    enough = states_N[states_N["sketched"] >= CHECKPOINTS[0]]
+    if len(enough) < 2:
+        return Likeness(0.0, 0.0)
+    members = [sampled(state) for state in enough]
+    sent_N = enough["sketched"].astype(np.float64)
+    weight_N = np.minimum(sent_N, np.sort(sent_N)[-2])
+    hubs, heights = np.arange(0, len(members), math.ceil(len(members) / HUBS)), []
     for place, member in enumerate(members):
         others = hubs[hubs != place]
         heights.append(_height(member, [members[other] for other in others], weight_N[others]))
     height = float(np.average(heights, weights=weight_N)) - ORIGIN
-    return height * max(_agreement(members, weight_N), 0.0) * group_variety(states_N)
-
-
-def group_variety(states_N: States) -> float:
-    """Return how far members do different things: from zero, where all do the same all the time or no two have sent as
-    much as the first checkpoint, to one, where a twentieth of the sketches' variance lies between them."""
-    members, _ = _members(states_N)
-    return min(max(_between(members) / APART, 0.0), 1.0) if len(members) > 1 else 0.0
-
-
-def _members(states_N: States) -> tuple[list[Requests], NDArray[np.float64]]:
-    """Return the samples of those who sent enough, and the requests [N] that each stands for."""
-    enough = states_N[states_N["sketched"] >= CHECKPOINTS[0]]
-    return [sampled(state) for state in enough], enough["sketched"].astype(np.float64)
+    variety = min(max(_between(members) / APART, 0.0), 1.0)
+    return Likeness(variety, height * max(_agreement(members, weight_N), 0.0) * variety)
 
 
 def _agreement(members: Sequence[Requests], weight_N: NDArray[np.float64]) -> float:

@@ -11,7 +11,7 @@ from spider_sense.extraction.decision import LEVELS, TIERS, Decision, Level, Tie
 from spider_sense.extraction.discovery import benjamini_hochberg
 from spider_sense.extraction.groups import Group, group_tenant, linked, stacked
 from spider_sense.extraction.layout import States
-from spider_sense.extraction.likeness import COMMON, group_contrast, group_score, group_shares
+from spider_sense.extraction.likeness import COMMON, group_likeness, group_score, group_shares
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import EVERYBODY, Calibration
 
@@ -67,8 +67,8 @@ def _group_words(calibration: Calibration | None, tenant: str, members: States, 
         f"{high:.0%} of their requests look like those that are sent to train another model, where {1 - COMMON:.0%} of "
         "honest requests do"
     )
-    if (contrast := group_contrast(members)) > 0:
-        yield f"what these accounts have in common lies {contrast:.1f} logits above most honest groups"
+    if (contrast := group_likeness(members).contrast) > 0:
+        yield f"for what these accounts have in common they score {contrast:.1f}, where most honest groups are below 0"
     if calibration is not None:
         honest = calibration.maxima["group"][calibration.stratum("group", tenant)]
         above = int((honest >= score).sum())
