@@ -203,6 +203,30 @@ def test_a_link_to_a_name_that_nothing_is_kept_of_is_warned_about(
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("verb", "says"),
+    [("clear", "nothing was found about"), ("unlink", "nobody is linked with"), ("erase", "nothing is kept of")],
+)
+def test_names_that_a_verb_does_not_find_are_named(
+    config: Path, settings: ExtractionSettings, capsys: pytest.CaptureFixture[str], helpers: Any, verb: str, says: str
+) -> None:
+    store = open_store(settings.store)
+    store.update({"ann": keep(helpers.Counting().open("ann").to_bytes(), text_of(helpers.decision("ann", "act")))})
+    store.link(["ann", "bob"])
+    cli([verb, "--extraction", str(config), "ann", "nobody", "anne"], standalone_mode=False)
+    told = capsys.readouterr()
+    assert "1 of 3 principals" in told.out
+    assert f"warning: {says} 'nobody', 'anne'; write names as the audit log does" in told.err
+    store.close()
+
+
+def test_a_link_takes_two_names(run: Callable[..., str], settings: ExtractionSettings) -> None:
+    open_store(settings.store).close()
+    for names in (["ann"], ["ann", "ann"]):
+        with pytest.raises(ConfigError, match="a link takes two different names, and 'ann' is one"):
+            run("link", *names)
+
+
 def test_who_is_unlinked_is_one_of_no_group_any_more(
     run: Callable[..., str], settings: ExtractionSettings, artifact: Artifact
 ) -> None:
