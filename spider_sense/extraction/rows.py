@@ -4,8 +4,8 @@
 
 ``time`` is seconds since the epoch or an ISO 8601 date. In place of ``text`` stand ``messages``, a list of
 ``{"role", "content"}``, or activations: ``hidden``, or ``sketch`` and ``probes``. ``hidden`` is the mean over the
-prompt's tokens of ``h / rms(h)``; a mean of ``h`` itself is another number, and refused where it is too large to be the former.
-Optional: ``tenant``, ``family``, ``parameters``, ``links``, ``logit_bias`` (ids, or ids with their biases),
+prompt's tokens of ``h / rms(h)``; a mean of ``h`` itself is another number, and refused where it is too large to be the
+former. Optional: ``tenant``, ``family``, ``parameters``, ``links``, ``logit_bias`` (ids, or ids with their biases),
 ``top_logprobs``, ``max_tokens``. Other fields, and those of these that are null, are passed over.
 
 A line with ``hashed_ip`` and ``conversation`` is a conversation of WildChat; each of its user turns is a request.

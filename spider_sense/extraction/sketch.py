@@ -1,6 +1,7 @@
 """The sketch: 64 numbers of a request, and the logits of the extraction probes.
 
-Both are linear in the mean hidden state of the prompt, that of ``h / rms(h)`` over its tokens, so ordinary heads of a guard compute them in the hot path.
+Both are linear in the mean hidden state of the prompt, that of ``h / rms(h)`` over its tokens, so ordinary heads of a
+guard compute them in the hot path.
 
 Shape letters: N requests, D width, S sketch, P probes.
 """

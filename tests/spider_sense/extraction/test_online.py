@@ -1,6 +1,7 @@
 """What is opened where a model is served, and what operators do to the store; what is wrong is said at the start."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +218,28 @@ def test_names_that_a_verb_does_not_find_are_named(
     told = capsys.readouterr()
     assert "1 of 3 principals" in told.out
     assert f"warning: {says} 'nobody', 'anne'; write names as the audit log does" in told.err
+    store.close()
+
+
+def test_the_lines_that_feed_a_store_without_a_server_do(
+    run: Callable[..., str], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "extraction.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(from spider_sense.config .*?)```", page, re.DOTALL)
+    folder = config.parent
+    (folder / "configs").mkdir()
+    config.rename(folder / "configs" / "extraction.yaml")
+    rows = noise_rows("bb", 2, 40, WIDTH, "mining")
+    (folder / "traffic.jsonl").write_text("\n".join(row.model_dump_json() for row in rows))
+    monkeypatch.chdir(folder)
+    for _ in range(2):
+        exec(lines, {})
+    (folder / "configs" / "extraction.yaml").rename(config)
+    said = run("list")
+    assert "2 principals are kept" in said
+    assert "bb 0  watch by level" in said
+    store = open_store(load_yaml(config, ExtractionSettings).store)
+    assert {PrincipalState.from_bytes(data).count for _, data in store.principals()} == {80}
     store.close()
 
 
