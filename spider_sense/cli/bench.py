@@ -10,6 +10,9 @@ from spider_sense.cli.train import progress_bars
 
 __all__ = ["bench"]
 
+FEWEST = 5
+"""Rounds whose spread tells something."""
+
 
 @app.command()
 def bench(
@@ -37,6 +40,7 @@ def bench(
         told = ""
         if name != "bare":
             low, high = result[f"{name}_interval"]
-            told = f", {result[f'{name}_ratio']:.3f} ({low:.3f}-{high:.3f}) of bare"
+            spread = f" ({low:.3f}-{high:.3f})" if rounds >= FEWEST else ""
+            told = f", {result[f'{name}_ratio']:.3f}{spread} of bare"
         console.print(f"{name:>16}: {speed:8.1f} tokens/s{told}", highlight=False)
     typer.echo(json.dumps(result))

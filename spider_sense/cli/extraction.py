@@ -13,6 +13,7 @@ from spider_sense.cli.extraction_log import Device, Dtype, Model, Reading, log_w
 from spider_sense.cli.extraction_tables import findings_table, group_lines, limits_table, warn_of_limits, warn_of_links
 from spider_sense.cli.report import write_page
 from spider_sense.cli.tables import plain
+from spider_sense.errors import ConfigError
 from spider_sense.folders import check_file
 
 if TYPE_CHECKING:
@@ -54,10 +55,17 @@ def fit(
     from spider_sense.types import Site
 
     KIND.check_replaceable(out)
+    both = sorted(str(path) for path in benign if path.resolve() in {other.resolve() for other in campaigns})
+    if both:
+        raise ConfigError(f"{', '.join(both)} stands in --benign and in --campaigns; give each log to one of them")
     where = Site.parse(site)
     honest, hostile, lists = read_logs(benign), read_logs(campaigns), _lists(known_list or [])
     check_fit(honest, hostile, reads=model is not None)
-    secret = Key.read(key) if key.exists() else Key.create(key)
+    if key.exists():
+        secret = Key.read(key)
+    else:
+        secret = Key.create(key)
+        typer.echo(f"made a new key, {key}; keep it: calibrate, score and serve need it")
     loaded = Reading(model, dtype, device).load()
     artifact = run(
         honest,

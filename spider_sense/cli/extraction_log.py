@@ -76,7 +76,7 @@ def open_log(guard: Path, key: Path, data: list[Path], reading: Reading) -> Open
 
     artifact, secret, rows = Artifact.from_pretrained(guard), Key.read(key), read_logs(data)
     artifact.check_key(secret)
-    check_widths(rows, artifact.width)
+    check_widths(rows, artifact.width, len(artifact.sketch.names))
     unread = 0 if reading.model else sum(row.hidden is None and row.sketch is None for row in rows)
     if unread:
         typer.echo(

@@ -53,12 +53,19 @@ def warn_of_limits(calibration: "Calibration", population: "Population") -> None
     from spider_sense.extraction.limits import limits
     from spider_sense.extraction.thresholds import CERTIFIED, EVERYBODY
 
-    weak = [tier for tier in calibration.maxima if not calibration.certified(tier, EVERYBODY)]
+    weak = [tier for tier in calibration.maxima if not calibration.enough(tier, EVERYBODY)]
     if weak:
         found = ", ".join(f"{tier} on {len(calibration.maxima[tier][EVERYBODY])}" for tier in weak)
         typer.echo(
             f"warning: uncertified: {found}; {CERTIFIED} honest principals (for groups: honest linked groups) are "
             "needed",
+            err=True,
+        )
+    if calibration.unnamed:
+        typer.echo(
+            f"warning: level is uncertified: {calibration.unnamed} of {len(calibration.maxima['own'][EVERYBODY])} "
+            "honest principals have no `family` and count as a kind of work each, so the margin for new kinds is too "
+            "small, and the thresholds hold for these kinds of work alone; give each the kind of work that it does",
             err=True,
         )
     silent: dict[tuple[str, str, str], list[str]] = defaultdict(list)

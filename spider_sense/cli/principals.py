@@ -107,6 +107,8 @@ def _found(store: "Store") -> "tuple[list[tuple[str, Decision]], dict[str, str]]
 def clear(config: Config, names: Names) -> None:
     """Take back what was decided. The evidence stays: only a higher level, or a review, can be decided anew."""
     with _opened(config) as (_, _, store):
+        found = {name for name, _ in store.standings()}
+        _warn("nothing was found about", [name for name in names if name not in found])
         console.print(f"the findings about {store.clear(names)} of {len(names)} principals are gone", highlight=False)
 
 
@@ -115,6 +117,10 @@ def link(config: Config, names: Names) -> None:
     """Declare that some principals are one."""
     with _opened(config) as (_, _, store):
         new = [name for name in names if store.read(name) is None]
+        if len(set(names)) < 2:
+            raise ConfigError(
+                f"a link takes two different names, and {names[0]!r} is one; name whom it is one with too"
+            )
         store.link(names)
         console.print(f"linked: {', '.join(sorted(store.linked(names[0])))}", highlight=False)
         if new:
@@ -132,6 +138,7 @@ def unlink(config: Config, names: Names) -> None:
         told = sorted({name for party in settings.linked for name in party}.intersection(names))
         if told:
             raise ConfigError(f"{config} links {', '.join(told)}: take them out of `linked`, restart, and unlink again")
+        _warn("nobody is linked with", [name for name in names if len(store.linked(name)) < 2])
         count = store.unlink(names)
         for name in names:
             _forget_links(store, name)
@@ -162,7 +169,14 @@ def _undeclared(entry: "Entry | None") -> "Entry":
 def erase(config: Config, names: Names) -> None:
     """Remove all that is kept of some principals."""
     with _opened(config) as (_, _, store):
+        linked = {name for name in names if len(store.linked(name)) > 1}
+        _warn("nothing is kept of", [name for name in names if store.read(name) is None and name not in linked])
         console.print(f"{store.erase(names)} of {len(names)} principals are erased", highlight=False)
+
+
+def _warn(what: str, names: list[str]) -> None:
+    if names:
+        typer.echo(f"warning: {what} {', '.join(map(repr, names))}; write names as the audit log does", err=True)
 
 
 @contextmanager

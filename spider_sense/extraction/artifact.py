@@ -211,6 +211,8 @@ def _tensors(artifact: Artifact) -> dict[str, Tensor]:
         for stratum, values in maxima.items():
             # A principal without the evidence a tier needs has -inf; the file holds finite numbers only.
             arrays[f"maxima.{tier}.{stratum}"] = np.maximum(values, -1e300)
+    if artifact.calibration is not None:
+        arrays["unnamed"] = np.array([artifact.calibration.unnamed])
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
@@ -259,4 +261,6 @@ def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray])
         tier: {name: np.inf if value is None else value for name, value in by_stratum.items()}
         for tier, by_stratum in manifest.least.items()
     }
-    return Calibration(maxima, manifest.budget, manifest.horizons, least)
+    # Guards of before did not count them.
+    unnamed = int(arrays["unnamed"][0]) if "unnamed" in arrays else 0
+    return Calibration(maxima, manifest.budget, manifest.horizons, least, unnamed)

@@ -89,12 +89,13 @@ def check_calibration(artifact: Artifact, benign: Sequence[Row], key: Key, *, re
         )
 
 
-def check_widths(rows: Sequence[Row], width: int) -> None:
+def check_widths(rows: Sequence[Row], width: int, heads: int) -> None:
     """Check that activations have the lengths of a guard's.
 
     Args:
         rows: any.
         width: of the hidden state.
+        heads: probes of the guard; a row with a sketch has the logits of all.
 
     Raises:
         DataError: naming the first that has another one.
@@ -104,7 +105,8 @@ def check_widths(rows: Sequence[Row], width: int) -> None:
         wrong = {
             f"{len(hidden or ())} hidden numbers, expected {width}": hidden is not None and len(hidden) != width,
             f"a sketch of {len(sketch or ())} numbers, expected {SKETCH}": sketch is not None and len(sketch) != SKETCH,
-            f"{len(probes or ())} probes, at most {PROBES} are allowed": probes is not None and len(probes) > PROBES,
+            f"{len(probes or ())} probes, expected {heads}": (sketch or probes) is not None
+            and len(probes or ()) != heads,
         }
         found = next((words for words, is_wrong in wrong.items() if is_wrong), None)
         if found is not None:

@@ -27,7 +27,7 @@ class Read(Protocol):
     """Reads prompts as the server of a model does."""
 
     def __call__(self, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
-        """Run the model over N prompts and return their mean hidden states, [N, D]."""
+        """Run the model over N prompts and return the mean of ``h / rms(h)`` over each one's tokens, [N, D]."""
         ...
 
     def parts(self, prompt: Prompt) -> Parts:

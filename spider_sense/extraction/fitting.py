@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spider_sense.errors import DataError
 from spider_sense.extraction.artifact import Artifact
-from spider_sense.extraction.checks import check_calibration, check_fit
+from spider_sense.extraction.checks import check_calibration, check_fit, check_widths
 from spider_sense.extraction.encode import Encoder, Read, hidden_of
 from spider_sense.extraction.event import Event
 from spider_sense.extraction.groups import honest_groups
@@ -130,6 +130,7 @@ def calibrate(
             groups=honest_groups(states, artifact.population, {row.principal: row.family for row in benign}),
             floors=artifact.population.floors,
             budget=budget,
+            unnamed=len({row.principal for row in benign if not row.family}),
         )
     )
 
@@ -138,9 +139,11 @@ def events_of(artifact: Artifact, rows: Sequence[Row], key: Key, read: Read | No
     """Return every principal's events in the order of time.
 
     Raises:
+        DataError: if there is no row, or one's activations have another length than the guard's.
         MismatchError: if the key is another one.
     """
     artifact.check_key(key)
+    check_widths(rows, artifact.width, len(artifact.sketch.names))
     ordered = _in_order(rows)
     events = Encoder(key, artifact.sketch, read, artifact.lists).encode(ordered)
     return {stream[0].principal: stream for stream in _streams(events)}

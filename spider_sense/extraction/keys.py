@@ -58,6 +58,8 @@ class Key:
         """
         try:
             return cls(Path(path).read_bytes())
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
         except OSError as error:
             raise ConfigError(
                 f"cannot read {path}: {error.strerror}; name a file of {LEAST} random bytes or more"

@@ -92,7 +92,8 @@ STATE = np.dtype(
         ("level", "<f8"),
         ("own_at", "<u4"),
         ("level_at", "<u4"),
-        ("decided", "u1", 4),  # highest level decided by rule, own, level, group: 0 none, 1 watch, 2 limit, 3 act
+        # bits of what rules found; highest level decided by own, level, group: 0 none, 1 watch, 2 limit, 3 act
+        ("decided", "u1", 4),
     ]
 )
 

@@ -3,14 +3,16 @@
     {"principal": "key-17", "time": 1767225600, "text": "..."}
 
 ``time`` is seconds since the epoch or an ISO 8601 date. In place of ``text`` stand ``messages``, a list of
-``{"role", "content"}``, or activations: ``hidden`` (the mean hidden state) or ``sketch`` and ``probes``. Optional:
-``tenant``, ``family``, ``parameters``, ``links``, ``logit_bias`` (ids, or ids with their biases), ``top_logprobs``,
-``max_tokens``. Other fields are passed over.
+``{"role", "content"}``, or activations: ``hidden``, or ``sketch`` and ``probes``. ``hidden`` is the mean over the
+prompt's tokens of ``h / rms(h)``; a mean of ``h`` itself is another number, and refused where it is too large to be the
+former. Optional: ``tenant``, ``family``, ``parameters``, ``links``, ``logit_bias`` (ids, or ids with their biases),
+``top_logprobs``, ``max_tokens``. Other fields, and those of these that are null, are passed over.
 
 A line with ``hashed_ip`` and ``conversation`` is a conversation of WildChat; each of its user turns is a request.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from spider_sense.errors import DataError
 from spider_sense.extraction.event import LATEST
 from spider_sense.extraction.layout import LinkKind
-from spider_sense.extraction.row_faults import ALLOWED, fault_in_words
+from spider_sense.extraction.row_faults import ALLOWED, fault_in_words, unread_in_words
 
 __all__ = ["Row", "read_rows", "streams_of"]
 
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
+LOUDEST = 1.01
+"""Root mean square that ``hidden`` may have: a mean of vectors that have 1 each has no more, but for rounding."""
 
 
 class Message(BaseModel):
@@ -59,6 +63,13 @@ class Row(BaseModel):
     top_logprobs: int = Field(default=0, ge=0, lt=2**31)
     max_tokens: int = Field(default=0, ge=0, lt=2**31)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, record: object) -> object:
+        if not isinstance(record, Mapping):
+            return record
+        return {name: value for name, value in record.items() if value is not None or name in ("principal", "time")}
+
     @field_validator("time", mode="before")
     @classmethod
     def _date(cls, value: object) -> object:
@@ -74,6 +85,17 @@ class Row(BaseModel):
     @classmethod
     def _ids(cls, value: object) -> object:
         return tuple(value) if isinstance(value, Mapping) else value
+
+    @field_validator("hidden")
+    @classmethod
+    def _is_normed(cls, hidden: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        rms = math.hypot(*hidden) / math.sqrt(len(hidden)) if hidden else 0.0
+        if rms > LOUDEST:
+            raise ValueError(
+                f"its root mean square is {rms:.3g}, at most 1 is possible: give the mean over the prompt's tokens of "
+                "h / rms(h), not of h"
+            )
+        return hidden
 
     @model_validator(mode="after")
     def _says_something(self) -> "Row":
@@ -117,6 +139,8 @@ def read_rows(path: str | Path) -> list[Row]:
         if line.strip():
             try:
                 rows.extend(_rows(json.loads(line)))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise DataError(f"{path}, line {number}: {unread_in_words(line, error)}") from error
             except ValidationError as error:
                 raise DataError(f"{path}, line {number}: {fault_in_words(error.errors()[0])}") from error
             except ValueError as error:

@@ -32,6 +32,8 @@ HITS, HIT_SHARE = 16, 0.5
 """Known-list hits, and their share of a principal's requests, that are worth a look."""
 UNSEEN = 16
 """Requests from which missing activations are worth a look."""
+_BLIND, _LISTED, _SWEEPING, _SWEPT = 1, 2, 4, 8
+"""Bits of what the rules found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,19 @@ class Rules:
 
     def judge(self, states_N: States) -> NDArray[np.int64]:
         """Return the level of each principal, [N]: 0 nothing, 1 watch, 3 act."""
-        near = self._sweeps(states_N, 0.5) | self._hits(states_N) | self._unseen(states_N)
-        return np.where(self._sweeps(states_N, 1.0), 3, near.astype(np.int64))
+        found = self.found(states_N)
+        return np.where(found & _SWEPT, 3, (found > 0).astype(np.int64))
+
+    def found(self, states_N: States) -> NDArray[np.uint8]:
+        """Return a bit for each thing that the rules find, [N]."""
+        bits = {
+            _BLIND: self._unseen(states_N),
+            _LISTED: self._hits(states_N),
+            _SWEEPING: self._sweeps(states_N, 0.5),
+            _SWEPT: self._sweeps(states_N, 1.0),
+        }
+        result: NDArray[np.uint8] = sum((np.uint8(bit) * is_N for bit, is_N in bits.items()), np.zeros(1, np.uint8))
+        return result
 
     def rank(self, states_N: States) -> NDArray[np.float64]:
         """Return the rank that can have been assembled at most, [N]."""

@@ -31,7 +31,7 @@ class Ruling:
 
     def highest(self) -> dict[str, list[Decision]]:
         """Return each principal's findings of its highest level, the highest principals first: one of each tier, alone
-        and together with others, rules first."""
+        and together with others, rules first; of rules the last, which names all that they find."""
         found: dict[str, dict[tuple[int, bool], Decision]] = {}
         for decision in self.decisions:
             held = found.setdefault(decision.principal, {})
@@ -39,7 +39,8 @@ class Ruling:
             if rank > LEVELS.index(known.level):
                 held.clear()
             if rank >= LEVELS.index(known.level):
-                held.setdefault((TIERS.index(decision.tier), bool(decision.group)), decision)
+                place = TIERS.index(decision.tier), bool(decision.group)
+                held[place] = decision if decision.tier == "rule" else held.get(place, decision)
         ordered = {name: [held[place] for place in sorted(held)] for name, held in found.items()}
         return dict(sorted(ordered.items(), key=lambda item: (-LEVELS.index(item[1][0].level), item[0])))
 

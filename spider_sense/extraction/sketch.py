@@ -1,6 +1,7 @@
 """The sketch: 64 numbers of a request, and the logits of the extraction probes.
 
-Both are linear in the mean hidden state of the prompt, so ordinary heads of a guard compute them in the hot path.
+Both are linear in the mean hidden state of the prompt, that of ``h / rms(h)`` over its tokens, so ordinary heads of a
+guard compute them in the hot path.
 
 Shape letters: N requests, D width, S sketch, P probes.
 """
@@ -45,7 +46,7 @@ def mean_heads(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sketch:
-    """Projections of the mean hidden state.
+    """Projections of the mean hidden state: of ``h / rms(h)`` over a prompt's tokens.
 
     The sketch whitens what differs between the requests of one benign principal (covariance W) and orders the
     coordinates by how much more the principals differ from one another (covariance B): the leading eigenvectors of

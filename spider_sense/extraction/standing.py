@@ -49,5 +49,12 @@ def decision_of(text: str) -> Decision:
 
 
 def strictest(decisions: Iterable[Decision]) -> Decision | None:
-    """Return the decision of the highest level, of several the first; None of none."""
-    return max(decisions, key=lambda decision: LEVELS.index(decision.level), default=None)
+    """Return the decision of the highest level; None of none.
+
+    Of several it is the last of the rules, which names all that rules find, and without one the first.
+    """
+    found = list(decisions)
+    ranks = [LEVELS.index(decision.level) for decision in found]
+    highest = [decision for decision, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
+    rules = [decision for decision in highest if decision.tier == "rule"]
+    return next(iter([*rules[-1:], *highest]), None)

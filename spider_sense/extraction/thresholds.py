@@ -91,6 +91,9 @@ class Calibration:
     """By stratum: requests that at least 299 of its principals lived to send; none where they are fewer."""
     least: Mapping[Tier, Mapping[str, float]] = field(default_factory=dict)
     """Of level and group, by stratum: what the threshold is at least."""
+    unnamed: int = 0
+    """Honest principals of which it is not known what kind of work they do. Each was counted as a kind of its own, so
+    the level's margin for new kinds is too small, and its claim holds for the kinds of calibration alone."""
 
     @classmethod
     def fit(
@@ -103,6 +106,7 @@ class Calibration:
         groups: Sequence[HonestGroup] = (),
         floors: Mapping[str, float] | None = None,
         budget: Budget | None = None,
+        unnamed: int = 0,
     ) -> "Calibration":
         """Keep the maxima of N honest principals.
 
@@ -115,6 +119,7 @@ class Calibration:
             groups: honest *linked* groups; random groups are the wrong reference.
             floors: by stratum, what the level's threshold is at least.
             budget: how the false alarms are split.
+            unnamed: of how many nobody said what work they do.
 
         Raises:
             ConfigError: if the lengths differ or a maximum is NaN.
@@ -151,7 +156,7 @@ class Calibration:
                 for name, chosen in of_groups.items()
             },
         }
-        return cls(maxima, budget, horizons, least)
+        return cls(maxima, budget, horizons, least, unnamed)
 
     def stratum(self, tier: Tier, tenant: str) -> str:
         """Return the stratum that a tenant type is judged by: its own if it is large enough, else everybody."""
@@ -166,6 +171,10 @@ class Calibration:
             tenant: its declared type, whose stratum must be large enough; without one, that of everybody.
             count: its requests, no more than so many of the stratum lived to send.
         """
+        return self.enough(tier, tenant, count) and not (tier == "level" and self.unnamed)
+
+    def enough(self, tier: Tier, tenant: str, count: int = 0) -> bool:
+        """Return whether as many principals were seen as a claim takes, with as long lives; see ``certified``."""
         if tier == "group":
             return len(self.maxima[tier].get(tenant, ())) >= CERTIFIED
         return tenant in self.horizons and count <= self.horizons[tenant]

@@ -26,7 +26,7 @@ __all__ = ["Replay", "TieredDetector"]
 
 WATCH = 0.05
 """Share of honest principals whose level may ever be watched."""
-_OWN, _LEVEL = TIERS.index("own"), TIERS.index("level")
+_RULE, _OWN, _LEVEL = (TIERS.index(tier) for tier in ("rule", "own", "level"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,9 +74,12 @@ class TieredDetector:
     ) -> tuple[States, tuple[Decision, ...]]:
         """Do the same for N principals with one request each."""
         states = self.advance(states_N, batch)
-        levels_N4 = self.levels(states)
-        fresh = levels_N4 > states["decided"]
-        states["decided"] = np.maximum(states["decided"], levels_N4)
+        levels_N4, found_N, decided = self.levels(states), self.rules.found(states), states["decided"]
+        fresh = levels_N4 > decided
+        # What a rule finds hides no other: each is told when it is found first, whatever the level was before.
+        fresh[:, _RULE] = found_N & ~decided[:, _RULE]
+        states["decided"] = np.maximum(decided, levels_N4)
+        states["decided"][:, _RULE] = decided[:, _RULE] | found_N
         decisions = [
             self.decision(states[row : row + 1], TIERS[tier], LEVELS[levels_N4[row, tier] - 1], principals[row])
             for row, tier in np.argwhere(fresh)
@@ -132,7 +135,7 @@ class TieredDetector:
     def levels(self, states_N: States) -> NDArray[np.uint8]:
         """Return the level of each tier, [N, 4]: 0 nothing, 1 watch, 2 limit, 3 act."""
         result = np.zeros((len(states_N), len(TIERS)), dtype=np.uint8)
-        result[:, TIERS.index("rule")] = self.rules.judge(states_N)
+        result[:, _RULE] = self.rules.judge(states_N)
         for name in np.unique(states_N["tenant"]):
             rows, tenant = states_N["tenant"] == name, bytes(name).decode("ascii")
             own, level = states_N["own"][rows], states_N["level"][rows]

@@ -173,3 +173,13 @@ def test_sign_and_verify(guard: Path, tmp_path: Path) -> None:
     assert json.loads(run("inspect", guard, "--json").output)["signed"] is True
     run("sign", guard, "--generate-key", tmp_path / "other")
     run("verify", guard, "--key", tmp_path / "other.public.pem")
+
+
+@pytest.mark.parametrize(("rounds", "told"), [(4, False), (5, True)])
+def test_a_bench_of_few_rounds_prints_no_intervals(rounds: int, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = {"tokens_per_s": {"bare": 9.0, "guard": 8.0}, "guard_ratio": 0.889, "guard_interval": [0.8, 0.9]}
+    monkeypatch.setattr("spider_sense.bench.bench", lambda *arguments: timed)
+    lines = run("bench", "--model", "tiny", "--rounds", rounds).stdout.splitlines()
+    (line,) = [line for line in lines if "guard:" in line]
+    assert line.endswith("0.889 (0.800-0.900) of bare" if told else "tokens/s, 0.889 of bare")
+    assert json.loads(lines[-1]) == timed

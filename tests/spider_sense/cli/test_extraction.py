@@ -31,7 +31,7 @@ def _log(path: Path, names: list[str], requests: int, *, attack_from: int | None
             attacks = attack_from is not None and index >= attack_from
             if attacks:
                 hidden[:10] += 3
-            row = {"principal": name, "time": 60 * index, "hidden": hidden.round(4).tolist(), "tokens": 30}
+            row = {"principal": name, "time": 60 * index, "hidden": (hidden / 4).round(4).tolist(), "tokens": 30}
             row |= {"family": family} if family else {"tenant": "app"}
             if name.startswith("ring"):
                 row["links"] = {"payment": "card", "network": "AS 1"}
@@ -56,11 +56,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.exit_code == 0, done.output
     assert "80 honest principals; probes any campaign, reasoning" in done.output
+    assert f"made a new key, {folder / 'key'}; keep it" in done.output
     key = ("--key", folder / "key")
     budget = ("--own", 0.01, "--level", 0.01, "--group", 0.01)
     done = _run("calibrate", folder / "guard", "--benign", held, *key, *budget)
     assert done.exit_code == 0, done.output
-    assert "uncertified" in done.output
+    assert "level is uncertified: 110 of 110 honest principals have no `family`" in done.output
     traffic = _log(folder / "traffic.jsonl", [f"user{i}" for i in range(12)], 60).read_text()
     traffic += _log(folder / "pivot.jsonl", ["pivot"], 140, attack_from=60).read_text()
     traffic += _log(folder / "ring.jsonl", [f"ring{i}" for i in range(5)], 40).read_text()
@@ -190,7 +191,10 @@ def test_a_fit_needs_families_and_hidden_states(folder: Path) -> None:
     text = folder / "words.jsonl"
     text.write_text(json.dumps({"principal": "t", "time": 1, "text": "Hello", "family": "x"}))
     with pytest.raises(SpiderSenseError, match="name a model"):
-        _run("fit", "--benign", text, "--campaigns", text, "--key", folder / "key", "--out", folder / "new")
+        _run("fit", *log[:3], text, "--key", folder / "key", "--out", folder / "new")
+    same = ("--benign", text, "--campaigns", folder / "new" / ".." / "words.jsonl")
+    with pytest.raises(SpiderSenseError, match=r"words\.jsonl stands in --benign and in --campaigns; give each log to"):
+        _run("fit", *same, "--key", folder / "key", "--out", folder / "new")
 
 
 def _never_loaded(name: str, dtype: str, device: str) -> LoadedModel:
@@ -237,6 +241,7 @@ def test_a_threshold_that_limits_nobody_is_said_to_and_not_certified(folder: Pat
     assert "warning: own never limits everybody: too few of 299 honest principals sent enough" in told["one"]
     assert "the threshold is" in told["both"]
     assert "nothing can exceed" in told["both"]
+    assert "no `family`" not in told["one"] + told["both"]
     assert "more kinds of honest work, each named in `family`" in told["both"]
     page = tmp_path / "page.html"
     _run("report", tmp_path / "one", "--data", folder / "pivot.jsonl", "--key", folder / "key", "--out", page)

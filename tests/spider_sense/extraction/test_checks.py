@@ -9,7 +9,7 @@ from spider_sense.errors import DataError, MissingExtraError
 from spider_sense.extraction import Key
 from spider_sense.extraction.artifact import Artifact
 from spider_sense.extraction.checks import check_fit, check_installed, check_widths
-from spider_sense.extraction.fitting import calibrate, fit
+from spider_sense.extraction.fitting import calibrate, events_of, fit
 from spider_sense.extraction.rows import Row
 from spider_sense.extraction.simulator.noise import noise_rows
 from spider_sense.types import Site
@@ -36,7 +36,7 @@ def _texts(rows: list[Row]) -> list[Row]:
 )
 def test_the_minima_of_a_fit(people: int, requests: int, says: str) -> None:
     with pytest.raises(DataError, match=says):
-        check_fit(_texts(noise_rows("a", people, requests, 1)), _texts(CAMPAIGN), reads=True)
+        check_fit(_texts(noise_rows("a", people, requests, 16)), _texts(CAMPAIGN), reads=True)
 
 
 def test_a_fit_at_its_minima_is_one(fitted: Artifact) -> None:
@@ -77,12 +77,29 @@ def test_thresholds_are_not_set_on_those_who_were_fitted_on(fitted: Artifact, tm
     [
         ({"hidden": (1.0,) * 79}, "79 hidden numbers, expected 80"),
         ({"sketch": (1.0,) * 63}, "a sketch of 63 numbers, expected 64"),
-        ({"sketch": (1.0,) * 64, "probes": (1.0,) * 9}, "9 probes, at most 8"),
+        ({"sketch": (1.0,) * 64, "probes": (1.0,) * 8}, "8 probes, expected 2"),
+        ({"sketch": (1.0,) * 64, "probes": (1.0,)}, "1 probes, expected 2"),
+        ({"sketch": (1.0,) * 64}, "0 probes, expected 2"),
     ],
 )
-def test_activations_of_another_length(row: dict[str, tuple[float, ...]], says: str) -> None:
+def test_activations_of_another_length(fitted: Artifact, row: dict[str, tuple[float, ...]], says: str) -> None:
+    rows = [*CAMPAIGN[:2], Row.model_validate({"principal": "ann", "time": 1} | row)]
     with pytest.raises(DataError, match=f"a request of 'ann' has {says}"):
-        check_widths([*CAMPAIGN[:2], Row.model_validate({"principal": "ann", "time": 1} | row)], WIDTH)
+        check_widths(rows, WIDTH, heads=2)
+    with pytest.raises(DataError, match=f"a request of 'ann' has {says}"):
+        events_of(fitted, rows, KEY)
+
+
+def test_a_level_is_not_certified_where_work_has_no_name(fitted: Artifact, tmp_path: Path) -> None:
+    honest = noise_rows("ccc", 300, 16, WIDTH)
+    named = [row.model_copy(update={"family": f"kind {int(row.principal.split()[1]) % 9}"}) for row in honest]
+    for rows, unnamed in ((named, 0), (honest, 300), ([*named[:-16], *honest[-16:]], 1)):
+        found = calibrate(fitted, rows, KEY).save_pretrained(tmp_path / "guard").calibration
+        assert found is not None
+        assert found.unnamed == unnamed
+        assert found.certified("own", "")
+        assert found.enough("level", "")
+        assert found.certified("level", "") == (not unnamed)
 
 
 def test_packages_are_missed_before_a_log_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

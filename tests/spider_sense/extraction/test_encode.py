@@ -36,7 +36,7 @@ def _row(**fields: Any) -> Row:
 
 
 def test_each_row_gets_the_activations_that_it_came_with() -> None:
-    hidden = RNG.normal(size=WIDTH).astype(np.float32)
+    hidden = 0.5 * RNG.normal(size=WIDTH).astype(np.float32)
     rows = [
         _row(text="One?"),
         _row(hidden=hidden.tolist()),
@@ -71,5 +71,5 @@ def test_links_and_system_prompts_are_hashed_by_kind() -> None:
 
 def test_another_width_is_refused() -> None:
     with pytest.raises(DataError, match="3 hidden numbers, expected 70"):
-        Encoder(KEY, SKETCHER).encode([_row(hidden=[1.0, 2.0, 3.0])])
+        Encoder(KEY, SKETCHER).encode([_row(hidden=[0.1, 0.2, 0.3])])
     assert Encoder(KEY, SKETCHER).encode([]) == []

@@ -54,3 +54,6 @@ def test_a_short_or_missing_secret_is_refused(tmp_path: Path) -> None:
         Key(b"short")
     with pytest.raises(ConfigError, match="cannot read"):
         Key.read(tmp_path / "none")
+    (tmp_path / "empty").touch()
+    with pytest.raises(ConfigError, match="empty: the key has 0 bytes; write at least 16 random ones"):
+        Key.read(tmp_path / "empty")

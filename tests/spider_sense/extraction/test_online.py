@@ -1,6 +1,7 @@
 """What is opened where a model is served, and what operators do to the store; what is wrong is said at the start."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,52 @@ def test_a_link_to_a_name_that_nothing_is_kept_of_is_warned_about(
     cli(["link", "--extraction", str(config), "ann", "bbo"], standalone_mode=False)
     assert "nothing is kept of 'bbo': if a name is mistyped" in capsys.readouterr().err
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("verb", "says"),
+    [("clear", "nothing was found about"), ("unlink", "nobody is linked with"), ("erase", "nothing is kept of")],
+)
+def test_names_that_a_verb_does_not_find_are_named(
+    config: Path, settings: ExtractionSettings, capsys: pytest.CaptureFixture[str], helpers: Any, verb: str, says: str
+) -> None:
+    store = open_store(settings.store)
+    store.update({"ann": keep(helpers.Counting().open("ann").to_bytes(), text_of(helpers.decision("ann", "act")))})
+    store.link(["ann", "bob"])
+    cli([verb, "--extraction", str(config), "ann", "nobody", "anne"], standalone_mode=False)
+    told = capsys.readouterr()
+    assert "1 of 3 principals" in told.out
+    assert f"warning: {says} 'nobody', 'anne'; write names as the audit log does" in told.err
+    store.close()
+
+
+def test_the_lines_that_feed_a_store_without_a_server_do(
+    run: Callable[..., str], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "extraction.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(from spider_sense.config .*?)```", page, re.DOTALL)
+    folder = config.parent
+    (folder / "configs").mkdir()
+    config.rename(folder / "configs" / "extraction.yaml")
+    rows = noise_rows("bb", 2, 40, WIDTH, "mining")
+    (folder / "traffic.jsonl").write_text("\n".join(row.model_dump_json() for row in rows))
+    monkeypatch.chdir(folder)
+    for _ in range(2):
+        exec(lines, {})
+    (folder / "configs" / "extraction.yaml").rename(config)
+    said = run("list")
+    assert "2 principals are kept" in said
+    assert "bb 0  watch by level" in said
+    store = open_store(load_yaml(config, ExtractionSettings).store)
+    assert {PrincipalState.from_bytes(data).count for _, data in store.principals()} == {80}
+    store.close()
+
+
+def test_a_link_takes_two_names(run: Callable[..., str], settings: ExtractionSettings) -> None:
+    open_store(settings.store).close()
+    for names in (["ann"], ["ann", "ann"]):
+        with pytest.raises(ConfigError, match="a link takes two different names, and 'ann' is one"):
+            run("link", *names)
 
 
 def test_who_is_unlinked_is_one_of_no_group_any_more(

@@ -58,6 +58,7 @@ def test_streams_are_in_the_order_of_time(tmp_path: Path) -> None:
         (GOOD | {"time": None}, "time: None is not allowed; give seconds since 1970"),
         (GOOD | {"time": float("nan")}, "time: nan is not allowed"),
         (GOOD | {"hidden": [0.5, float("nan")]}, r"hidden\.1: nan is not allowed; give a list of finite numbers"),
+        (GOOD | {"hidden": [1.0, -2.0, 2.0]}, r"hidden: its root mean square is 1\.73, at most 1 .* mean .* h / rms"),
         ({"principal": "a", "time": 1}, "no text, messages, hidden or sketch"),
         (GOOD | {"messages": [{"role": "user", "content": "x"}]}, "a text and messages"),
         (GOOD | {"links": {"shoe size": "44"}}, "links"),
@@ -83,8 +84,21 @@ def test_a_file_that_is_missing_empty_or_no_json_is_refused(tmp_path: Path) -> N
     with pytest.raises(DataError, match="holds no request"):
         read_rows(_log(tmp_path))
     (tmp_path / "log.jsonl").write_text("{not json", encoding="utf-8")
-    with pytest.raises(DataError, match="line 1"):
+    with pytest.raises(DataError, match=r"line 1: '{not json' .* at character 1.*give one JSON object a line"):
         read_rows(tmp_path / "log.jsonl")
+    (tmp_path / "log.jsonl").write_bytes(b'\n{"principal": "\xe9"}')
+    with pytest.raises(DataError, match=r"line 2: .* is no UTF-8; give one JSON object a line"):
+        read_rows(tmp_path / "log.jsonl")
+
+
+def test_fields_that_are_null_are_left_out(tmp_path: Path) -> None:
+    optional = {name: None for name in Row.model_fields if name not in GOOD}
+    assert read_rows(_log(tmp_path, GOOD | optional)) == read_rows(_log(tmp_path, GOOD))
+
+
+def test_a_mean_of_normed_vectors_may_be_rounded(tmp_path: Path) -> None:
+    hidden = {"principal": "a", "time": 1, "hidden": [1.004, -1.004]}
+    assert read_rows(_log(tmp_path, hidden))[0].hidden == (1.004, -1.004)
 
 
 @pytest.mark.parametrize("stamp", ["2023-04-09 00:02:53+00:00", 1680998573000, 1680998573])

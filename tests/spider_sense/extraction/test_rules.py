@@ -8,6 +8,8 @@ import pytest
 
 from spider_sense.extraction import Decision, Event
 from spider_sense.extraction.rules import Rules
+from spider_sense.extraction.ruling import judge
+from spider_sense.extraction.standing import strictest
 from spider_sense.extraction.tiers import TieredDetector
 
 VOCABULARY, WIDTH = 49_152, 576
@@ -117,3 +119,17 @@ def test_list_hits_and_unseen_activations_are_watched(uncalibrated: TieredDetect
     levels = uncalibrated.replay([plain, hits, blind]).rule_NT
     assert levels[:, -1].tolist() == [0, 1, 1]
     assert np.nanmax(levels[:, :15]) == 0
+
+
+def test_what_a_rule_found_hides_no_sweep(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    """Both are watched: activations that nobody saw from request 16 on, then a sweep of 600 ids."""
+    ids = [[(4 * turn + i) % 600 for i in range(4)] for turn in range(150)]
+    blind = [replace(one, sketch=None, probes=None) for one in tiny_streams.biased("blind", ids, max_tokens=1)]
+    ruling = judge(uncalibrated, {"blind": blind})
+    (found,) = ruling.highest()["blind"]
+    assert found.level == "watch"
+    assert "logit biases on about" in found.evidence[0]
+    assert "activations of 0 of" in found.evidence[1]
+    assert strictest(ruling.decisions) == found
+    # Each is told once.
+    assert [one.count for one in ruling.decisions] == [16, found.count]
