@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from spider_sense.errors import ConfigError, MismatchError, PatchError
 from spider_sense.models import LoadedModel
@@ -69,6 +70,38 @@ def test_quantised_experts_are_refused(tiny_model: Any, tokenizer: Any, tiny_pat
     experts.gate_up_proj = nn.Parameter(experts.gate_up_proj.to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(PatchError, match=r"layers\.0\.mlp\.experts\.gate_up_proj is a .*float8.* load the .* unquant"):
         apply_patch(loaded, patch)
+
+
+@pytest.fixture
+def partly_dense(tiny_model: Any, tokenizer: Any) -> LoadedModel:
+    """A mixture whose first block has an MLP that every token passes."""
+    config = deepcopy(tiny_model("qwen3_moe").config)
+    config.mlp_only_layers = [0]
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return LoadedModel(model=model, tokenizer=tokenizer, source="org/partly-dense")
+
+
+def test_a_dense_layer_of_a_mixture_is_patched_and_reverted(partly_dense: LoadedModel, tiny_patches: Any) -> None:
+    before = tiny_patches.weights(partly_dense.model)
+    sites = [Site(0, "gate"), Site(0, "up"), Site(1, "gate", 2)]
+    applied = apply_patch(
+        partly_dense, tiny_patches.patch(partly_dense, dict.fromkeys(sites, tiny_patches.target([1, 9])))
+    )
+    assert differing(before, tiny_patches.weights(partly_dense.model)) == {
+        "model.layers.0.mlp.gate_proj.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.1.mlp.experts.gate_up_proj",
+    }
+    applied.revert()
+    assert not differing(before, tiny_patches.weights(partly_dense.model))
+
+
+def test_a_quantised_dense_layer_of_a_mixture_is_refused(partly_dense: LoadedModel, tiny_patches: Any) -> None:
+    patch = tiny_patches.patch(partly_dense, {Site(0, "gate"): tiny_patches.target([1])})
+    gate = partly_dense.model.model.layers[0].mlp.gate_proj
+    gate.weight = nn.Parameter(gate.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(PatchError, match=r"layers\.0\.mlp\.gate_proj is a .*float8.* load the model unquantised"):
+        apply_patch(partly_dense, patch)
 
 
 @pytest.mark.parametrize("site", [Site(0, "gate", 1), Site(0, "gate", 4), Site(5, "gate", 1)])
