@@ -1,7 +1,6 @@
 """Finding rows that were planted in one expert, and leaving out experts that too few prompts reach."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from nest.activations import pooled_activations
 from nest.expert_activations import reached
@@ -120,12 +118,10 @@ def test_an_expert_that_no_fitted_prompt_of_a_class_reaches_is_left_out(tiny_neu
 
 
 def test_neurons_of_a_dense_layer_of_a_mixture_are_found(
-    tiny_model: Callable[[str], Any], tiny_loaded: LoadedModel, sides: tuple[Any, Any]
+    tiny_model: Callable[..., Any], tiny_loaded: LoadedModel, sides: tuple[Any, Any]
 ) -> None:
-    config = deepcopy(tiny_model("qwen3_moe").config)
-    config.mlp_only_layers = [0]
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    found = find(replace(tiny_loaded, model=model), *sides, FindConfig(z=1.0))
+    loaded = replace(tiny_loaded, model=tiny_model("qwen3_moe", mlp_only_layers=[0]))
+    found = find(loaded, *sides, FindConfig(z=1.0))
     assert set(found.manifest.modules) == {"gate.0", "up.0"} | {f"{p}.1.{e}" for p in ("gate", "up") for e in range(4)}
     assert found.manifest.modules["gate.0"].rows == 48
     assert found.manifest.modules["gate.1.0"].rows == 16

@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from spider_sense.errors import ConfigError, MismatchError, PatchError
 from spider_sense.models import LoadedModel
@@ -75,9 +74,7 @@ def test_quantised_experts_are_refused(tiny_model: Any, tokenizer: Any, tiny_pat
 @pytest.fixture
 def partly_dense(tiny_model: Any, tokenizer: Any) -> LoadedModel:
     """A mixture whose first block has an MLP that every token passes."""
-    config = deepcopy(tiny_model("qwen3_moe").config)
-    config.mlp_only_layers = [0]
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = tiny_model("qwen3_moe", mlp_only_layers=[0])
     return LoadedModel(model=model, tokenizer=tokenizer, source="org/partly-dense")
 
 
