@@ -1,6 +1,6 @@
 """The arms of the comparison: what is tuned, from the same lessons and with the same budget of steps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from spider_sense.errors import ConfigError
 from spider_sense.sites import resolve
 from spider_sense.types import Site
 
-__all__ = ["ARMS", "build"]
+__all__ = ["ARMS", "build", "check"]
 
 Builder = Callable[[nn.Module, NeuronSet, int], Change]
 
@@ -32,22 +32,41 @@ def build(arm: str, model: nn.Module, neurons: NeuronSet, seed: int) -> Change:
     return ARMS[arm](model, neurons, seed)
 
 
-def _lora_matched(model: nn.Module, neurons: NeuronSet, seed: int) -> Change:
-    """Return LoRA of rank 1 on as many gate and up projections, evenly spread, as NeST's parameters pay for.
+def check(arms: Collection[str], model: nn.Module, neurons: NeuronSet) -> None:
+    """Check, before anything is trained, that a model has what some arms train.
 
     Raises:
-        ConfigError: if one lies inside an expert.
+        ConfigError: naming the arm to leave out.
     """
-    budget = shared_deltas(model, neurons).count()
-    sites = sorted(Site.parse(name) for name in neurons.manifest.modules)
-    inside = next((site for site in sites if site.expert is not None), None)
-    if inside is not None:
-        raise ConfigError(f"lora_matched has no adapter for {inside}, a projection inside an expert; leave the arm out")
+    if "lora_matched" in arms:
+        _projections(neurons)
+    if "lora_qv" in arms:
+        _queries_and_values(model)
+
+
+def _lora_matched(model: nn.Module, neurons: NeuronSet, seed: int) -> Change:
+    """Return LoRA of rank 1 on as many gate and up projections, evenly spread, as NeST's parameters pay for."""
+    budget, sites = shared_deltas(model, neurons).count(), _projections(neurons)
     modules = {str(site): resolve(model, site).module for site in sites}
     costs = [sum(module.weight.shape) for module in modules.values()]  # type: ignore[arg-type]
     affordable = min(len(sites), max(1, budget * len(costs) // sum(costs)))
     chosen = _spread(sites, affordable)
     return lora_deltas({str(site): modules[str(site)] for site in chosen}, 1, seed)
+
+
+def _projections(neurons: NeuronSet) -> list[Site]:
+    """Return every projection that was looked at.
+
+    Raises:
+        ConfigError: if one lies inside an expert.
+    """
+    sites = sorted(Site.parse(name) for name in neurons.manifest.modules)
+    inside = next((site for site in sites if site.expert is not None), None)
+    if inside is not None:
+        raise ConfigError(
+            f"lora_matched has no adapter for {inside}, a projection inside an expert; leave out arm 'lora_matched'"
+        )
+    return sites
 
 
 def _spread(sites: Sequence[Site], count: int) -> list[Site]:
@@ -66,12 +85,21 @@ def _spread(sites: Sequence[Site], count: int) -> list[Site]:
 
 
 def _lora_qv(model: nn.Module, neurons: NeuronSet, seed: int) -> Change:
+    return lora_deltas(_queries_and_values(model), _QV_RANK, seed)
+
+
+def _queries_and_values(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the projections by name.
+
+    Raises:
+        ConfigError: if there are none.
+    """
     modules = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in _QV}
     if not modules:
         raise ConfigError(
             f"{type(model).__name__} has no projections named {' or '.join(_QV)}; leave out arm 'lora_qv'"
         )
-    return lora_deltas(modules, _QV_RANK, seed)
+    return modules
 
 
 ARMS: Mapping[str, Builder] = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nest.inside_experts import Change, changed_inside
 from spider_sense.errors import SiteError
 from spider_sense.experts import resolve_expert
+from spider_sense.layouts import is_mixture
 from spider_sense.sites import layer_count, resolve
 from spider_sense.types import Site
 
@@ -71,11 +72,17 @@ def neurons_off(model: nn.Module, rows: Mapping[Site, Tensor]) -> Iterator[None]
                 _check_rows(site, row_R, experts.width)
                 inside.append((experts.module, site.expert, _zero_inside(row_R + experts.part(site).start)))
                 continue
+            _check_dense(model, site)
             place = resolve(model, site)
             _check_rows(site, row_R, place.width)
             stack.callback(place.module.register_forward_hook(_zero(row_R + place.start)).remove)
         stack.enter_context(changed_inside(inside))
         yield
+
+
+def _check_dense(model: nn.Module, site: Site) -> None:
+    if site.layer < layer_count(model) and is_mixture(model, site.layer):
+        raise SiteError(f"site {site}: layer {site.layer} has experts; write {site}.0 for expert 0")
 
 
 def _check_rows(site: Site, row_R: Tensor, width: int) -> None:

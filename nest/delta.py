@@ -56,19 +56,15 @@ class Delta(nn.Module):
         return self._target[0]
 
     @property
-    def base(self) -> Tensor:
-        """The weight that folding changes: the model's own."""
-        return _weight(self.target, self.expert)
+    def base_FD(self) -> Tensor:
+        """The weight that folding changes: a view of the model's own."""
+        weight = _weight(self.target, self.expert).detach()
+        return weight.T if _is_transposed(self.target) else weight
 
     def added(self, x: Tensor) -> Tensor:
         """Return what is added at alpha 1, in the input's dtype."""
         down, up = self.down_KD.to(x.dtype), self.up_FK.to(x.dtype)
         return (x @ down.T) @ up.T
-
-    def weight(self) -> Tensor:
-        """Return the same as a change of the projection's weight, in that weight's layout."""
-        change_FD = self.up_FK @ self.down_KD
-        return change_FD.T if _is_transposed(self.target) else change_FD
 
 
 class Deltas(nn.Module):
@@ -125,16 +121,19 @@ class Deltas(nn.Module):
     @torch.no_grad()
     def folded(self) -> Iterator[None]:
         """Fold the additions into the weights inside the block, and put the very same weights back after it."""
-        weights = {(delta.target, delta.expert): delta.base for delta in self}
-        kept = {key: weight.detach().clone() for key, weight in weights.items()}
+        kept: list[tuple[Tensor, Tensor, Tensor]] = []
         try:
             for delta in self:
-                weight = weights[delta.target, delta.expert]
-                weight.copy_((weight.float() + self.alpha * delta.weight()).to(weight.dtype))
+                # Only the rows that change: experts are many, and few of their rows are tuned.
+                base_FD, row_R = delta.base_FD, delta.up_FK.any(1).nonzero()[:, 0]
+                before_RD = base_FD[row_R]
+                kept.append((base_FD, row_R, before_RD))
+                change_RD = delta.up_FK[row_R] @ delta.down_KD
+                base_FD[row_R] = (before_RD.float() + self.alpha * change_RD).to(before_RD.dtype)
             yield
         finally:
-            for key, weight in weights.items():
-                weight.copy_(kept[key])
+            for base_FD, row_R, before_RD in reversed(kept):
+                base_FD[row_R] = before_RD
 
 
 def shared_deltas(model: nn.Module, neurons: NeuronSet) -> Deltas:

@@ -28,7 +28,7 @@ from spider_sense.patch import NeuronPatch, PatchTarget, check_outside_experts
 from spider_sense.patching import fitted_weights, scaled, stores_transposed
 from spider_sense.sites import ResolvedSite, resolve
 
-__all__ = ["KIND", "ExportManifest", "lora_weights", "write_adapter"]
+__all__ = ["KIND", "ExportManifest", "check_exportable", "lora_weights", "write_adapter"]
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 KIND = ArtifactKind(
@@ -52,6 +52,15 @@ class ExportManifest(Record):
     modules: tuple[str, ...] = Field(min_length=1)
 
 
+def check_exportable(patch: NeuronPatch) -> None:
+    """Check that an adapter can say what a patch changes; the model is not needed for it.
+
+    Raises:
+        PatchError: if the patch changes experts of a mixture.
+    """
+    check_outside_experts(patch.targets, "which no module of an adapter stands for")
+
+
 def write_adapter(loaded: LoadedModel, patch: NeuronPatch, out: Path, alpha: float | None = None) -> ExportManifest:
     """Write a patch as a LoRA adapter; the model is only looked at.
 
@@ -67,7 +76,7 @@ def write_adapter(loaded: LoadedModel, patch: NeuronPatch, out: Path, alpha: flo
         PatchError: if the patch does not fit or changes experts of a mixture, or ``out`` is something else.
     """
     KIND.check_replaceable(out)
-    check_outside_experts(patch.targets, "which no module of an adapter stands for")
+    check_exportable(patch)
     fitted_weights(loaded, patch)
     weights = lora_weights(loaded.model, patch, scaled(patch, alpha))
     manifest = ExportManifest(

@@ -9,6 +9,7 @@ Shape letters: T packed tokens, S those of one expert, D width, K experts of a t
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,14 +28,14 @@ def changed_inside(changes: Iterable[tuple[nn.Module, int, Change]]) -> Iterator
 
     Args:
         changes: the module with all experts of a block, which of them, and what to do; several of one expert are done
-            in turn. The changes to experts of one module are given together.
+            in turn, after those of a block around this one.
     """
     by_module: dict[nn.Module, dict[int, list[Change]]] = {}
     for module, expert, change in changes:
         by_module.setdefault(module, {}).setdefault(expert, []).append(change)
     with ExitStack() as stack:
         for module, own in by_module.items():
-            stack.enter_context(_replaced(module, _forward(module, own)))
+            stack.enter_context(_replaced(module, _with_outer(module, own)))
         yield
 
 
@@ -52,20 +53,30 @@ def _replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[Non
             module.forward = before
 
 
-def _forward(module: Any, changes: Mapping[int, Sequence[Change]]) -> Callable[..., Tensor]:
-    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        result_TD = torch.zeros_like(hidden_states)
+def _with_outer(module: nn.Module, own: Mapping[int, Sequence[Change]]) -> "_Forward":
+    outer = module.__dict__.get("forward")
+    before = outer.changes if isinstance(outer, _Forward) else {}
+    return _Forward(module, {expert: [*before.get(expert, ()), *own.get(expert, ())] for expert in {*before, *own}})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Forward:
+    """The experts of a block, called one by one."""
+
+    module: Any
+    changes: Mapping[int, Sequence[Change]]
+
+    def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        module, result_TD = self.module, torch.zeros_like(hidden_states)
         # A changed expert is called even with no token, so that what is trained in it has a gradient: of zeros.
-        for expert in sorted({*top_k_index.unique().tolist(), *changes}):
+        for expert in sorted({*top_k_index.unique().tolist(), *self.changes}):
             token_S, place_S = (top_k_index == expert).nonzero(as_tuple=True)
             x_SD = hidden_states[token_S]
             output_SF = linear(x_SD, module.gate_up_proj[expert])
-            for change in changes.get(expert, ()):
+            for change in self.changes.get(expert, ()):
                 output_SF = change(x_SD, output_SF)
             gate_SF, up_SF = output_SF.chunk(2, -1)
             y_SD = linear(module.act_fn(gate_SF) * up_SF, module.down_proj[expert])
             y_SD = y_SD * top_k_weights[token_S, place_S, None]
             result_TD.index_add_(0, token_S, y_SD.to(result_TD.dtype))
         return result_TD
-
-    return forward

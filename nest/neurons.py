@@ -61,7 +61,8 @@ class NeuronManifest(Record):
     modules: dict[str, ModuleRecord]
     """Every projection that was looked at, by site."""
     left_out: dict[str, int] = Field(default_factory=dict, exclude_if=lambda sites: not sites)
-    """Projections of experts that too few prompts reach, with the prompts of the smaller class that do."""
+    """Projections of experts that too few prompts of a class reach, or none of those that are fitted, with how many of
+    the smaller class reach them."""
     prompts: PromptCounts
     tensors_digest: str = ""
     """SHA-256 of ``neurons.safetensors``."""

@@ -141,7 +141,10 @@ def select(prompts: PooledPrompts, config: SelectConfig, progress: Progress | No
         if progress is not None and task is not None:
             progress.advance(task)
     if not selected:
-        raise DataError(f"no expert is reached by {FEWEST} harmful and {FEWEST} benign prompts; give more prompts")
+        raise DataError(
+            f"no expert is reached by {FEWEST} prompts of each class, some of them among the fitted ones; give more "
+            "prompts"
+        )
     return selected
 
 

@@ -46,7 +46,8 @@ def experts_of(model: nn.Module, layer: int) -> Experts | None:
     """Find the experts of a block; None if it has an MLP that every token passes.
 
     Raises:
-        SiteError: if the architecture is unknown, or the experts are not built as the configuration says.
+        SiteError: if the architecture is unknown, the experts are quantised or not in one tensor, or they are not built
+            as the configuration says.
     """
     if not is_mixture(model, layer):
         return None
@@ -56,11 +57,25 @@ def experts_of(model: nn.Module, layer: int) -> Experts | None:
     count = getattr(config, "num_local_experts", None) or config.num_experts
     width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
     experts = Experts(module=module, path=path, count=count, width=width)
-    for what, found, configured in zip(
-        ("experts", "rows", "inputs"), experts.weight_EFD.shape, (count, 2 * width, config.hidden_size), strict=True
-    ):
-        expect(f"number of {what} in {path}.gate_up_proj", found, configured)
+    _check_shape(module, path, (count, 2 * width, config.hidden_size))
     return experts
+
+
+def _check_shape(module: nn.Module, path: str, configured: tuple[int, int, int]) -> None:
+    weight = getattr(module, "gate_up_proj", None)
+    if not isinstance(weight, Tensor):
+        raise SiteError(
+            f"{path} is a {type(module).__name__} that does not hold gate and up of all experts in one tensor "
+            "gate_up_proj; load the model unquantised"
+        )
+    # Numbers that are packed, two or more into one, are integers of another shape.
+    if weight.dim() != 3 or (not weight.is_floating_point() and weight.shape != configured):
+        raise SiteError(
+            f"{path}.gate_up_proj is {weight.dtype} {list(weight.shape)}, and unpacked it would be {list(configured)}; "
+            "load the model unquantised"
+        )
+    for what, found, expected in zip(("experts", "rows", "inputs"), weight.shape, configured, strict=True):
+        expect(f"number of {what} in {path}.gate_up_proj", found, expected)
 
 
 def resolve_expert(model: nn.Module, site: Site) -> Experts:

@@ -93,6 +93,7 @@ class LivePatch:
     """
 
     def __init__(self, loaded: LoadedModel, patch: NeuronPatch, alpha: float | None = None) -> None:
+        check_outside_experts(patch.targets, "which cannot be switched on for single requests")
         self.patch, self.alpha = patch, scaled(patch, alpha)
         applied = applied_to(loaded.model)
         if applied is not None:
@@ -101,7 +102,6 @@ class LivePatch:
                 "this model's weights for all of them; revert that one first"
             )
         fitted_weights(loaded, patch)
-        check_outside_experts(patch.targets, "which cannot be switched on for single requests")
         device = loaded.model.device
         starts = {site: resolve(loaded.model, site).start for site in patch.targets}
         self._targets = {site: _on(device, target, starts[site]) for site, target in patch.targets.items()}

@@ -18,9 +18,10 @@ from transformers.pytorch_utils import Conv1D
 from spider_sense.errors import ConfigError, PatchError
 from spider_sense.experts import experts_of, resolve_expert
 from spider_sense.fingerprint import fingerprint
+from spider_sense.layouts import is_mixture, layout_of
 from spider_sense.models import LoadedModel
 from spider_sense.patch import NeuronPatch, PatchTarget
-from spider_sense.sites import available_places, layer_count, resolve, unwrap
+from spider_sense.sites import layer_count, resolve, unwrap
 from spider_sense.types import Site
 
 __all__ = [
@@ -159,7 +160,7 @@ def _has(model: nn.Module, site: Site) -> bool:
     if site.layer >= layer_count(model):
         return False
     if site.expert is None:
-        return site.place in available_places(model)
+        return site.place in layout_of(model).projections and not is_mixture(model, site.layer)
     experts = experts_of(model, site.layer)
     return experts is not None and site.expert < experts.count
 

@@ -158,15 +158,13 @@ def _check_exists(model: nn.Module, site: Site) -> None:
     model_type = cast(Any, model.config).model_type
     if site.layer not in range(layers):
         raise SiteError(f"site {site}: the model has layers 0 to {layers - 1}")
+    every = f"every token can be read at resid.{site.layer} or mlp_in.{site.layer}"
     if site.expert is not None:
-        raise SiteError(
-            f"site {site} lies inside an expert, which only the tokens routed to it pass; every token can be read at "
-            f"resid.{site.layer} or mlp_in.{site.layer}"
-        )
+        raise SiteError(f"site {site} lies inside an expert, which only the tokens routed to it pass; {every}")
     if site.place not in places and is_mixture(model, site.layer):
         raise SiteError(
-            f"site {site}: {model_type} has no place {site.place!r} that every token passes; it has: "
-            f"{', '.join(places)}; write {site}.0 for expert 0"
+            f"site {site}: layer {site.layer} of this {model_type} has experts, and no {site.place!r} that every token "
+            f"passes; {every}"
         )
     if site.place not in layout_of(model).projections and site.place not in places:
         raise SiteError(f"site {site}: {model_type} has no place {site.place!r}; it has: {', '.join(places)}")

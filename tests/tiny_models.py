@@ -61,12 +61,17 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def tiny_model(name: str) -> "PreTrainedModel":
-    """Build the model: two blocks, width 32, 64 tokens, fp32, eval mode, the same weights every time."""
+def tiny_model(name: str, **changes: Any) -> "PreTrainedModel":
+    """Build the model: two blocks, width 32, 64 tokens, fp32, eval mode, the same weights every time.
+
+    Args:
+        name: the architecture.
+        changes: settings of its configuration that are other than usual.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(name, **_SETTINGS[name])
+    config = AutoConfig.for_model(name, **{**_SETTINGS[name], **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.progress import Progress
 
+from nest.arms import check
 from nest.bench.config import BenchConfig, Files
 from nest.eval_config import EvalSets, select_sets
 from nest.find import find
@@ -60,7 +61,11 @@ class Stage:
 
 
 def set_stage(config: BenchConfig, progress: Progress, device: str = "cpu") -> Stage:
-    """Load the model, find and group neurons, ask the base model for its answers, read the test sets."""
+    """Load the model, find and group neurons, ask the base model for its answers, read the test sets.
+
+    Raises:
+        ConfigError: if an arm cannot train anything in this model, among others.
+    """
     check_writable(config.output)
     tune_on, test_on = expanded(config.tune_on), expanded(config.test_on)
     harmful = load_prompts(tune_on.harmful, "harmful", config.harmful_limit, config.tune.seed).examples
@@ -69,6 +74,7 @@ def set_stage(config: BenchConfig, progress: Progress, device: str = "cpu") -> S
     loaded = load_model(config.model, "float32", device)
     base = fingerprint(loaded)
     neurons = _neurons(config, loaded, harmful, benign, progress)
+    check(config.arms, loaded.model, neurons)
     lessons, references = read_lessons(loaded, base, harmful, benign, config.tune, config.output, progress)
     held_out = _held_out(lessons, config.held_out)
     kept = [place for place in range(len(lessons)) if place not in held_out]

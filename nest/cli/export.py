@@ -18,12 +18,13 @@ def export(
     alpha: Annotated[float | None, typer.Option(help="Strength; by default what the patch is meant for.")] = None,
 ) -> None:
     """Write a patch as a LoRA adapter, which peft and vLLM load as they load any."""
-    from nest.export import KIND, write_adapter
+    from nest.export import KIND, check_exportable, write_adapter
     from spider_sense.models import load_model
     from spider_sense.patch import NeuronPatch
     from spider_sense.patching import scaled
 
     read = NeuronPatch.from_pretrained(patch)
+    check_exportable(read)
     KIND.check_replaceable(out)
     scaled(read, alpha)
     done = write_adapter(load_model(model), read, out, alpha)

@@ -61,7 +61,7 @@ def find(
     if left_out := found.manifest.left_out:
         console.print(
             f"left out: {len(left_out)} of {len(left_out) + len(found.manifest.modules)} projections, in experts that "
-            f"fewer than {FEWEST} harmful or {FEWEST} benign prompts reach"
+            f"fewer than {FEWEST} harmful or {FEWEST} benign prompts reach, or of one class none that is fitted"
         )
     for side in [*sides, *([spared] if spared else [])]:
         if side.left_out:

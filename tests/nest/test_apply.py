@@ -18,6 +18,7 @@ from spider_sense.folders import sha256
 from spider_sense.models import LoadedModel, load_model
 from spider_sense.patch import NeuronPatch
 from spider_sense.patching import applied_to, apply_patch
+from spider_sense.types import Site
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -62,6 +63,21 @@ def test_a_folder_is_patched_and_reverted_bit_exact(
     record = write_patched(loaded, patch, tmp_path / "patched", 0.7)
     assert (record.dtype, record.alpha) == (str(dtype).removeprefix("torch."), 0.7)
     assert not same(stored(tmp_path / "base"), stored(tmp_path / "patched"))
+    patched = load_model(str(tmp_path / "patched"))
+    apply_patch(loaded, patch, 0.7)
+    torch.testing.assert_close(tiny_patches.logits(patched.model), tiny_patches.logits(loaded.model), rtol=0, atol=0)
+    write_reverted(tmp_path / "patched", tmp_path / "reverted")
+    assert same(stored(tmp_path / "base"), stored(tmp_path / "reverted"))
+
+
+def test_a_dense_layer_of_a_mixture_is_patched_and_reverted_bit_exact(
+    tiny_model: Any, tiny_loaded: LoadedModel, tiny_patches: Any, tmp_path: Path
+) -> None:
+    model = tiny_model("qwen3_moe", mlp_only_layers=[0])
+    loaded = saved(LoadedModel(model=model, tokenizer=tiny_loaded.tokenizer, source="org/moe"), tmp_path / "base")
+    sites = [Site(0, "gate"), Site(0, "up"), Site(1, "gate", 2)]
+    patch = tiny_patches.patch(loaded, dict.fromkeys(sites, tiny_patches.target([1, 9])))
+    write_patched(loaded, patch, tmp_path / "patched", 0.7)
     patched = load_model(str(tmp_path / "patched"))
     apply_patch(loaded, patch, 0.7)
     torch.testing.assert_close(tiny_patches.logits(patched.model), tiny_patches.logits(loaded.model), rtol=0, atol=0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from nest.arms import ARMS, _spread, build
+from nest.arms import ARMS, _spread, build, check
 from nest.delta import Deltas
 from nest.neurons import ModuleRecord, NeuronManifest, Neurons, NeuronSet
 from spider_sense.errors import ConfigError
@@ -59,10 +59,18 @@ def test_experts_have_every_arm_of_rows_and_no_matched_lora(tiny_model: Callable
         assert isinstance(change, Deltas)
         assert change.count() == vectors * WIDTH
         assert [len(rows) for rows in rows_of(change)] == [6, 6]
-    with pytest.raises(
-        ConfigError, match=r"no adapter for gate\.0\.1, a projection inside an expert; leave the arm out"
-    ):
+    with pytest.raises(ConfigError, match=r"no adapter for gate\.0\.1, a projection .* leave out arm 'lora_matched'"):
         build("lora_matched", model, inside, seed=1)
+
+
+def test_arms_that_cannot_be_built_are_told_without_building(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    dense, inside = neurons(), neurons([Site(0, "gate", 1), Site(1, "up", 1)])
+    check(ARMS, tiny_model("llama"), dense)
+    check([arm for arm in ARMS if arm != "lora_matched"], tiny_model("mixtral"), inside)
+    with pytest.raises(ConfigError, match=r"gate\.0\.1.*leave out arm 'lora_matched'"):
+        check(ARMS, tiny_model("mixtral"), inside)
+    with pytest.raises(ConfigError, match="leave out arm 'lora_qv'"):
+        check(ARMS, tiny_model("gpt2"), dense)
 
 
 @pytest.mark.parametrize("count", [1, 15, 30, 32, 45, 60])

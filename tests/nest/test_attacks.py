@@ -99,7 +99,7 @@ def test_neurons_that_are_off_put_out_nothing(architecture: str, tiny_model: Cal
     if not rows:
         # A mixture has no row that all tokens pass; see the next test.
         with (
-            pytest.raises(SiteError, match="has no place 'gate'"),
+            pytest.raises(SiteError, match=r"layer 1 has experts; write gate\.1\.0 for expert 0"),
             neurons_off(model, {Site(1, "gate"): torch.tensor([0])}),
         ):
             pass

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from nest.activations import projection_sites
@@ -66,7 +67,7 @@ def test_a_patch_says_the_same_rows_and_vectors(kind: str, tiny_model: Callable[
     neurons = neuron_set(model)
     deltas = filled(shared_deltas(model, neurons))
     for delta, (site, target) in zip(deltas, patch_targets(deltas, neurons).items(), strict=True):
-        change_FD = delta.weight()
+        change_FD = delta.up_FK @ delta.down_KD
         start = resolve(model, site).start if site.expert is None else resolve_expert(model, site).part(site).start
         assert change_FD[start + target.neuron_R].equal(target.delta_RD())
         assert int((change_FD != 0).any(1).sum()) == len(ROWS)
@@ -126,3 +127,28 @@ def test_two_additions_to_one_projection_add_up(tiny_model: Callable[[str], PreT
     )
     with Deltas(parts).folded():
         torch.testing.assert_close(weight.detach(), before + 2)
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the numbers of the largest tensor that is not a view of one that was there before."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known, self.most = known, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in self.known:
+            self.most = max(self.most, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
+def test_folding_keeps_only_the_rows_that_change(kind: str, tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model = tiny_model(kind)
+    deltas = filled(shared_deltas(model, neuron_set(model)))
+    storages = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
+    with Allocated(storages) as seen, deltas.folded():
+        pass
+    # Which rows a cluster has is a table of two numbers a row.
+    assert seen.most <= max(len(ROWS) * 32, next(iter(deltas)).up_FK.numel())

@@ -103,8 +103,28 @@ def test_an_expert_takes_as_many_prompts_of_each_class_as_a_model(tiny_neurons: 
     enough, few = (pooled(reaching, tiny_neurons) for reaching in (FEWEST, FEWEST - 1))
     assert select(enough, SelectConfig(z=2.0))[site].neuron_R.tolist() == [7]
     assert enough.reach(site) == FEWEST
-    with pytest.raises(DataError, match="no expert is reached by 8 harmful and 8 benign prompts; give more prompts"):
+    with pytest.raises(DataError, match="no expert is reached by 8 prompts of each class, some of them"):
         select(few, SelectConfig())
+
+
+def test_an_expert_that_no_fitted_prompt_of_a_class_reaches_is_left_out(tiny_neurons: Any) -> None:
+    some = pooled(20, tiny_neurons)
+    fitted_N = some.fitted(0.5, 0)
+    for pooled_NF in some.pooled.values():
+        pooled_NF[torch.from_numpy(fitted_N & some.label_N)] = -torch.inf
+    assert some.reach(Site(0, "gate", 0)) >= FEWEST
+    with pytest.raises(DataError, match="8 prompts of each class, some of them among the fitted ones; give more"):
+        select(some, SelectConfig(held_out=0.5))
+
+
+def test_neurons_of_a_dense_layer_of_a_mixture_are_found(
+    tiny_model: Callable[..., Any], tiny_loaded: LoadedModel, sides: tuple[Any, Any]
+) -> None:
+    loaded = replace(tiny_loaded, model=tiny_model("qwen3_moe", mlp_only_layers=[0]))
+    found = find(loaded, *sides, FindConfig(z=1.0))
+    assert set(found.manifest.modules) == {"gate.0", "up.0"} | {f"{p}.1.{e}" for p in ("gate", "up") for e in range(4)}
+    assert found.manifest.modules["gate.0"].rows == 48
+    assert found.manifest.modules["gate.1.0"].rows == 16
 
 
 def test_prompts_that_do_not_reach_an_expert_do_not_move_its_weights(tiny_neurons: Any) -> None:

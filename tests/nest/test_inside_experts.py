@@ -65,6 +65,21 @@ def test_changes_of_one_expert_are_done_in_turn(tiny_model: Model) -> None:
     assert torch.equal(one, two)
 
 
+def test_a_block_inside_another_adds_to_its_changes(tiny_model: Model) -> None:
+    model = tiny_model("mixtral")
+    module, forward = experts(model), type(experts(model)).forward
+    with changed_inside([(module, 2, lambda x, y: y * 0), (module, 1, lambda x, y: y - 1)]):
+        _, outer = called(model)
+        with changed_inside([(module, 2, lambda x, y: y + 1)]):
+            _, nested = called(model)
+        assert torch.equal(called(model)[1], outer)
+    with changed_inside([(module, 2, lambda x, y: torch.ones_like(y)), (module, 1, lambda x, y: y - 1)]):
+        _, together = called(model)
+    assert torch.equal(nested, together)
+    assert not torch.equal(nested, outer)
+    assert module.forward.__func__ is forward  # type: ignore[attr-defined]
+
+
 def test_an_expert_without_a_token_gives_a_gradient_of_zeros(tiny_model: Model) -> None:
     model = tiny_model("mixtral")
     added = nn.Parameter(torch.zeros(96))

@@ -180,10 +180,12 @@ def test_weights_that_are_patched_already_are_refused(tiny_loaded: LoadedModel) 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
 def test_a_patch_of_experts_is_refused(
-    tiny_loaded: LoadedModel, tiny_model: Builder, tiny_patches: Any, name: str
+    tiny_loaded: LoadedModel, tiny_model: Builder, tiny_patches: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     what = replace(tiny_loaded, model=tiny_model(name))
+    patch = tiny_patches.patch(what)
+    monkeypatch.setattr("spider_sense.live_patch.fitted_weights", lambda *_: pytest.fail("the weights were read"))
     with pytest.raises(
         PatchError, match=r"changes gate\.0\.1, .* for single requests; fold .* nest apply or nest merge"
     ):
-        LivePatch(what, tiny_patches.patch(what))
+        LivePatch(what, patch)

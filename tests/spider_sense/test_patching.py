@@ -71,6 +71,36 @@ def test_quantised_experts_are_refused(tiny_model: Any, tokenizer: Any, tiny_pat
         apply_patch(loaded, patch)
 
 
+@pytest.fixture
+def partly_dense(tiny_model: Any, tokenizer: Any) -> LoadedModel:
+    """A mixture whose first block has an MLP that every token passes."""
+    model = tiny_model("qwen3_moe", mlp_only_layers=[0])
+    return LoadedModel(model=model, tokenizer=tokenizer, source="org/partly-dense")
+
+
+def test_a_dense_layer_of_a_mixture_is_patched_and_reverted(partly_dense: LoadedModel, tiny_patches: Any) -> None:
+    before = tiny_patches.weights(partly_dense.model)
+    sites = [Site(0, "gate"), Site(0, "up"), Site(1, "gate", 2)]
+    applied = apply_patch(
+        partly_dense, tiny_patches.patch(partly_dense, dict.fromkeys(sites, tiny_patches.target([1, 9])))
+    )
+    assert differing(before, tiny_patches.weights(partly_dense.model)) == {
+        "model.layers.0.mlp.gate_proj.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.1.mlp.experts.gate_up_proj",
+    }
+    applied.revert()
+    assert not differing(before, tiny_patches.weights(partly_dense.model))
+
+
+def test_a_quantised_dense_layer_of_a_mixture_is_refused(partly_dense: LoadedModel, tiny_patches: Any) -> None:
+    patch = tiny_patches.patch(partly_dense, {Site(0, "gate"): tiny_patches.target([1])})
+    gate = partly_dense.model.model.layers[0].mlp.gate_proj
+    gate.weight = nn.Parameter(gate.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(PatchError, match=r"layers\.0\.mlp\.gate_proj is a .*float8.* load the model unquantised"):
+        apply_patch(partly_dense, patch)
+
+
 @pytest.mark.parametrize("site", [Site(0, "gate", 1), Site(0, "gate", 4), Site(5, "gate", 1)])
 def test_a_patch_of_experts_for_another_model_is_refused(
     tiny_model: Any, tokenizer: Any, tiny_loaded: LoadedModel, tiny_patches: Any, site: Site

@@ -1,4 +1,3 @@
-import copy
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, get_args
@@ -6,7 +5,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from spider_sense.errors import SiteError
 from spider_sense.experts import experts_of
@@ -237,8 +236,8 @@ def test_a_place_the_architecture_lacks_is_told_the_others(
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_a_mixture_is_told_how_experts_are_written(tiny_model: Builder, name: str) -> None:
-    with pytest.raises(SiteError, match=rf"{name} has no place 'up' that every .*: resid, mlp_in; write up\.1\.0"):
+def test_a_mixture_is_told_what_every_token_passes(tiny_model: Builder, name: str) -> None:
+    with pytest.raises(SiteError, match=rf"layer 1 of this {name} has experts, and no 'up' .* resid\.1 or mlp_in\.1$"):
         resolve(tiny_model(name), Site(1, "up"))
 
 
@@ -247,14 +246,12 @@ def test_what_reads_every_token_cannot_read_inside_an_expert(tiny_model: Builder
         resolve(tiny_model("mixtral"), Site(1, "gate", 3))
 
 
-def test_a_block_of_a_mixture_without_experts_has_gate_and_up(tiny_model: Builder) -> None:
-    config = copy.deepcopy(tiny_model("qwen3_moe").config)
-    config.mlp_only_layers = [1]
-    model: Any = AutoModelForCausalLM.from_config(config)
+def test_a_block_of_a_mixture_without_experts_has_gate_and_up(tiny_model: Any) -> None:
+    model = tiny_model("qwen3_moe", mlp_only_layers=[1])
     assert experts_of(model, 0) is not None
     assert experts_of(model, 1) is None
     assert resolve(model, Site(1, "up")).module is model.model.layers[1].mlp.up_proj
-    with pytest.raises(SiteError, match=r"write up\.0\.0"):
+    with pytest.raises(SiteError, match=r"no 'up' that every token passes"):
         resolve(model, Site(0, "up"))
 
 
@@ -262,6 +259,25 @@ def test_experts_of_another_width_are_refused(tiny_model: Builder) -> None:
     model = tiny_model("qwen3_moe")
     model.config.moe_intermediate_size = 20
     with pytest.raises(SiteError, match=r"rows in model\.layers\.0\.mlp\.experts\.gate_up_proj is 32, .* says 40"):
+        experts_of(model, 0)
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 16), (2048, 1)])
+def test_packed_experts_are_refused(tiny_model: Builder, shape: tuple[int, ...]) -> None:
+    model: Any = tiny_model("qwen3_moe")
+    packed = torch.zeros(shape, dtype=torch.uint8)
+    model.model.layers[0].mlp.experts.gate_up_proj = nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(SiteError, match=r"uint8 \[.*unpacked it would be \[4, 32, 32\]; load the model unquantised"):
+        experts_of(model, 0)
+
+
+def test_experts_that_are_not_in_one_tensor_are_refused(tiny_model: Builder) -> None:
+    model: Any = tiny_model("mixtral")
+    mlp = model.model.layers[0].mlp
+    mlp.experts = nn.ModuleList(nn.Linear(32, 96) for _ in range(4))
+    with pytest.raises(
+        SiteError, match=r"mlp\.experts is a ModuleList that .* one tensor gate_up_proj; .* unquantised"
+    ):
         experts_of(model, 0)
 
 

@@ -2,16 +2,19 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from rich.progress import Progress
 from typer.testing import CliRunner
 
 from nest.bench import measure as measure_module
 from nest.bench.config import BenchConfig
 from nest.bench.measure import Bench
+from nest.bench.stage import set_stage
 from nest.cli import app as app_module
 from nest.cli import commands
 from nest.measurements import base_answers
@@ -158,6 +161,19 @@ def test_an_output_that_is_a_file_is_refused_before_work(settings: Path, monkeyp
     Path(json.loads(settings.read_text())["output"]).touch()
     with pytest.raises(ConfigError, match="out is a file; name another folder"):
         CliRunner().invoke(app_module.app, ["bench", "--config", str(settings)], catch_exceptions=False)
+
+
+def test_an_arm_that_the_model_cannot_have_is_refused_before_anything_is_run(
+    settings: Path, tiny_loaded: LoadedModel, tiny_model: Any, tiny_neurons: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = tiny_neurons.plant_in_expert(replace(tiny_loaded, model=tiny_model("mixtral")), 2, [3, 11])
+    monkeypatch.setattr("nest.bench.stage.load_model", lambda *_: planted)
+    monkeypatch.setattr("nest.bench.stage.read_lessons", lambda *_: pytest.fail("the model was asked"))
+    config = json.loads(settings.read_text())
+    del config["arms"], config["learning_rates_of"]
+    config |= {"find": {"z": 2.0}, "learning_rates": [0.001, 0.01, 0.1]}
+    with pytest.raises(ConfigError, match="leave out arm 'lora_matched'"):
+        set_stage(parse(config, BenchConfig, origin="bench"), Progress(disable=True))
 
 
 def test_a_rate_that_no_arm_can_be_tuned_at_is_refused(settings: Path) -> None:

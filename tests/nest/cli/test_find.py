@@ -168,7 +168,7 @@ def test_a_mixture_is_counted_by_layer_and_says_what_was_left_out(
     model.model.layers[0].mlp.gate.register_forward_hook(lambda _, __, out: (*out[:2], out[2].clamp(max=2)))
     monkeypatch.setattr("spider_sense.models.load_model", lambda *_: replace(loaded, model=model))
     output = run(*arguments, "--z", "2").output
-    assert "left out: 2 of 16 projections, in experts that fewer than 8 harmful or 8 benign prompts reach" in output
+    assert "left out: 2 of 16 projections, in experts that fewer than 8 harmful or 8 benign prompts reach, or" in output
     assert re.search(r"^ *0 .* 3 of 4 *$", output, re.MULTILINE)
     assert re.search(r"^ *1 .* 4 of 4 *$", output, re.MULTILINE)
     assert "median held-out AUROC" in output

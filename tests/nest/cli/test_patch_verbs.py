@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from nest.cli import main
 from spider_sense.models import LoadedModel, load_model
 from spider_sense.patch import NeuronPatch
+from spider_sense.types import Site
 
 Run = Callable[..., str]
 
@@ -285,3 +286,13 @@ def test_diff_of_two_architectures(refuse: Run, tiny_model: Any, base: LoadedMod
 
 def test_diff_of_something_that_does_not_exist(refuse: Run, tmp_path: Path) -> None:
     assert f"no such folder: {tmp_path}/none" in refuse("diff", tmp_path / "none", tmp_path / "base")
+
+
+def test_a_patch_of_experts_is_not_exported_and_no_model_is_loaded(
+    refuse: Run, base: LoadedModel, tiny_patches: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tiny_patches.patch(base, {Site(0, "gate", 1): tiny_patches.target([1])})
+    inside.save_pretrained(tmp_path / "inside")
+    monkeypatch.setattr("spider_sense.models.load_model", lambda *_: pytest.fail("the model was loaded"))
+    error = refuse("export", "--model", tmp_path / "base", "--patch", tmp_path / "inside", "--out", tmp_path / "out")
+    assert "changes gate.0.1, a projection inside an expert, which no module of an adapter stands for" in error
