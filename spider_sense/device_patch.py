@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sense_kernels import PatchDots, patch_dots_triton, patch_update_triton
+from sense_kernels import PatchDots, launch_patch_dots, launch_patch_update
 from spider_sense.patch import PatchTarget, by_layer
 from spider_sense.types import Site
 
@@ -46,6 +46,6 @@ class DevicePatch:
         held = self._held
         # By identity: the tensor is held until the next block's, so no other can have taken its place.
         if held is None or held[0] != site.layer or held[1] is not hidden_TD:
-            held = site.layer, hidden_TD, patch_dots_triton(hidden_TD, self._vectors_KD[site.layer], gate_T)
+            held = site.layer, hidden_TD, launch_patch_dots(hidden_TD, self._vectors_KD[site.layer], gate_T)
             self._held = held
-        patch_update_triton(output_TF, held[2], neuron_R, cluster_R, gate_T, self._alpha)
+        launch_patch_update(output_TF, held[2], neuron_R, cluster_R, gate_T, self._alpha)

@@ -7,11 +7,11 @@ from sense_kernels.lanes import PROMPT, RESPONSE, TAIL, WATCHED, Lane, LaneKind,
 from sense_kernels.launch import WARM_ROWS, MatchScratch, Scratch, new_match_scratch, new_scratch
 from sense_kernels.patch import (
     PatchDots,
-    patch_dots_triton,
+    launch_patch_dots,
+    launch_patch_update,
     patch_rows,
     patch_rows_torch,
     patch_rows_triton,
-    patch_update_triton,
 )
 from sense_kernels.recurrences import MERGE
 from sense_kernels.rows import FoldRows, IntArray, RowTensors
@@ -48,17 +48,17 @@ __all__ = [
     "fold",
     "fold_torch",
     "fold_triton",
+    "launch_patch_dots",
+    "launch_patch_update",
     "match_signatures",
     "match_signatures_torch",
     "match_signatures_triton",
     "new_match_scratch",
     "new_scratch",
     "pack_weight",
-    "patch_dots_triton",
     "patch_rows",
     "patch_rows_torch",
     "patch_rows_triton",
-    "patch_update_triton",
     "quantise_signatures",
     "readout_torch",
     "score",

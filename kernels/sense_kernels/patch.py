@@ -23,11 +23,11 @@ from sense_kernels.score import library
 
 __all__ = [
     "PatchDots",
-    "patch_dots_triton",
+    "launch_patch_dots",
+    "launch_patch_update",
     "patch_rows",
     "patch_rows_torch",
     "patch_rows_triton",
-    "patch_update_triton",
 ]
 
 
@@ -127,8 +127,8 @@ def patch_rows_triton(
 ) -> None:
     """Launch the two kernels; arguments as of :func:`patch_rows_torch`."""
     if hidden_TD.numel() and neuron_R.numel():
-        dots = patch_dots_triton(hidden_TD, vectors_KD, gate_T)
-        patch_update_triton(output_TF, dots, neuron_R, cluster_R, gate_T, alpha)
+        dots = launch_patch_dots(hidden_TD, vectors_KD, gate_T)
+        launch_patch_update(output_TF, dots, neuron_R, cluster_R, gate_T, alpha)
 
 
 class PatchDots(NamedTuple):
@@ -138,7 +138,7 @@ class PatchDots(NamedTuple):
     tile: PatchLaunch
 
 
-def patch_dots_triton(hidden_TD: Tensor, vectors_KD: Tensor, gate_T: Tensor) -> PatchDots:
+def launch_patch_dots(hidden_TD: Tensor, vectors_KD: Tensor, gate_T: Tensor) -> PatchDots:
     """Launch the first kernel, whose result the projections of one input can share.
 
     Args:
@@ -154,7 +154,7 @@ def patch_dots_triton(hidden_TD: Tensor, vectors_KD: Tensor, gate_T: Tensor) -> 
     return PatchDots(launch_dots(hidden, vectors_KD, gate_T.contiguous(), tile), tile)
 
 
-def patch_update_triton(
+def launch_patch_update(
     output_TF: Tensor, dots: PatchDots, neuron_R: Tensor, cluster_R: Tensor, gate_T: Tensor, alpha: float
 ) -> None:
     """Launch the second kernel.

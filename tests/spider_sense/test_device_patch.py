@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import spider_sense.device_patch
-from sense_kernels import PatchDots, patch_dots_triton, patch_rows
+from sense_kernels import PatchDots, launch_patch_dots, patch_rows
 from spider_sense.device_patch import DevicePatch
 from spider_sense.patch import PatchTarget
 from spider_sense.types import Site
@@ -36,9 +36,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     def counted(hidden: Tensor, vectors: Tensor, gate_T: Tensor) -> PatchDots:
         seen.append(hidden)
-        return patch_dots_triton(hidden, vectors, gate_T)
+        return launch_patch_dots(hidden, vectors, gate_T)
 
-    monkeypatch.setattr(spider_sense.device_patch, "patch_dots_triton", counted)
+    monkeypatch.setattr(spider_sense.device_patch, "launch_patch_dots", counted)
     return seen
 
 
