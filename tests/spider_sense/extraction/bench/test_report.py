@@ -21,7 +21,7 @@ def outcome(
     return Outcome(
         seed=0,
         system=system,
-        embedding="hidden" if system == OURS else "wordllama",
+        embedding="hidden",
         scene=scene,
         stratum="chat",
         family=family,
