@@ -21,7 +21,7 @@ def outcome(
     return Outcome(
         seed=0,
         system=system,
-        embedding="hidden",
+        embedding="hidden" if system == OURS else "wordllama",
         scene=scene,
         stratum="chat",
         family=family,
