@@ -9,7 +9,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-vllm test-kernels aot check bench bench-kernels bench-vllm soak-vllm bench-stores bench-nest bench-nest-quick bench-extraction \
+.PHONY: demo test test-vllm test-kernels aot check bench bench-patch bench-kernels bench-vllm soak-vllm bench-stores bench-nest bench-nest-quick bench-extraction \
 	bench-extraction-quick bench-screening bench-screening-quick full data clean
 
 $(STAMP): requirements.lock pyproject.toml
@@ -50,6 +50,9 @@ check: $(STAMP)
 
 bench: $(STAMP)  ## guarded against bare generation: a quarter of an hour
 	$(BIN)/spider-sense bench --rounds 27
+
+bench-patch: $(STAMP)  ## what a live patch adds to a decoding step, alternated step by step: three minutes
+	$(BIN)/python bench/live_patch.py
 
 bench-kernels: $(STAMP)  ## the kernels against eager torch, torch.compile and a loop over probes
 	$(BIN)/python kernels/bench/bench_score_fold.py

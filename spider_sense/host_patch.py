@@ -1,10 +1,12 @@
-"""The live patch on a CPU, for few rows: numpy, and one product for all projections of a block.
+"""The live patch on a CPU, outside compiled code, in float32: one product for all projections of a block.
 
 At the batch sizes of decoding calls are what costs, not arithmetic: between two of them the model's weights pass
-through the caches, so each call finds its code and its data in memory. Gate and up of a block read the same input,
-so the dot products with the vectors of both are taken at once.
+through the caches, so each call finds its code in memory. Gate and up of a block read the same input, so the dot
+products with the vectors of both are taken at once; and they are added by the matrix product that the model's own
+layers have just used, although most of what it adds is zero.
 
-Shape letters: T packed rows of a pass, P patched ones, F outputs of a projection, D its inputs, K clusters, R neurons.
+Shape letters: T packed rows of a pass, P rows from the first patched one to the last, F outputs of a projection,
+D its inputs, K clusters of a layer.
 """
 
 from collections.abc import Mapping
@@ -12,57 +14,88 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
+from spider_sense.attach import Patcher
 from spider_sense.patch import PatchTarget, by_layer
+from spider_sense.sites import ResolvedSite
 from spider_sense.types import Site
 
 __all__ = ["HostPatch"]
 
-_ROWS = 64
-"""Up to so many rows; more of them, as in prefill, are left to the op."""
-
 
 class HostPatch:
-    """Patches float32 outputs in place.
+    """Patches outputs in place, off for every row until :meth:`set`.
 
     Args:
         targets: the patch of each projection.
-        starts: where the site's rows begin in the projection's output.
+        places: where each is.
         alpha: strength of the patch.
     """
 
-    def __init__(self, targets: Mapping[Site, PatchTarget], starts: Mapping[Site, int], alpha: float) -> None:
-        vectors, columns = by_layer(targets, starts)
-        self._weight_DK = {layer: alpha * vectors_KD.T.contiguous().numpy() for layer, vectors_KD in vectors.items()}
-        self._columns = {site: (neuron_R.numpy(), row_R.numpy()) for site, (neuron_R, row_R) in columns.items()}
-        self._held: tuple[int, Tensor, np.ndarray] | None = None
-        self._row_P1 = np.empty((0, 1), np.int64)
+    def __init__(self, targets: Mapping[Site, PatchTarget], places: Mapping[Site, ResolvedSite], alpha: float) -> None:
+        vectors, columns = by_layer(targets, {site: place.start for site, place in places.items()})
+        self._weight_KD = {layer: alpha * vectors_KD for layer, vectors_KD in vectors.items()}
+        self._spread_KF = {
+            site: _spread(len(vectors[site.layer]), places[site].stop, *columns[site]) for site in targets
+        }
+        self.set(np.empty(0, np.int64))
 
     def set(self, row_P: np.ndarray) -> None:
-        """Take the rows to patch in the next pass, int64."""
-        self._row_P1 = row_P[:, None]
-        self._held = None
+        """Take the rows to patch in the next pass, int64, all different."""
+        self._on = len(row_P) > 0
+        first, end = (int(row_P.min()), int(row_P.max()) + 1) if self._on else (0, 0)
+        self._cut = slice(first, end)
+        self._off_P1 = _gaps(row_P - first, end - first)
+        self._layer, self._input = -1, torch.empty(0)
+        self._dots_PK = torch.empty(0, 0)
 
-    def suits(self, output_TF: Tensor, hidden_TD: Tensor) -> bool:
-        """Whether it can patch the rows of this output."""
-        single = output_TF.dtype == hidden_TD.dtype == torch.float32
-        return single and output_TF.is_contiguous() and len(self._row_P1) <= _ROWS
+    def patcher(self, site: Site, otherwise: Patcher) -> Patcher:
+        """Return what to call with the output [..., F] and the input [..., D] of a projection.
 
-    def patch(self, site: Site, output_TF: Tensor, hidden_TD: Tensor) -> None:
-        """Patch the output [..., F] of a projection of the input [..., D]."""
-        neuron_R, cluster_R = self._columns[site]
-        y_TF = _plain(output_TF).reshape(-1, output_TF.shape[-1])
-        y_TF[self._row_P1, neuron_R] += self._dots_PK(site.layer, hidden_TD).take(cluster_R, 1)
+        Args:
+            site: the projection.
+            otherwise: what does the same inside compiled code, and for other dtypes.
+        """
+        layer, spread_KF = site.layer, self._spread_KF[site]
+        features, compiling = spread_KF.shape[1], torch.compiler.is_compiling
 
-    def _dots_PK(self, layer: int, hidden_TD: Tensor) -> np.ndarray:
-        held = self._held
-        # By identity: the tensor is held until the next block's, so no other can have taken its place.
-        if held is None or held[0] != layer or held[1] is not hidden_TD:
-            x_TD = _plain(hidden_TD).reshape(-1, hidden_TD.shape[-1])
-            held = layer, hidden_TD, x_TD.take(self._row_P1[:, 0], 0) @ self._weight_DK[layer]
-            self._held = held
-        return held[2]
+        # One function, because a call from Python costs as much as a product.
+        def patch(output_TF: Tensor, hidden_TD: Tensor) -> None:
+            if compiling():
+                otherwise(output_TF, hidden_TD)
+            elif self._on and output_TF.dtype == hidden_TD.dtype == torch.float32:
+                if self._input is not hidden_TD or self._layer != layer:
+                    self._dots_PK = self._dots(layer, hidden_TD)
+                    # Held until the next block's, so that no other tensor takes its place.
+                    self._layer, self._input = layer, hidden_TD
+                y_TF = output_TF.detach() if output_TF.requires_grad else output_TF
+                y_PF = y_TF.view(-1, y_TF.shape[-1])[self._cut]
+                whole = y_PF.shape[1] == features
+                (y_PF if whole else y_PF[:, :features]).addmm_(self._dots_PK, spread_KF)
+            elif self._on:
+                otherwise(output_TF, hidden_TD)
+
+        return patch
+
+    def _dots(self, layer: int, hidden_TD: Tensor) -> Tensor:
+        x_TD = hidden_TD.detach() if hidden_TD.requires_grad else hidden_TD
+        dots_PK = linear(x_TD.reshape(-1, x_TD.shape[-1])[self._cut], self._weight_KD[layer])
+        # Adding zero leaves a row's bits, and what rests may hold what is no number.
+        return dots_PK if self._off_P1 is None else dots_PK.masked_fill_(self._off_P1, 0.0)
 
 
-def _plain(tensor: Tensor) -> np.ndarray:
-    return (tensor.detach() if tensor.requires_grad else tensor).numpy()
+def _spread(clusters: int, features: int, neuron_R: Tensor, cluster_R: Tensor) -> Tensor:
+    """Return [K, F], one where a neuron has the vector of a cluster and zero elsewhere."""
+    spread_KF = torch.zeros(clusters, features)
+    spread_KF[cluster_R, neuron_R] = 1.0
+    return spread_KF
+
+
+def _gaps(row_P: np.ndarray, rows: int) -> Tensor | None:
+    """Return which of so many rows are not among these, [P, 1] bool; None where all are."""
+    if len(row_P) == rows:
+        return None
+    off_P = np.ones(rows, np.bool_)
+    off_P[row_P] = False
+    return torch.from_numpy(off_P)[:, None]

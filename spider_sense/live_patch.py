@@ -103,9 +103,10 @@ class LivePatch:
             )
         fitted_weights(loaded, patch)
         device = loaded.model.device
-        starts = {site: resolve(loaded.model, site).start for site in patch.targets}
+        places = {site: resolve(loaded.model, site) for site in patch.targets}
+        starts = {site: place.start for site, place in places.items()}
         self._targets = {site: _on(device, target, starts[site]) for site, target in patch.targets.items()}
-        self._host = HostPatch(patch.targets, starts, self.alpha) if device.type == "cpu" else None
+        self._host = HostPatch(patch.targets, places, self.alpha) if device.type == "cpu" else None
         launches = AVAILABLE and device.type == "cuda"
         self._device = DevicePatch(patch.targets, starts, self.alpha, device) if launches else None
         self._gate = RowStrengths(device)
@@ -139,19 +140,19 @@ class LivePatch:
     def _patcher(self, site: Site, target: _Target) -> Patcher:
         vectors_KD, neuron_R, cluster_R = target.vectors_KD, target.neuron_R, target.cluster_R
 
+        def by_op(output_TF: Tensor, hidden_TD: Tensor) -> None:
+            patch_rows(output_TF, hidden_TD, vectors_KD, neuron_R, cluster_R, self._gate.tensor, self.alpha)
+
         def patch(output_TF: Tensor, hidden_TD: Tensor) -> None:
             # Compiled code asks the gate on the device instead, or it would be compiled once more for the other answer.
-            compiling = torch.compiler.is_compiling()
-            if not compiling and not self._gate.used:
-                return
-            if not compiling and self._host is not None and self._host.suits(output_TF, hidden_TD):
-                self._host.patch(site, output_TF, hidden_TD)
-            elif not compiling and self._device is not None:
+            if torch.compiler.is_compiling():
+                by_op(output_TF, hidden_TD)
+            elif self._gate.used and self._device is not None:
                 self._device.patch(site, output_TF, hidden_TD, self._gate.tensor)
-            else:
-                patch_rows(output_TF, hidden_TD, vectors_KD, neuron_R, cluster_R, self._gate.tensor, self.alpha)
+            elif self._gate.used:
+                by_op(output_TF, hidden_TD)
 
-        return patch
+        return patch if self._host is None else self._host.patcher(site, by_op)
 
 
 def _on(device: torch.device, target: PatchTarget, start: int) -> _Target:
