@@ -63,7 +63,8 @@ def fit(
     both = sorted(str(path) for path in benign if path.resolve() in {other.resolve() for other in campaigns})
     if both:
         raise ConfigError(f"{', '.join(both)} stands in --benign and in --campaigns; give each log to one of them")
-    where = Site.parse(site)
+    where, reading = Site.parse(site), Reading(model, dtype, device)
+    reading.check(where)
     honest, hostile, lists = read_logs(benign), read_logs(campaigns), _lists(known_list or [])
     check_fit(honest, hostile, reads=model is not None)
     if key.exists():
@@ -71,7 +72,7 @@ def fit(
     else:
         secret = Key.create(key)
         typer.echo(f"made a new key, {key}; keep it: calibrate, score and serve need it")
-    loaded = Reading(model, dtype, device).load()
+    loaded = reading.load()
     artifact = run(
         honest,
         hostile,

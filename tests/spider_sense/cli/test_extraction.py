@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
 from typer.testing import CliRunner, Result
 
 from spider_sense.cli.app import app
@@ -165,6 +166,7 @@ def test_text_is_read_by_the_model_that_was_fitted_on(
 ) -> None:
     served = {"wide": _wide(tiny_loaded), "other": tiny_loaded}
     monkeypatch.setattr("spider_sense.models.load_model", lambda name, dtype, device: served[name])
+    monkeypatch.setattr("spider_sense.models.layers_of", lambda name: 2)
     honest = _words(tmp_path / "honest.jsonl", [f"h{i}" for i in range(44)], 30, 0)
     campaign = _words(tmp_path / "campaign.jsonl", ["c"], 600, 20, family="exam")
     key = ("--key", tmp_path / "key", "--model")
@@ -181,6 +183,7 @@ def test_a_system_prompt_for_a_template_that_takes_none_is_told(
     folder: Path, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spider_sense.models.load_model", lambda name, dtype, device: tiny_loaded)
+    monkeypatch.setattr("spider_sense.models.layers_of", lambda name: 2)
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     tiny_loaded.tokenizer.chat_template = refusing + tiny_loaded.tokenizer.chat_template
     messages = [{"role": "system", "content": "w40"}, {"role": "user", "content": "w20"}]
@@ -231,6 +234,7 @@ def test_what_can_be_refused_is_refused_before_the_model_is_loaded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spider_sense.models.load_model", _never_loaded)
+    monkeypatch.setattr("spider_sense.models.layers_of", lambda name: 19)
     few = _words(tmp_path / "few.jsonl", [f"h{i}" for i in range(39)], 16, 0)
     enough = _words(tmp_path / "enough.jsonl", [f"h{i}" for i in range(40)], 16, 0)
     campaign = _words(tmp_path / "campaign.jsonl", ["c"], 16, 20, family="exam")
@@ -251,6 +255,16 @@ def test_what_can_be_refused_is_refused_before_the_model_is_loaded(
     for verb in ("score", "report"):
         with pytest.raises(SpiderSenseError, match="79 hidden numbers, expected 80"):
             _run(verb, folder / "guard", "--data", short, *key)
+
+
+def test_a_site_above_the_last_layer_is_refused_by_the_configuration_alone(folder: Path, tmp_path: Path) -> None:
+    LlamaConfig(num_hidden_layers=18).save_pretrained(tmp_path)
+    logs = ("--benign", folder / "benign.jsonl", "--campaigns", folder / "campaigns.jsonl", "--model", tmp_path)
+    with pytest.raises(SpiderSenseError, match=r"site resid\.18: the model has layers 0 to 17"):
+        _run("fit", *logs, "--key", tmp_path / "key", "--out", tmp_path / "guard")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    with pytest.raises(SpiderSenseError, match="cannot load"):
+        _run("fit", *logs, "--site", "resid.17", "--key", tmp_path / "key", "--out", tmp_path / "guard")
 
 
 def test_a_threshold_that_limits_nobody_is_said_to_and_not_certified(folder: Path, tmp_path: Path) -> None:
