@@ -15,12 +15,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from spider_sense.errors import ConfigError, MissingExtraError, nearest
 
-__all__ = ["Dtype", "LoadedModel", "load_model", "model_folder"]
+__all__ = ["Dtype", "LoadedModel", "layers_of", "load_model", "model_folder"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """``auto`` is what the weights were saved in."""
@@ -71,6 +71,23 @@ def load_model(source: str, dtype: str = "auto", device: str = "cpu") -> LoadedM
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LoadedModel(model=model.eval(), tokenizer=tokenizer, source=source)
+
+
+def layers_of(source: str) -> int:
+    """Return how many layers a model has, by its configuration alone; of a new GGUF file the copy is made first.
+
+    Args:
+        source: as for :func:`load_model`.
+
+    Raises:
+        ConfigError: if the source is wrong or cannot be had.
+        MissingExtraError: if a GGUF file has to be read and ``gguf`` is not installed.
+    """
+    with _no_progress_bars():
+        name = _locate(source)
+        with _readable(source):
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    return int(config.get_text_config().num_hidden_layers)
 
 
 def model_folder(source: str) -> Path:

@@ -14,6 +14,7 @@ from spider_sense.types import Place, Site
 __all__ = [
     "ResolvedSite",
     "available_places",
+    "check_layer",
     "layer_count",
     "resolve",
     "resolve_all",
@@ -50,6 +51,16 @@ class ResolvedSite:
 def supported_architectures() -> tuple[str, ...]:
     """Return every ``config.model_type`` that has sites, sorted."""
     return tuple(sorted(LAYOUTS))
+
+
+def check_layer(site: Site, layers: int) -> None:
+    """Check that a model of so many layers has that of a site.
+
+    Raises:
+        SiteError: if it has not.
+    """
+    if site.layer not in range(layers):
+        raise SiteError(f"site {site}: the model has layers 0 to {layers - 1}")
 
 
 def layer_count(model: nn.Module) -> int:
@@ -156,8 +167,7 @@ def _out_features(module: nn.Module) -> int:
 def _check_exists(model: nn.Module, site: Site) -> None:
     layers, places = layer_count(model), available_places(model)
     model_type = cast(Any, model.config).model_type
-    if site.layer not in range(layers):
-        raise SiteError(f"site {site}: the model has layers 0 to {layers - 1}")
+    check_layer(site, layers)
     every = f"every token can be read at resid.{site.layer} or mlp_in.{site.layer}"
     if site.expert is not None:
         raise SiteError(f"site {site} lies inside an expert, which only the tokens routed to it pass; {every}")

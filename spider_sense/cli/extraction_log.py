@@ -34,6 +34,18 @@ class Reading:
     dtype: str
     device: str
 
+    def check(self, site: "Site") -> None:
+        """Check that the model has the layer of a site, by its configuration.
+
+        Raises:
+            SiteError: if it has not.
+        """
+        from spider_sense.models import layers_of
+        from spider_sense.sites import check_layer
+
+        if self.model is not None:
+            check_layer(site, layers_of(self.model))
+
     def load(self) -> "LoadedModel | None":
         """Load it."""
         from spider_sense.models import load_model

@@ -1,5 +1,6 @@
 """``spider-sense train``."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spider_sense.cli.app import app, console
+from spider_sense.cli.lines import Lines
 from spider_sense.cli.tables import results_table, sweep_table
 from spider_sense.config import load_yaml
 
@@ -14,9 +16,10 @@ __all__ = ["progress_bars", "train"]
 
 
 def progress_bars() -> Progress:
-    """Return the progress display of long work."""
+    """Return the progress display of long work: bars, and lines on stderr where that is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=not console.is_terminal)
+    kind = Progress if sys.stderr.isatty() else Lines
+    return kind(*columns, console=console, transient=not console.is_terminal)
 
 
 @app.command()

@@ -85,6 +85,7 @@ class Encoder:
             biased=row.logit_bias,
             top_logprobs=row.top_logprobs,
             max_tokens=row.max_tokens,
+            choices=row.n,
             known_list=hashes.known_list,
         )
 

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from spider_sense.errors import DataError
 from spider_sense.extraction.layout import LISTS, PROBES, SKETCH, LinkKind
 
-__all__ = ["LATEST", "Event", "EventBatch", "rounds"]
+__all__ = ["CHOICES", "LATEST", "Event", "EventBatch", "rounds"]
 
 LATEST = 1e11
 """Seconds since the epoch that no request can have; milliseconds do."""
+CHOICES = 2**16
+"""That a request can have at most."""
 
 _MASK = 2**64 - 1
 
@@ -45,6 +47,8 @@ class Event:
     top_logprobs: int = 0
     max_tokens: int = 0
     """0 if the request set none."""
+    choices: int = 1
+    """Answers that were asked for (``n``)."""
     known_list: int = -1
     """Index of the known query list that the text stands in, or -1."""
 
@@ -56,6 +60,8 @@ class Event:
         for name in ("top_logprobs", "max_tokens"):
             if not 0 <= getattr(self, name) < 2**31:
                 raise DataError(f"{name} of an event of {self.principal!r} is {getattr(self, name)}; give 0 or more")
+        if not 1 <= self.choices <= CHOICES:
+            raise DataError(f"choices of an event of {self.principal!r} are {self.choices}; give 1 to {CHOICES}")
         if self.biased and not 0 <= min(self.biased) <= max(self.biased) < 2**31:
             raise DataError(f"an event of {self.principal!r} biases the token {min(self.biased)}; ids are 0 or more")
         if not self.tenant.isascii() or len(self.tenant) > 24:
@@ -89,6 +95,7 @@ class EventBatch:
     parameters: NDArray[np.uint64]
     top_logprobs: NDArray[np.int64]
     max_tokens: NDArray[np.int64]
+    choices: NDArray[np.int64]
     known_list: NDArray[np.int64]
     biased: tuple[tuple[int, ...], ...]
     links: tuple[tuple[tuple[LinkKind, int], ...], ...]
@@ -123,6 +130,7 @@ class EventBatch:
             parameters=hashes("parameters"),
             top_logprobs=ints("top_logprobs"),
             max_tokens=ints("max_tokens"),
+            choices=ints("choices"),
             known_list=ints("known_list"),
             biased=tuple(event.biased for event in events),
             links=tuple(event.links for event in events),

@@ -82,7 +82,7 @@ STATE = np.dtype(
         ("biased_ids", "u1", 1024),  # HyperLogLog registers of distinct biased token ids
         ("biased_requests", "<u4"),
         ("widest_bias", "<u4"),  # most ids biased by one request
-        ("revealed", "<u8"),  # logits that biased requests can have shown, at most 256 tokens of an answer counted
+        ("revealed", "<u8"),  # logits that biased requests can have shown, at most 256 tokens of a choice counted
         ("max_tokens", "<u4", 16),  # histogram of log2(max_tokens) of biased requests
         ("list_hits", "<u4", LISTS),
         # Links: the smallest hashes of each kind, ascending, filled up with EMPTY_LINK

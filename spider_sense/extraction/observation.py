@@ -28,6 +28,8 @@ class Asked:
     top_logprobs: int = 0
     max_tokens: int = 0
     """0 if the request set none."""
+    choices: int = 1
+    """Answers that were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,5 +85,6 @@ class Reader:
             biased=seen.asked.biased,
             top_logprobs=seen.asked.top_logprobs,
             max_tokens=seen.asked.max_tokens,
+            choices=seen.asked.choices,
             known_list=hashes.known_list,
         )

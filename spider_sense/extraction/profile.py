@@ -60,7 +60,8 @@ def _count_bias(states_N: States, batch: EventBatch, salt: np.uint64) -> None:
         states_N["biased_requests"][row] += 1
         states_N["widest_bias"][row] = max(int(states_N["widest_bias"][row]), len(ids))
         longest = int(batch.max_tokens[row]) or UNLIMITED
-        states_N["revealed"][row] += np.uint64(min(len(ids), int(batch.top_logprobs[row])) * min(longest, ANSWER))
+        shown = min(len(ids), int(batch.top_logprobs[row])) * min(longest, ANSWER)
+        states_N["revealed"][row] += np.uint64(shown * int(batch.choices[row]))
         states_N["max_tokens"][row, min(longest.bit_length(), 15)] += 1
 
 

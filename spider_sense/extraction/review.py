@@ -104,6 +104,7 @@ def _of_members(
             stratum=stratum,
             certified=certified,
             evidence=words,
+            accounts=len(group.members),
             group=group.members,
         )
 
@@ -128,7 +129,8 @@ def _discoveries(detector: "TieredDetector", states: Mapping[str, PrincipalState
     calibration = detector.calibration
     if calibration is None or not states:
         return
-    limited_N4 = detector.levels(stacked(states)) >= _LIMIT
+    states_N = stacked(states)
+    limited_N4 = detector.levels(states_N, detector.rules.found(states_N)) >= _LIMIT
     best = {
         name: min(_p_values(calibration, state, limited), default=_NONE)
         for (name, state), limited in zip(states.items(), limited_N4, strict=True)

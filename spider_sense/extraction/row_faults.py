@@ -25,6 +25,7 @@ ALLOWED = {
     "logit_bias": f"token ids, each {_COUNT}, or an object of biases by token id",
     "top_logprobs": _COUNT,
     "max_tokens": _COUNT,
+    "n": "a whole number from 1 to 65,536",
 }
 """What each field of a row may hold, in words."""
 

@@ -6,7 +6,7 @@
 ``{"role", "content"}``, or activations: ``hidden``, or ``sketch`` and ``probes``. ``hidden`` is the mean over the
 prompt's tokens of ``h / rms(h)``; a mean of ``h`` itself is another number, and refused where it is too large to be the
 former. Optional: ``tenant``, ``family``, ``parameters``, ``links``, ``logit_bias`` (ids, or ids with their biases),
-``top_logprobs``, ``max_tokens``. Other fields, and those of these that are null, are passed over.
+``top_logprobs``, ``max_tokens``, ``n``. Other fields, and those of these that are null, are passed over.
 
 A line with ``hashed_ip`` and ``conversation`` is a conversation of WildChat; each of its user turns is a request.
 """
@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spider_sense.errors import DataError
-from spider_sense.extraction.event import LATEST
+from spider_sense.extraction.event import CHOICES, LATEST
 from spider_sense.extraction.layout import LinkKind
 from spider_sense.extraction.row_faults import ALLOWED, fault_in_words, unread_in_words
 
@@ -62,6 +62,8 @@ class Row(BaseModel):
     logit_bias: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = ()
     top_logprobs: int = Field(default=0, ge=0, lt=2**31)
     max_tokens: int = Field(default=0, ge=0, lt=2**31)
+    n: int = Field(default=1, ge=1, le=CHOICES)
+    """Choices that were asked for."""
 
     @model_validator(mode="before")
     @classmethod

@@ -45,35 +45,35 @@ class Rules:
 
     def judge(self, states_N: States) -> NDArray[np.int64]:
         """Return the level of each principal, [N]: 0 nothing, 1 watch, 3 act."""
-        found = self.found(states_N)
-        return np.where(found & _SWEPT, 3, (found > 0).astype(np.int64))
+        return self.levels(self.found(states_N))
+
+    @staticmethod
+    def levels(found_N: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Return the level of what is found of each principal, [N]."""
+        return np.where(found_N & _SWEPT, 3, (found_N > 0).astype(np.int64))
 
     def found(self, states_N: States) -> NDArray[np.uint8]:
         """Return a bit for each thing that the rules find, [N]."""
+        half_N, whole_N = self._sweeps(states_N)
         bits = {
             _BLIND: self._unseen(states_N),
             _LISTED: self._hits(states_N),
-            _SWEEPING: self._sweeps(states_N, 0.5),
-            _SWEPT: self._sweeps(states_N, 1.0),
+            _SWEEPING: half_N,
+            _SWEPT: whole_N,
         }
         result: NDArray[np.uint8] = sum((np.uint8(bit) * is_N for bit, is_N in bits.items()), np.zeros(1, np.uint8))
-        return result
-
-    def rank(self, states_N: States) -> NDArray[np.float64]:
-        """Return the rank that can have been assembled at most, [N]."""
-        ids = distinct(states_N["biased_ids"])
-        result: NDArray[np.float64] = np.minimum(ids, np.sqrt(states_N["revealed"]))
         return result
 
     def evidence(self, states_N: States, row: int) -> tuple[str, ...]:
         """Say in words what the rules found of one principal."""
         one = states_N[row : row + 1]
         words = []
-        if self._sweeps(one, 0.5)[0]:
+        if self._sweeps(one)[0, 0]:
+            ids_1 = distinct(one["biased_ids"])
             words.append(
-                f"{int(one['biased_requests'][0])} requests with logit biases on about "
-                f"{distinct(one['biased_ids'])[0]:.0f} different tokens showed up to {int(one['revealed'][0])} logits: "
-                f"a rank of up to {self.rank(one)[0]:.0f} of {self.width}"
+                f"{int(one['biased_requests'][0])} requests with logit biases on about {ids_1[0]:.0f} different tokens "
+                f"showed up to {int(one['revealed'][0])} logits: a rank of up to {_rank(one, ids_1)[0]:.0f} of "
+                f"{self.width}"
             )
         if self._hits(one)[0]:
             hits = int(one["list_hits"].max())
@@ -82,19 +82,21 @@ class Rules:
             words.append(f"activations of {int(one['sketched'][0])} of {int(one['count'][0])} requests were seen")
         return tuple(words)
 
-    def _sweeps(self, states_N: States, part: float) -> NDArray[np.bool_]:
-        """Return where a given part of what a sweep takes has been seen, [N].
+    def _sweeps(self, states_N: States) -> NDArray[np.bool_]:
+        """Return where half of what a sweep takes has been seen, and where all of it, [2, N].
 
         A fixed set of labels is none, however often it is asked: a sweep biases at least twice as many tokens as its
         widest request.
         """
-        result = states_N["biased_requests"] > 0
-        if result.any():
-            biased = states_N[result]
+        rows = np.flatnonzero(states_N["biased_requests"])
+        result = np.zeros((2, len(states_N)), dtype=np.bool_)
+        if len(rows):
+            biased = states_N[rows]
             ids = distinct(biased["biased_ids"])
-            moving = ids > 2 * biased["widest_bias"].astype(np.float64)
-            many = ids > part * np.where(_median_is_short(biased), MANY, MANY_LONG)
-            result[result] = many | (moving & (self.rank(biased) >= part * SHARE * self.width))
+            moving, rank = ids > 2 * biased["widest_bias"].astype(np.float64), _rank(biased, ids)
+            most = np.where(_median_is_short(biased), MANY, MANY_LONG)
+            for place, part in enumerate((0.5, 1.0)):
+                result[place, rows] = (ids > part * most) | (moving & (rank >= part * SHARE * self.width))
         return result
 
     def _hits(self, states_N: States) -> NDArray[np.bool_]:
@@ -105,6 +107,12 @@ class Rules:
     def _unseen(self, states_N: States) -> NDArray[np.bool_]:
         result: NDArray[np.bool_] = (states_N["count"] >= UNSEEN) & (2 * states_N["sketched"] < states_N["count"])
         return result
+
+
+def _rank(states_N: States, ids_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rank that can have been assembled at most of so many different tokens, [N]."""
+    result: NDArray[np.float64] = np.minimum(ids_N, np.sqrt(states_N["revealed"]))
+    return result
 
 
 def _median_is_short(states_N: States) -> NDArray[np.bool_]:

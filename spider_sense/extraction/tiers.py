@@ -74,7 +74,8 @@ class TieredDetector:
     ) -> tuple[States, tuple[Decision, ...]]:
         """Do the same for N principals with one request each."""
         states = self.advance(states_N, batch)
-        levels_N4, found_N, decided = self.levels(states), self.rules.found(states), states["decided"]
+        found_N, decided = self.rules.found(states), states["decided"]
+        levels_N4 = self.levels(states, found_N)
         fresh = levels_N4 > decided
         # What a rule finds hides no other: each is told when it is found first, whatever the level was before.
         fresh[:, _RULE] = found_N & ~decided[:, _RULE]
@@ -132,10 +133,15 @@ class TieredDetector:
         """Return a tier's threshold; infinity without a calibration."""
         return np.inf if self.calibration is None else self.calibration.threshold(tier, tenant, share)
 
-    def levels(self, states_N: States) -> NDArray[np.uint8]:
-        """Return the level of each tier, [N, 4]: 0 nothing, 1 watch, 2 limit, 3 act."""
+    def levels(self, states_N: States, found_N: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the level of each tier, [N, 4]: 0 nothing, 1 watch, 2 limit, 3 act.
+
+        Args:
+            states_N: of the principals.
+            found_N: what the rules find of them.
+        """
         result = np.zeros((len(states_N), len(TIERS)), dtype=np.uint8)
-        result[:, _RULE] = self.rules.judge(states_N)
+        result[:, _RULE] = self.rules.levels(found_N)
         for name in np.unique(states_N["tenant"]):
             rows, tenant = states_N["tenant"] == name, bytes(name).decode("ascii")
             own, level = states_N["own"][rows], states_N["level"][rows]

@@ -1,11 +1,13 @@
 """How a request was asked for, as the worker of an engine is told."""
 
+from collections.abc import Callable
 from typing import Any
 
+from spider_sense.extraction.event import CHOICES
 from spider_sense.extraction.observation import Asked
 from spider_sense.serving.canary import REQUEST
 
-__all__ = ["asked_of"]
+__all__ = ["asked_of", "numbered"]
 
 _PARAMETERS = (
     "temperature",
@@ -20,6 +22,15 @@ _PARAMETERS = (
 )
 """Those that tell one client program from another. A seed, which vLLM changes for each choice, does not."""
 _ALL = 2**31 - 1
+_CHOICES = "spider_sense_choices"
+"""Key in ``SamplingParams.extra_args``. A client that fills it itself counts for more, and never for less."""
+
+
+def numbered(original: Callable[..., Any], parent: Any, index: int) -> Any:
+    """Make the request of one choice of several, and write into its sampling parameters how many there are."""
+    name, params = original(index)
+    params.extra_args = {**(params.extra_args or {}), _CHOICES: parent.n}
+    return name, params
 
 
 def asked_of(new: Any, longest: int) -> Asked | None:
@@ -43,4 +54,10 @@ def asked_of(new: Any, longest: int) -> Asked | None:
         biased=tuple(sorted({*(params.logit_bias or ()), *named})),
         top_logprobs=max(best, len(named)) if best >= 0 else _ALL,
         max_tokens=0 if unset else most,
+        choices=_choices(params),
     )
+
+
+def _choices(params: Any) -> int:
+    found = (params.extra_args or {}).get(_CHOICES)
+    return min(max(found, 1), CHOICES) if isinstance(found, int) else 1

@@ -10,6 +10,7 @@ from typing import Any
 
 from spider_sense.errors import ConfigError
 from spider_sense.serving import block_keys, front_seams, patch_seams, scheduler_seams, worker_seams
+from spider_sense.serving.asked import numbered
 from spider_sense.serving.checks import check_reasoning, check_settings, graph_of
 from spider_sense.serving.choices import collected, gathered
 from spider_sense.serving.core_seams import RUN, begun, in_force, made, reloaded, run_core
@@ -40,8 +41,10 @@ def install() -> None:
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.v1.engine.core import DPEngineCoreProc, EngineCore, EngineCoreProc
     from vllm.v1.engine.output_processor import RequestState
+    from vllm.v1.engine.parallel_sampling import ParentRequest
 
     _wrap(EngineArgs, "create_engine_config", _configured)
+    _wrap(ParentRequest, "get_child_info", numbered)
     _wrap(RequestState, "make_request_output", collected)
     _wrap(OpenAIServingChat, "chat_completion_stream_generator", streamed_chat)
     _wrap(OpenAIServingCompletion, "completion_stream_generator", streamed_completion)

@@ -94,6 +94,18 @@ def test_what_is_read_in_the_engine_is_what_is_read_offline(
     assert state["probe"] == pytest.approx(expected, rel=1e-3, abs=24e-4)
 
 
+def test_the_choices_of_a_prompt_are_one_request_and_each_shows_logits(
+    settings: dict[str, Any], prompts: list[list[int]], run_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    asked = as_sent_by("team-a") | {"n": 3, "temperature": 1.0, "logprob_token_ids": [7, 9]}
+    run_engine([prompts[:2]], settings, asked)
+    store = open_store(str(tmp_path / "store"))
+    state = PrincipalState.from_bytes(store.read("team-a") or b"").states[0]
+    store.close()
+    assert (state["count"], state["biased_requests"]) == (2, 2)
+    assert state["revealed"] == 2 * 2 * 3 * 3
+
+
 def test_what_was_found_comes_back_and_a_client_is_not_told_why(
     settings: dict[str, Any], prompts: list[list[int]], run_engine: Callable[..., Any], tmp_path: Path
 ) -> None:

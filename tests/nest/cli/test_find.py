@@ -68,7 +68,7 @@ def refuse(
             main()
         error = capsys.readouterr().err
         assert ended.value.code == 2, error
-        assert error.startswith("error: "), error
+        assert f"\n{error}".count("\nerror: ") == 1, error
         assert sorted(tmp_path.rglob("*")) == before
         return error
 

@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
 from typer.testing import CliRunner, Result
 
 from spider_sense.cli.app import app
 from spider_sense.cli.extraction import extraction  # noqa: F401  registers the verbs
 from spider_sense.errors import SpiderSenseError
+from spider_sense.extraction.clearing import Cleared, record_of
 from spider_sense.extraction.keys import Key
+from spider_sense.extraction.online import open_claimed, read_artifact
+from spider_sense.extraction.settings import ExtractionSettings
+from spider_sense.extraction.standing import decision_of
+from spider_sense.extraction.stores import Entry
 from spider_sense.models import LoadedModel
 
 WIDTH = 80
@@ -92,6 +98,27 @@ def test_the_page_shows_principals_groups_and_thresholds(folder: Path) -> None:
     assert "http" not in text.replace("http-equiv", "")
 
 
+def test_what_operators_cleared_is_marked(folder: Path, tmp_path: Path) -> None:
+    settings = ExtractionSettings(detector=folder / "guard", key=folder / "key", store=str(tmp_path / "store"))
+    (tmp_path / "extraction.yaml").write_text(settings.model_dump_json())
+    judged = (folder / "guard", "--data", folder / "traffic.jsonl", "--key", folder / "key")
+    before = _run("score", *judged, "--json").stdout.splitlines()
+    found = decision_of(next(line for line in before if '"pivot"' in line))
+    store = open_claimed(settings, read_artifact(settings))
+    store.update({"pivot": lambda old: Entry(b"")})
+    store.clear({"pivot": record_of([Cleared(found, 0.0)])})
+    store.close()
+    operators = ("--extraction", tmp_path / "extraction.yaml")
+    after = _run("score", *judged, "--json", *operators).stdout.splitlines()
+    changed = [json.loads(new)["evidence"][-1] for old, new in zip(before, after, strict=True) if new != old]
+    assert "cleared by an operator, 1970-01-01 00:00" in set(changed)
+    assert len(set(changed)) == 1
+    page = tmp_path / "page.html"
+    assert "cleared by an operator" not in " ".join(_run("score", *judged).output.split())
+    _run("report", *judged, "--out", page, *operators)
+    assert "cleared by an operator, 1970-01-01 00:00" in page.read_text(encoding="utf-8")
+
+
 def test_names_in_a_log_cannot_write_into_the_page(folder: Path) -> None:
     evil = '<script>alert("x")</script>$\\frac$ \u6771\u4eac'
     log = _log(folder / "evil.jsonl", [evil], 120, attack_from=60)
@@ -139,6 +166,7 @@ def test_text_is_read_by_the_model_that_was_fitted_on(
 ) -> None:
     served = {"wide": _wide(tiny_loaded), "other": tiny_loaded}
     monkeypatch.setattr("spider_sense.models.load_model", lambda name, dtype, device: served[name])
+    monkeypatch.setattr("spider_sense.models.layers_of", lambda name: 2)
     honest = _words(tmp_path / "honest.jsonl", [f"h{i}" for i in range(44)], 30, 0)
     campaign = _words(tmp_path / "campaign.jsonl", ["c"], 600, 20, family="exam")
     key = ("--key", tmp_path / "key", "--model")
@@ -155,6 +183,7 @@ def test_a_system_prompt_for_a_template_that_takes_none_is_told(
     folder: Path, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spider_sense.models.load_model", lambda name, dtype, device: tiny_loaded)
+    monkeypatch.setattr("spider_sense.models.layers_of", lambda name: 2)
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     tiny_loaded.tokenizer.chat_template = refusing + tiny_loaded.tokenizer.chat_template
     messages = [{"role": "system", "content": "w40"}, {"role": "user", "content": "w20"}]
@@ -205,6 +234,7 @@ def test_what_can_be_refused_is_refused_before_the_model_is_loaded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spider_sense.models.load_model", _never_loaded)
+    monkeypatch.setattr("spider_sense.models.layers_of", lambda name: 19)
     few = _words(tmp_path / "few.jsonl", [f"h{i}" for i in range(39)], 16, 0)
     enough = _words(tmp_path / "enough.jsonl", [f"h{i}" for i in range(40)], 16, 0)
     campaign = _words(tmp_path / "campaign.jsonl", ["c"], 16, 20, family="exam")
@@ -225,6 +255,16 @@ def test_what_can_be_refused_is_refused_before_the_model_is_loaded(
     for verb in ("score", "report"):
         with pytest.raises(SpiderSenseError, match="79 hidden numbers, expected 80"):
             _run(verb, folder / "guard", "--data", short, *key)
+
+
+def test_a_site_above_the_last_layer_is_refused_by_the_configuration_alone(folder: Path, tmp_path: Path) -> None:
+    LlamaConfig(num_hidden_layers=18).save_pretrained(tmp_path)
+    logs = ("--benign", folder / "benign.jsonl", "--campaigns", folder / "campaigns.jsonl", "--model", tmp_path)
+    with pytest.raises(SpiderSenseError, match=r"site resid\.18: the model has layers 0 to 17"):
+        _run("fit", *logs, "--key", tmp_path / "key", "--out", tmp_path / "guard")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    with pytest.raises(SpiderSenseError, match="cannot load"):
+        _run("fit", *logs, "--site", "resid.17", "--key", tmp_path / "key", "--out", tmp_path / "guard")
 
 
 def test_a_threshold_that_limits_nobody_is_said_to_and_not_certified(folder: Path, tmp_path: Path) -> None:

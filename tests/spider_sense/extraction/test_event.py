@@ -27,6 +27,8 @@ SKETCHED = np.ones(SKETCH, dtype=np.float32)
         ({"probes": np.ones(9, dtype=np.float32)}, r"shape \[9\]"),
         ({"max_tokens": -1}, "max_tokens of an event"),
         ({"max_tokens": 2**31}, "max_tokens"),
+        ({"choices": 0}, "choices of an event of 'a' are 0; give 1 to 65536"),
+        ({"choices": 2**16 + 1}, "choices of an event"),
         ({"biased": (5, -3)}, "biases the token -3"),
     ],
 )

@@ -10,7 +10,7 @@ from spider_sense.extraction.turns import Turns
 from spider_sense.models import LoadedModel
 
 KEY = Key(b"sixteen bytes at least")
-ASKED = Asked(parameters={"temperature": 0.5}, biased=(3, 9), top_logprobs=4, max_tokens=7)
+ASKED = Asked(parameters={"temperature": 0.5}, biased=(3, 9), top_logprobs=4, max_tokens=7, choices=3)
 READING = np.arange(67, dtype=np.float32)
 
 
@@ -34,7 +34,7 @@ def test_an_event_has_numbers_and_keyed_hashes(reader: Reader, tiny_loaded: Load
     assert event.opening == KEY.opening("w20 w21")
     assert event.parameters == KEY.parameters({"temperature": 0.5})
     assert event.links == (("declared", KEY.hash("declared", "party")),)
-    assert (event.biased, event.top_logprobs, event.max_tokens) == ((3, 9), 4, 7)
+    assert (event.biased, event.top_logprobs, event.max_tokens, event.choices) == ((3, 9), 4, 7, 3)
 
 
 @pytest.mark.parametrize("reading", [None, np.where(READING == 65, np.nan, READING), READING + np.inf])

@@ -65,6 +65,7 @@ def test_streams_are_in_the_order_of_time(tmp_path: Path) -> None:
         (GOOD | {"logit_bias": {"word": 1}}, "logit_bias.0: 'word' is not allowed; give token ids"),
         (GOOD | {"logit_bias": [-1]}, "logit_bias"),
         (GOOD | {"max_tokens": -1}, "max_tokens: -1 is not allowed; give a whole number from 0"),
+        (GOOD | {"n": 0}, "n: 0 is not allowed; give a whole number from 1 to 65,536"),
         (GOOD | {"time": 1767225600000}, "time: 1767225600000 is not allowed; give seconds since 1970, not millisec"),
         (GOOD | {"tenant": "a type of more than 24 letters"}, "tenant: .* at most 24 printable ASCII characters"),
         ({"hashed_ip": "x", "conversation": ["hi"]}, "a turn: 'hi' is not allowed; give a list of"),

@@ -99,6 +99,24 @@ def test_long_limits_count_as_what_answers_usually_take(uncalibrated: TieredDete
     assert state.states["revealed"] == 2 * 2 * 256
 
 
+def test_every_choice_shows_logits_of_its_own(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    """So that whoever asks for many choices at once needs no fewer logits than whoever asks again."""
+    ids = [list(range(20 * turn, 20 * turn + 20)) for turn in range(200)]
+    one, many = (
+        [replace(event, choices=choices) for event in tiny_streams.biased("sweep", ids, max_tokens=1)]
+        for choices in (1, 8)
+    )
+    many_at, one_at = _first(uncalibrated, many), _first(uncalibrated, one)
+    assert many_at is not None
+    assert one_at is not None
+    assert many_at < one_at
+    state = uncalibrated.open("sweep")
+    for event in many[:3]:
+        state, _ = uncalibrated.update(state, event)
+    assert state.states["revealed"] == 3 * 20 * 8
+    assert state.states["biased_requests"] == state.count == 3
+
+
 def test_evidence_names_the_numbers(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
     ids = [[20 * turn + i for i in range(20)] for turn in range(80)]
     state = uncalibrated.open("sweep")

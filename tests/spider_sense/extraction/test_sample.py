@@ -54,6 +54,7 @@ def _batch(sketch: Any, probes: Any) -> EventBatch:
         parameters=zeros.astype(np.uint64),
         top_logprobs=zeros,
         max_tokens=zeros,
+        choices=zeros + 1,
         known_list=zeros - 1,
         biased=((),) * count,
         links=((),) * count,

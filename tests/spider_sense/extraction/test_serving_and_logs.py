@@ -136,7 +136,10 @@ def test_a_chat_is_the_same_event_in_a_server_and_in_a_log(guards: Any, loaded: 
 
 @pytest.mark.parametrize("name", ["no system prompt", "a system prompt", "an empty system prompt", "several turns"])
 def test_a_log_that_no_model_reads_has_the_same_hashes(tiny_loaded: LoadedModel, name: str, lists: KnownLists) -> None:
-    turns, asked = CHATS[name], Asked(parameters={"temperature": 0.5, "top_k": 3}, biased=(3, 9), max_tokens=7)
+    turns, asked = (
+        CHATS[name],
+        Asked(parameters={"temperature": 0.5, "top_k": 3}, biased=(3, 9), max_tokens=7, choices=2),
+    )
     observation = Observation(
         principal="ann", prompt=Chat(tiny_loaded.tokenizer).render(turns).ids, asked=asked, reading=None, time=5.0
     )
@@ -148,6 +151,7 @@ def test_a_log_that_no_model_reads_has_the_same_hashes(tiny_loaded: LoadedModel,
         parameters={"top_k": 3.0, "temperature": 0.5},
         logit_bias=(3, 9),
         max_tokens=7,
+        n=2,
     )
     (told,) = Encoder(KEY, SKETCHER, lists=lists).encode([row])
     _same(seen, told, "sketch", "probes")
