@@ -108,7 +108,8 @@ def test_a_pass_longer_than_the_gate(tiny_loaded: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_that_rest_are_not_even_read(tiny_loaded: LoadedModel, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("rows", [[3], [0, 3], [2, 0]])
+def test_rows_that_rest_are_not_even_read(tiny_loaded: LoadedModel, dtype: torch.dtype, rows: list[int]) -> None:
     what = replace(tiny_loaded, model=tiny_loaded.model.to(dtype))
     live = LivePatch(what, random_patch(what, scale=3.0))
     patcher = live.patchers()[Site.parse("up.1")]
@@ -116,15 +117,28 @@ def test_rows_that_rest_are_not_even_read(tiny_loaded: LoadedModel, dtype: torch
     hidden = torch.randn(2, 2, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
     hidden[0, 1] = torch.nan
     before = output.clone()
-    live.set(4, np.array([3]))
+    live.set(4, np.array(rows))
     patcher(output, hidden)
-    assert torch.equal(output[0], before[0])
-    assert torch.equal(output[1, 0], before[1, 0])
-    moved = (output[1, 1] != before[1, 1]).nonzero()[:, 0]
-    assert torch.equal(moved, live.patch.targets[Site.parse("up.1")].neuron_R)
+    moved = output.view(4, -1) != before.view(4, -1)
+    assert moved.any(1).nonzero()[:, 0].tolist() == sorted(rows)
+    for row in rows:
+        assert torch.equal(moved[row].nonzero()[:, 0], live.patch.targets[Site.parse("up.1")].neuron_R)
     live.rest()
     patcher(output.copy_(before), hidden)
     assert torch.equal(output, before)
+
+
+def test_no_gradient_goes_through_a_patch(tiny_loaded: LoadedModel) -> None:
+    live = LivePatch(tiny_loaded, random_patch(tiny_loaded, scale=3.0))
+    weight, hidden = torch.randn(48, 32, requires_grad=True), torch.randn(3, 32, requires_grad=True)
+    output = hidden @ weight.T
+    plain = output.detach().clone()
+    live.set(3, np.array([0, 2]))
+    live.patchers()[Site.parse("gate.0")](output, hidden)
+    assert (output != plain).any(1).tolist() == [True, False, True]
+    output.sum().backward()
+    assert hidden.grad is not None
+    torch.testing.assert_close(hidden.grad, weight.detach().sum(0).expand(3, -1))
 
 
 def test_strengths_are_of_one_pass() -> None:
