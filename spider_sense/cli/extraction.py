@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +11,6 @@ import typer
 from spider_sense.cli.app import app, console
 from spider_sense.cli.extraction_log import Device, Dtype, Model, Reading, log_width, open_log, read_logs, reader_of
 from spider_sense.cli.extraction_tables import findings_table, group_lines, limits_table, warn_of_limits, warn_of_links
-from spider_sense.cli.principals_store import clears_of
 from spider_sense.cli.report import write_page
 from spider_sense.cli.tables import plain
 from spider_sense.errors import ConfigError
@@ -31,10 +30,6 @@ app.add_typer(extraction, name="extraction", no_args_is_help=True)
 GuardFolder = Annotated[Path, typer.Argument(help="Folder that `extraction fit` wrote.")]
 Logs = Annotated[list[Path], typer.Option(help="JSONL log of requests; repeat for others.")]
 KeyFile = Annotated[Path, typer.Option(help="File with the secret that hashes are made with.")]
-Operators = Annotated[
-    Path | None,
-    typer.Option("--extraction", help="The YAML file of a server; what its operators cleared is marked as such."),
-]
 
 
 @extraction.command()
@@ -121,14 +116,14 @@ def calibrate(
 
     KIND.check_replaceable(out or guard)
     budget = parse({"own": own, "level": level, "group": group}, Budget, "the budget")
-    log = open_log(guard, key, benign, Reading(model, dtype, device))
-    check_calibration(log.artifact, log.rows, log.key, reads=model is not None)
-    done = run(log.artifact, log.rows, log.key, read=log.reader(), budget=budget)
+    opened = open_log(guard, key, benign, Reading(model, dtype, device))
+    check_calibration(opened.artifact, opened.rows, opened.key, reads=model is not None)
+    done = run(opened.artifact, opened.rows, opened.key, read=opened.reader(), budget=budget)
     assert done.calibration is not None
     done.save_pretrained(out or guard)
     console.print(limits_table(done.calibration, done.population))
     warn_of_limits(done.calibration, done.population)
-    warn_of_links(done.population, log.rows)
+    warn_of_links(done.population, opened.rows)
     typer.echo(f"wrote {out or guard}")
 
 
@@ -138,13 +133,12 @@ def score(
     data: Logs,
     key: KeyFile,
     model: Model = None,
-    operators: Operators = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every decision as a line of JSON instead.")] = False,
     dtype: Dtype = "float32",
     device: Device = "cpu",
 ) -> None:
     """Judge a log: whom to watch, limit or act on, and why."""
-    _, _, ruling = _ruling(guard, data, key, Reading(model, dtype, device), operators)
+    _, _, ruling = _ruling(guard, data, key, Reading(model, dtype, device))
     if as_json:
         for decision in ruling.decisions:
             typer.echo(json.dumps(asdict(decision)))
@@ -165,7 +159,6 @@ def report(
     data: Logs,
     key: KeyFile,
     model: Model = None,
-    operators: Operators = None,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("extraction.html"),
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -176,21 +169,17 @@ def report(
 
     check_installed("extraction", "matplotlib")
     check_file(out)
-    artifact, detector, ruling = _ruling(guard, data, key, Reading(model, dtype, device), operators)
+    artifact, detector, ruling = _ruling(guard, data, key, Reading(model, dtype, device))
     write_page(render_extraction(artifact, detector, ruling, f"{', '.join(path.name for path in data)}:"), out)
     console.print(f"wrote {out}", markup=False)
 
 
-def _ruling(
-    guard: Path, data: list[Path], key: Path, reading: Reading, operators: Path | None
-) -> "tuple[Artifact, TieredDetector, Ruling]":
-    from spider_sense.extraction.clearing import marked
+def _ruling(guard: Path, data: list[Path], key: Path, reading: Reading) -> "tuple[Artifact, TieredDetector, Ruling]":
     from spider_sense.extraction.fitting import events_of
     from spider_sense.extraction.ruling import judge
 
-    log, clears = open_log(guard, key, data, reading), clears_of(operators)
-    artifact, detector = log.artifact, log.artifact.detector(log.key)
+    opened = open_log(guard, key, data, reading)
+    artifact, detector = opened.artifact, opened.artifact.detector(opened.key)
     if artifact.calibration is None:
         typer.echo("warning: not calibrated, so nothing but the rules is more than watched", err=True)
-    ruling = judge(detector, events_of(artifact, log.rows, log.key, log.reader()))
-    return artifact, detector, replace(ruling, decisions=marked(ruling.decisions, clears))
+    return artifact, detector, judge(detector, events_of(artifact, opened.rows, opened.key, opened.reader()))

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from spider_sense.extraction.ruling import Ruling
     from spider_sense.extraction.thresholds import Calibration
 
-__all__ = ["findings_table", "group_lines", "limits_table", "named", "warn_of_limits", "warn_of_links"]
+__all__ = ["findings_table", "group_lines", "limits_table", "warn_of_limits", "warn_of_links"]
 
 NAMED = 10
-"""Principals that are named of many."""
+"""Members of a group that are named."""
 
 
 def limits_table(calibration: "Calibration", population: "Population") -> Table:
@@ -124,10 +124,5 @@ def group_lines(decisions: "Sequence[Decision]") -> Iterator[str]:
     for members, about in found.items():
         highest = strictest(about)
         assert highest is not None
-        yield f"group, {highest.level}: {named(members)}"
-
-
-def named(principals: "Sequence[str]") -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(principals) - NAMED} more" if len(principals) > NAMED else ""
-    return f"{', '.join(principals[:NAMED])}{more}"
+        more = f" and {len(members) - NAMED} more" if len(members) > NAMED else ""
+        yield f"group, {highest.level}: {', '.join(members[:NAMED])}{more}"

@@ -38,7 +38,5 @@ class Decision:
     """Whether the stratum holds enough principals that lived as long, for its claim; always True for a rule."""
     evidence: tuple[str, ...]
     """In words, for the human who decides."""
-    accounts: int = 1
-    """How many the finding is about."""
     group: tuple[str, ...] = ()
-    """Their names, if they are a linked group."""
+    """Members of the linked group that the finding is about."""

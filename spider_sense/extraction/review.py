@@ -104,7 +104,6 @@ def _of_members(
             stratum=stratum,
             certified=certified,
             evidence=words,
-            accounts=len(group.members),
             group=group.members,
         )
 

@@ -3,14 +3,14 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from spider_sense.errors import StateError
 from spider_sense.extraction.decision import LEVELS, Decision, Level
 
-__all__ = ["CLEAR", "Standing", "decision_of", "parsed", "strictest", "text_of"]
+__all__ = ["CLEAR", "Standing", "decision_of", "strictest", "text_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,6 @@ class Standing:
 
 CLEAR = Standing("clear")
 _DECISION = TypeAdapter(Decision)
-_T = TypeVar("_T")
 
 
 def text_of(decision: Decision) -> str:
@@ -39,22 +38,13 @@ def decision_of(text: str) -> Decision:
     Raises:
         StateError: if it is damaged.
     """
-    return parsed(text, _DECISION, "standing")
-
-
-def parsed(text: str, adapter: TypeAdapter[_T], what: str) -> _T:
-    """Return what a store kept as JSON.
-
-    Raises:
-        StateError: if it is damaged.
-    """
     try:
-        return adapter.validate_json(text)
+        return _DECISION.validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise StateError(
-            f"{text[:40]!r} is no {what} that a store kept ({place}: {first['msg']}); clear its principal"
+            f"{text[:40]!r} is no standing that a store kept ({place}: {first['msg']}); clear its principal"
         ) from error
 
 

@@ -20,9 +20,9 @@ from spider_sense.extraction.stores.store import Change, Entry, StoreError, chec
 
 __all__ = ["RedisStore"]
 
-_VERSION = "2"
+_VERSION = "1"
 _PREFIX = "{spider-sense}:"
-_SEEN, _OWN, _GROUP, _CLEARED, _PARTY = (_PREFIX + name for name in ("seen", "own", "group", "cleared", "party"))
+_SEEN, _OWN, _GROUP, _PARTY = (_PREFIX + name for name in ("seen", "own", "group", "party"))
 _SCHEMA, _OWNER = _PREFIX + "schema", _PREFIX + "owner"
 _STATE = _PREFIX + "state:"
 _BATCH = 256
@@ -48,33 +48,29 @@ standing and the state. Returns 1 for each that was written, by this command or 
 
 _ERASE = """
 local erased = 0
-for i = 6, #KEYS do
-  local name = ARGV[i - 4]
+for i = 5, #KEYS do
+  local name = ARGV[i - 3]
   local seen = redis.call('ZSCORE', KEYS[1], name)
   if ARGV[1] == '' or (seen and tonumber(seen) < tonumber(ARGV[1])) then
     erased = erased + redis.call('DEL', KEYS[i])
     redis.call('ZREM', KEYS[1], name)
-    for k = 2, 5 do redis.call('HDEL', KEYS[k], name) end
+    for k = 2, 4 do redis.call('HDEL', KEYS[k], name) end
   end
 end
 return erased
 """
-"""KEYS: seen, own, group, cleared, party, and the states. ARGV: the time before which they were seen, or nothing;
-principals."""
+"""KEYS: seen, own, group, party, and the states. ARGV: the time before which they were seen, or nothing; principals."""
 
 _CLEAR = """
 local cleared = 0
-for i = 4, #KEYS do
-  local name, record = ARGV[2 * i - 6], ARGV[2 * i - 5]
-  local own, group = redis.call('HDEL', KEYS[1], name), redis.call('HDEL', KEYS[2], name)
-  if record ~= '' and redis.call('EXISTS', KEYS[i]) == 1 then redis.call('HSET', KEYS[3], name, record) end
+for i = 3, #KEYS do
+  local own, group = redis.call('HDEL', KEYS[1], ARGV[i - 1]), redis.call('HDEL', KEYS[2], ARGV[i - 1])
   if own == 1 then redis.call('HSET', KEYS[i], 'standing', '', 'tag', ARGV[1]) end
   if own + group > 0 then cleared = cleared + 1 end
 end
 return cleared
 """
-"""KEYS: own, group, cleared, and the states. ARGV: a new tag, so that no writer brings a standing back; for each state
-its principal, and what is kept of it being cleared."""
+"""KEYS: own, group, and the states. ARGV: a new tag, so that no writer brings a standing back; principals."""
 
 _GROUPS = """
 redis.call('DEL', KEYS[1])
@@ -143,8 +139,6 @@ class RedisStore:
         elif not self._db.exists(_SCHEMA):
             raise missing(self._url)
         found = self._db.get(_SCHEMA).decode()
-        if found == "1":  # It lacks nothing but what an older server would not erase.
-            self._db.set(_SCHEMA, found := _VERSION)
         if found != _VERSION:
             raise StoreError(
                 f"{self._url} has schema version {found}, this library reads {_VERSION}; use the version of "
@@ -227,25 +221,12 @@ class RedisStore:
             keys = [_GROUP, *(_STATE + name for name in marked)]
             self._groups(keys=keys, args=[part for pair in marked.items() for part in pair])
 
-    def clear(self, records: Mapping[str, str]) -> int:
-        """Take back the standings of some principals, and keep what was cleared."""
-        check_names(records)
-        with self._told():
-            keys = [_OWN, _GROUP, _CLEARED, *(_STATE + name for name in records)]
-            args = [part for pair in records.items() for part in pair]
-            return int(self._clear(keys=keys, args=[secrets.token_bytes(8), *args]))
-
-    def cleared(self) -> Iterator[tuple[str, str]]:
-        """Yield every record of a clear."""
-        with self._told():
-            found = self._db.hgetall(_CLEARED)
-        yield from ((name.decode(), record.decode()) for name, record in found.items())
-
-    def unclear(self, principals: Collection[str]) -> int:
-        """Remove the records of some principals."""
+    def clear(self, principals: Collection[str]) -> int:
+        """Take back the standings of some principals."""
         check_names(principals)
         with self._told():
-            return int(self._db.hdel(_CLEARED, *principals)) if principals else 0
+            keys = [_OWN, _GROUP, *(_STATE + name for name in principals)]
+            return int(self._clear(keys=keys, args=[secrets.token_bytes(8), *principals]))
 
     def link(self, principals: Collection[str]) -> None:
         """Declare that some principals, and all that they are linked with, are one."""
@@ -301,7 +282,7 @@ class RedisStore:
         self._db.close()
 
     def _remove(self, names: Sequence[str], before: str) -> int:
-        keys = [_SEEN, _OWN, _GROUP, _CLEARED, _PARTY]
+        keys = [_SEEN, _OWN, _GROUP, _PARTY]
         return sum(
             int(self._erase(keys=[*keys, *(_STATE + name for name in batch)], args=[before, *batch]))
             for batch in _batches(names)

@@ -18,12 +18,7 @@ __all__ = ["SqliteStore"]
 
 _APPLICATION = 0x53705365
 """Stands in the header of the file, so that another program's database is not taken for a store."""
-_VERSION = 2
-_UPGRADE = (
-    "CREATE TABLE cleared (name TEXT PRIMARY KEY, record TEXT NOT NULL)",
-    f"PRAGMA user_version = {_VERSION}",
-)
-"""What a file of version 1 lacks."""
+_VERSION = 1
 _SCHEMA = (
     "CREATE TABLE principal (name TEXT PRIMARY KEY, seen REAL NOT NULL, standing TEXT NOT NULL, state BLOB NOT NULL)",
     "CREATE INDEX by_seen ON principal (seen)",
@@ -33,7 +28,7 @@ _SCHEMA = (
     "CREATE TABLE party (name TEXT PRIMARY KEY, party TEXT NOT NULL)",
     "CREATE INDEX by_party ON party (party)",
     f"PRAGMA application_id = {_APPLICATION}",
-    *_UPGRADE,
+    f"PRAGMA user_version = {_VERSION}",
 )
 _PAGE = 256
 """Principals that are read at once."""
@@ -82,26 +77,27 @@ class SqliteStore:
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
             self._db.execute(f"PRAGMA {pragma}")
         with self._transaction():
-            for statement in {0: _SCHEMA, 1: _UPGRADE}.get(self._check_header(), ()):
-                self._db.execute(statement)
+            if not self._check_header():
+                for statement in _SCHEMA:
+                    self._db.execute(statement)
 
-    def _check_header(self) -> int:
-        """Return the version of the tables, 0 if there are none."""
+    def _check_header(self) -> bool:
+        """Return whether the tables are there."""
         application, version, tables = (
             self._one("PRAGMA application_id"),
             self._one("PRAGMA user_version"),
             self._one("SELECT count(*) FROM sqlite_master"),
         )
         if (application, version, tables) == (0, 0, 0):
-            return 0
+            return False
         if application != _APPLICATION:
             raise StoreError(f"{self.path} is a database of another program; name a new file")
-        if version not in (1, _VERSION):
+        if version != _VERSION:
             raise StoreError(
                 f"{self.path} has schema version {version}, this library reads {_VERSION}; use the version of "
                 "spider-sense that wrote it, or begin a new file"
             )
-        return version
+        return True
 
     def claim(self, owner: str) -> None:
         """Say what its states are made by, for good."""
@@ -161,29 +157,16 @@ class SqliteStore:
                 "INSERT INTO group_standing SELECT ?, ? WHERE EXISTS (SELECT 1 FROM principal WHERE name = ?)", rows
             )
 
-    def clear(self, records: Mapping[str, str]) -> int:
-        """Take back the standings of some principals, and keep what was cleared."""
-        check_names(records)
+    def clear(self, principals: Collection[str]) -> int:
+        """Take back the standings of some principals."""
+        check_names(principals)
         cleared = 0
         with self._told(), self._transaction():
-            for name, record in records.items():
-                if record and self._entry(name) is not None:
-                    self._db.execute("INSERT OR REPLACE INTO cleared VALUES (?, ?)", (name, record))
+            for name in principals:
                 own = self._db.execute("UPDATE principal SET standing = '' WHERE name = ? AND standing <> ''", (name,))
-                cleared += own.rowcount + self._delete("group_standing", name) > 0
+                group = self._db.execute("DELETE FROM group_standing WHERE name = ?", (name,))
+                cleared += own.rowcount + group.rowcount > 0
         return cleared
-
-    def cleared(self) -> Iterator[tuple[str, str]]:
-        """Yield every record of a clear."""
-        with self._told():
-            rows = self._db.execute("SELECT name, record FROM cleared").fetchall()
-        yield from rows
-
-    def unclear(self, principals: Collection[str]) -> int:
-        """Remove the records of some principals."""
-        check_names(principals)
-        with self._told(), self._transaction():
-            return sum(self._delete("cleared", name) for name in set(principals))
 
     def link(self, principals: Collection[str]) -> None:
         """Declare that some principals, and all that they are linked with, are one."""
@@ -199,7 +182,9 @@ class SqliteStore:
         """Take some principals out of what they are linked with."""
         check_names(principals)
         with self._told(), self._transaction():
-            return sum(self._delete("party", name) for name in set(principals))
+            return sum(
+                self._db.execute("DELETE FROM party WHERE name = ?", (name,)).rowcount for name in set(principals)
+            )
 
     def linked(self, principal: str) -> frozenset[str]:
         """Return whom a principal is linked with, itself included."""
@@ -249,11 +234,9 @@ class SqliteStore:
             self._db.close()
 
     def _erase(self, name: str) -> int:
-        *_, erased = (self._delete(table, name) for table in ("group_standing", "cleared", "party", "principal"))
-        return erased
-
-    def _delete(self, table: str, name: str) -> int:
-        return self._db.execute(f"DELETE FROM {table} WHERE name = ?", (name,)).rowcount  # noqa: S608
+        for table in ("group_standing", "party"):
+            self._db.execute(f"DELETE FROM {table} WHERE name = ?", (name,))  # noqa: S608
+        return self._db.execute("DELETE FROM principal WHERE name = ?", (name,)).rowcount
 
     def _empty_log(self) -> None:
         """Move what the log holds into the file and cut it off: it still holds pages as they were."""

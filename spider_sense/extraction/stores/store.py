@@ -96,19 +96,8 @@ class Store(Protocol):
         Who has no state is passed over: it was erased while the groups were looked for.
         """
 
-    def clear(self, records: Mapping[str, str]) -> int:
-        """Take back the standings of some principals, and return how many had one; their states stay.
-
-        Args:
-            records: by principal, what is kept of it being cleared, in place of what was kept before; if empty, or if
-                the principal has no state, nothing changes there.
-        """
-
-    def cleared(self) -> Iterator[tuple[str, str]]:
-        """Yield every record of a clear."""
-
-    def unclear(self, principals: Collection[str]) -> int:
-        """Remove the records of some principals, and return how many had one."""
+    def clear(self, principals: Collection[str]) -> int:
+        """Take back the standings of some principals, and return how many had one; their states stay."""
 
     def link(self, principals: Collection[str]) -> None:
         """Declare that some principals, and all that they are linked with, are one; they may be new.

@@ -14,12 +14,7 @@ from typer.testing import CliRunner, Result
 from spider_sense.cli.app import app
 from spider_sense.cli.extraction import extraction  # noqa: F401  registers the verbs
 from spider_sense.errors import SpiderSenseError
-from spider_sense.extraction.clearing import Cleared, record_of
 from spider_sense.extraction.keys import Key
-from spider_sense.extraction.online import open_claimed, read_artifact
-from spider_sense.extraction.settings import ExtractionSettings
-from spider_sense.extraction.standing import decision_of
-from spider_sense.extraction.stores import Entry
 from spider_sense.models import LoadedModel
 
 WIDTH = 80
@@ -96,27 +91,6 @@ def test_the_page_shows_principals_groups_and_thresholds(folder: Path) -> None:
     for piece in ("pivot", "Linked groups", "uncertified", "Extraction is made dearer"):
         assert piece in text
     assert "http" not in text.replace("http-equiv", "")
-
-
-def test_what_operators_cleared_is_marked(folder: Path, tmp_path: Path) -> None:
-    settings = ExtractionSettings(detector=folder / "guard", key=folder / "key", store=str(tmp_path / "store"))
-    (tmp_path / "extraction.yaml").write_text(settings.model_dump_json())
-    judged = (folder / "guard", "--data", folder / "traffic.jsonl", "--key", folder / "key")
-    before = _run("score", *judged, "--json").stdout.splitlines()
-    found = decision_of(next(line for line in before if '"pivot"' in line))
-    store = open_claimed(settings, read_artifact(settings))
-    store.update({"pivot": lambda old: Entry(b"")})
-    store.clear({"pivot": record_of([Cleared(found, 0.0)])})
-    store.close()
-    operators = ("--extraction", tmp_path / "extraction.yaml")
-    after = _run("score", *judged, "--json", *operators).stdout.splitlines()
-    changed = [json.loads(new)["evidence"][-1] for old, new in zip(before, after, strict=True) if new != old]
-    assert "cleared by an operator, 1970-01-01 00:00" in set(changed)
-    assert len(set(changed)) == 1
-    page = tmp_path / "page.html"
-    assert "cleared by an operator" not in " ".join(_run("score", *judged).output.split())
-    _run("report", *judged, "--out", page, *operators)
-    assert "cleared by an operator, 1970-01-01 00:00" in page.read_text(encoding="utf-8")
 
 
 def test_names_in_a_log_cannot_write_into_the_page(folder: Path) -> None:

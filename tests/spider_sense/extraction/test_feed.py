@@ -298,7 +298,7 @@ def test_a_damaged_standing_is_one_principals_own(feed: Any, store: Store, helpe
             one.offer(helpers.seen(name))
         assert one.flush()
     assert one.counts.totals["store_errors"] == 0
-    store.clear({"ann": ""})
+    store.clear(["ann"])
     one.offer(helpers.seen("ann"))
     wait_until(lambda: one.standing("ann").level == "watch")
 

@@ -118,24 +118,8 @@ def test_a_file_of_another_version(tmp_path: Path) -> None:
     changed.execute("PRAGMA user_version = 7")
     changed.commit()
     changed.close()
-    with pytest.raises(StoreError, match="schema version 7, this library reads 2"):
+    with pytest.raises(StoreError, match="schema version 7, this library reads 1"):
         SqliteStore(tmp_path / "store")
-
-
-def test_a_file_of_the_first_version_goes_on(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "store")
-    store.update({"ann": lambda old: Entry(b"1", "act")})
-    store.close()
-    changed = sqlite3.connect(tmp_path / "store")
-    changed.execute("DROP TABLE cleared")
-    changed.execute("PRAGMA user_version = 1")
-    changed.commit()
-    changed.close()
-    for _ in range(2):
-        store = SqliteStore(tmp_path / "store", make=False)
-        store.clear({"ann": "record"})
-        assert dict(store.cleared()) == {"ann": "record"}
-        store.close()
 
 
 def test_the_database_of_another_program_is_left_alone(tmp_path: Path) -> None:

@@ -117,18 +117,18 @@ def test_standings_are_those_of_a_principal_and_of_its_group(store: Store) -> No
 def test_what_is_cleared_stays_clear(store: Store) -> None:
     store.update({"ann": put(b"1", "act"), "bob": put(b"1", "watch"), "cid": put(b"1"), "dan": put(b"1")})
     store.mark_groups({"ann": "limit", "dan": "limit"})
-    assert store.clear(dict.fromkeys(["ann", "dan", "cid", "nobody"], "")) == 2
+    assert store.clear(["ann", "dan", "cid", "nobody"]) == 2
     assert dict(store.standings()) == {"bob": "watch"}
     handed = []
     store.update({"ann": lambda old: handed.append(old) or Entry(b"2")})  # type: ignore[func-returns-value]
     assert handed == [Entry(b"1", "")]
-    assert store.clear({"ann": ""}) == 0
+    assert store.clear(["ann"]) == 0
 
 
 def test_a_writer_does_not_bring_back_what_was_cleared(store: Store, place: str) -> None:
     store.update({"ann": put(b"1", "act")})
     other, done, handed = open_store(place, 30.0), threading.Event(), []
-    clearer = threading.Thread(target=then_set, args=(lambda: other.clear({"ann": ""}), done))
+    clearer = threading.Thread(target=then_set, args=(lambda: other.clear(["ann"]), done))
 
     def change(old: Entry | None) -> Entry:
         handed.append(old)
@@ -143,31 +143,6 @@ def test_a_writer_does_not_bring_back_what_was_cleared(store: Store, place: str)
     assert dict(store.standings()) == {}
     assert store.read("ann") == b"2"
     other.close()
-
-
-def test_what_was_cleared_is_kept_until_it_is_taken_back(store: Store, place: str) -> None:
-    store.update({"ann": put(b"1", "act"), "bob": put(b"1")})
-    store.clear({"ann": "first", "bob": "", "nobody": "x"})
-    store.clear({"ann": "second", "bob": "third"})
-    store.clear({"ann": ""})
-    store.mark_groups({})
-    other = open_store(place)
-    assert dict(other.cleared()) == {"ann": "second", "bob": "third"}
-    assert other.unclear(["ann", "ann", "nobody"]) == 1
-    assert other.unclear([]) == 0
-    other.close()
-    assert dict(store.cleared()) == {"bob": "third"}
-
-
-def test_what_was_cleared_goes_with_its_principal(store: Store) -> None:
-    for name, seen in (("ann", 1.0), ("bob", 1.0), ("cid", 3.0)):
-        store.update({name: put(b"1", "act")}, seen=seen)
-    store.link(["ann", "cid"])
-    store.clear(dict.fromkeys(("ann", "bob", "cid"), "record"))
-    assert store.erase(["ann"]) == 1
-    assert store.linked("cid") == {"cid"}
-    assert store.expire(2.0) == 1
-    assert dict(store.cleared()) == {"cid": "record"}
 
 
 def test_states_of_another_maker_are_refused(store: Store, place: str) -> None:
