@@ -3,9 +3,9 @@
     python bench/live_patch.py
 
 Beside a machine's noise over seconds the patch is small, so the ways are run in turn on every token: bare, with a patch
-that is on for nobody, with one that is on for a quarter of the requests, and bare once more, which shows the noise that
-is left. Patch and prompts are random, since only their size matters. Nothing else of a guard is attached;
-`spider-sense bench` measures it whole.
+that is on for nobody, with one that is on for a quarter of the requests, which stand side by side in the batch or as
+far apart as can be, and bare once more, which shows the noise that is left. Patch and prompts are random, since only
+their size matters. Nothing else of a guard is attached; `spider-sense bench` measures it whole.
 """
 
 import json
@@ -44,7 +44,7 @@ def main(
     """Time the steps; print one line of JSON."""
     loaded = load_model(model, dtype="float32")
     with progress_bars() as progress:
-        task = progress.add_task("steps of four ways", total=steps)
+        task = progress.add_task("steps of five ways", total=steps)
         line = measure(loaded, batch, steps, lambda: progress.advance(task))
     typer.echo(json.dumps(line))
 
@@ -56,7 +56,7 @@ def measure(
     """Return medians in milliseconds a step, and of the ratios bare / with the patch of each step the median and its
     95% bootstrap interval over steps."""
     patched = max(1, batch // 4)
-    seconds = _alternate(loaded, _ways(loaded, patched), batch, steps, advance)
+    seconds = _alternate(loaded, _ways(loaded, batch, patched), batch, steps, advance)
     ratios: dict[str, Any] = {}
     for name, taken in seconds.items():
         if name != "bare":
@@ -76,16 +76,21 @@ def measure(
     }
 
 
-def _ways(loaded: LoadedModel, patched: int) -> dict[str, Way]:
+def _ways(loaded: LoadedModel, batch: int, patched: int) -> dict[str, Way]:
     live = LivePatch(loaded, random_patch(loaded))
 
-    def with_rows(rows: int) -> Way:
-        row_P = np.arange(rows)
+    def with_rows(row_P: np.ndarray) -> Way:
         return lambda: Attachment(
             loaded.model, {}, lambda forward: live.set(forward.total, row_P), live.rest, patchers=live.patchers()
         )
 
-    return {"bare": nullcontext, "off": with_rows(0), "on": with_rows(patched), "bare_again": nullcontext}
+    return {
+        "bare": nullcontext,
+        "off": with_rows(np.arange(0)),
+        "on": with_rows(np.arange(patched)),
+        "on_apart": with_rows(np.linspace(batch - 1, 0, patched).astype(np.int64)[::-1]),
+        "bare_again": nullcontext,
+    }
 
 
 def _alternate(

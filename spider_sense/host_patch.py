@@ -23,6 +23,9 @@ from spider_sense.types import Site
 
 __all__ = ["HostPatch"]
 
+_ROWS = 64
+"""From the first patched row to the last; more of them, as in prefill, are left to the op, which reads only those."""
+
 
 class HostPatch:
     """Patches outputs in place, off for every row until :meth:`set`.
@@ -45,8 +48,8 @@ class HostPatch:
         """Take the rows to patch in the next pass, int64, all different."""
         self._on = len(row_P) > 0
         first, end = (int(row_P.min()), int(row_P.max()) + 1) if self._on else (0, 0)
-        self._cut = slice(first, end)
-        self._off_P1 = _gaps(row_P - first, end - first)
+        self._cut, self._few = slice(first, end), end - first <= _ROWS
+        self._off_P1 = _gaps(row_P - first, end - first) if self._few else None
         self._layer, self._input = -1, torch.empty(0)
         self._dots_PK = torch.empty(0, 0)
 
@@ -55,7 +58,7 @@ class HostPatch:
 
         Args:
             site: the projection.
-            otherwise: what does the same inside compiled code, and for other dtypes.
+            otherwise: what does the same inside compiled code, for many rows, and for other dtypes.
         """
         layer, spread_KF = site.layer, self._spread_KF[site]
         features, compiling = spread_KF.shape[1], torch.compiler.is_compiling
@@ -64,7 +67,7 @@ class HostPatch:
         def patch(output_TF: Tensor, hidden_TD: Tensor) -> None:
             if compiling():
                 otherwise(output_TF, hidden_TD)
-            elif self._on and output_TF.dtype == hidden_TD.dtype == torch.float32:
+            elif self._on and self._few and output_TF.dtype == hidden_TD.dtype == torch.float32:
                 if self._input is not hidden_TD or self._layer != layer:
                     self._dots_PK = self._dots(layer, hidden_TD)
                     # Held until the next block's, so that no other tensor takes its place.
@@ -81,7 +84,7 @@ class HostPatch:
     def _dots(self, layer: int, hidden_TD: Tensor) -> Tensor:
         x_TD = hidden_TD.detach() if hidden_TD.requires_grad else hidden_TD
         dots_PK = linear(x_TD.reshape(-1, x_TD.shape[-1])[self._cut], self._weight_KD[layer])
-        # Adding zero leaves a row's bits, and what rests may hold what is no number.
+        # Adding zero changes nothing but the sign of a zero, and what rests may hold what is no number.
         return dots_PK if self._off_P1 is None else dots_PK.masked_fill_(self._off_P1, 0.0)
 
 

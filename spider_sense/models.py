@@ -80,14 +80,17 @@ def layers_of(source: str) -> int:
         source: as for :func:`load_model`.
 
     Raises:
-        ConfigError: if the source is wrong or cannot be had.
+        ConfigError: if the source is wrong, cannot be had, or is no language model.
         MissingExtraError: if a GGUF file has to be read and ``gguf`` is not installed.
     """
     with _no_progress_bars():
         name = _locate(source)
         with _readable(source):
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    return int(config.get_text_config().num_hidden_layers)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if layers is None:
+        raise ConfigError(f"{source} is a {config.model_type!r}, which has no layers of text; name a language model")
+    return int(layers)
 
 
 def model_folder(source: str) -> Path:

