@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from spider_sense.extraction.ruling import Ruling
     from spider_sense.extraction.thresholds import Calibration
 
-__all__ = ["findings_table", "group_lines", "limits_table", "warn_of_limits", "warn_of_links"]
+__all__ = ["findings_table", "group_lines", "limits_table", "selection_lines", "warn_of_limits", "warn_of_links"]
 
 NAMED = 10
-"""Members of a group that are named."""
+"""Members of a group, or of those selected, that are named."""
 
 
 def limits_table(calibration: "Calibration", population: "Population") -> Table:
@@ -124,5 +124,19 @@ def group_lines(decisions: "Sequence[Decision]") -> Iterator[str]:
     for members, about in found.items():
         highest = strictest(about)
         assert highest is not None
-        more = f" and {len(members) - NAMED} more" if len(members) > NAMED else ""
-        yield f"group, {highest.level}: {', '.join(members[:NAMED])}{more}"
+        yield f"group, {highest.level}: {_named(members)}"
+
+
+def selection_lines(decisions: "Sequence[Decision]") -> Iterator[str]:
+    """Yield who was selected, by level."""
+    selected: dict[str, list[str]] = defaultdict(list)
+    for decision in decisions:
+        if not decision.group:
+            selected[decision.level].append(decision.principal)
+    for level, names in selected.items():
+        yield f"selected, {level}: {_named(names)}"
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spider_sense.cli.app import app, console
-from spider_sense.cli.extraction_tables import group_lines
+from spider_sense.cli.extraction_tables import group_lines, selection_lines
 from spider_sense.cli.tables import plain
 from spider_sense.errors import ConfigError
 
@@ -63,7 +63,7 @@ def review(config: Config) -> None:
         states = dict(_readable(store))
         unreadable: dict[str, str] = {}
         found = list(artifact.detector(Key.read(settings.key)).review(states))
-        groups = list(group_lines(found))
+        lines = [*group_lines(found), *selection_lines(found)]
         if len(states) < len(store):  # Whose group a damaged state belongs to cannot be told.
             kept, unreadable = _found(store)
             found += [decision for _, decision in kept]
@@ -72,7 +72,7 @@ def review(config: Config) -> None:
         marks = {name: text_of(decision) for name, decision in worst.items() if decision is not None}
         store.mark_groups(marks | unreadable)
         console.print(f"{len(states)} principals, {len(worst)} found by their groups or in selection", highlight=False)
-        for line in groups:
+        for line in lines:
             console.print(plain(line), soft_wrap=True)
 
 

@@ -68,7 +68,7 @@ def _group_words(calibration: Calibration | None, tenant: str, members: States, 
         "honest requests do"
     )
     if (contrast := group_likeness(members).contrast) > 0:
-        yield f"for what these accounts have in common they score {contrast:.1f}, where most honest groups are below 0"
+        yield f"for what these accounts have in common they score {contrast:.2f}, where most honest groups are below 0"
     if calibration is not None:
         honest = calibration.maxima["group"][calibration.stratum("group", tenant)]
         above = int((honest >= score).sum())

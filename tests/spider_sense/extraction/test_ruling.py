@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from spider_sense.cli.extraction_tables import findings_table, group_lines
+from spider_sense.cli.extraction_tables import findings_table, group_lines, selection_lines
 from spider_sense.extraction.decision import Decision
 from spider_sense.extraction.ruling import Ruling
 
@@ -56,6 +56,7 @@ def test_a_group_is_named_with_its_highest_level_and_ten_members(helpers: Any) -
         "group, limit: m00, m01, m02, m03, m04, m05, m06, m07, m08, m09 and 2 more",
         "group, act: x, y",
     ]
+    assert list(selection_lines([*large, alone])) == [f"selected, {alone.level}: {alone.principal}"]
 
 
 def _of(decision: Decision, members: tuple[str, ...]) -> Decision:
