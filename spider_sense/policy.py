@@ -8,7 +8,7 @@ A policy is a list of rules, (detector, zone) -> action, and what to do about wh
     on_missing: stop
     refusal: "I can't help with that."
     steer: {vector: refusal, strength: 4.0}   # only where a rule says steer
-    patch: {folder: patch/, alpha: 1.0}       # only where a rule says patch
+    patch: {folder: patch/, alpha: 1.0, begin: prompt}   # only where a rule says patch
     throttle: {requests: 6, per_seconds: 60, for_seconds: 600}
     extraction: {watch: flag, limit: throttle, act: stop, on_unknown: stop}   # only where extraction is watched for
 
@@ -75,6 +75,10 @@ class Patch(Settings):
     """Where the patch lies, relative to the working directory as in every YAML file; None: the engine is handed one."""
     alpha: FiniteFloat | None = None
     """Strength; None: the one that the patch is meant for."""
+    begin: Literal["token", "prompt"] = "token"
+    """Where it begins: ``token`` is the next token that is computed. Whether an answer refuses is decided by then, so
+    ``prompt`` lets the prompt of a request that has no token of an answer yet be read once more, under the patch from its
+    first token on."""
 
 
 class Throttle(Settings):
