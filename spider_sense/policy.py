@@ -76,9 +76,9 @@ class Patch(Settings):
     alpha: FiniteFloat | None = None
     """Strength; None: the one that the patch is meant for."""
     begin: Literal["token", "prompt"] = "token"
-    """Where it begins: ``token`` is the next token that is computed. Whether an answer refuses is decided by then, so
-    ``prompt`` lets the prompt of a request that has no token of an answer yet be read once more, under the patch from its
-    first token on."""
+    """Where it begins. ``token``: with the next token that is computed; whether an answer refuses is decided by then.
+    ``prompt``: the prompt of a request without a token of an answer is read once more, patched from its first token on;
+    later in an answer the patch begins with the next token too."""
 
 
 class Throttle(Settings):

@@ -1,5 +1,6 @@
 """The guard in vLLM's scheduler: ends requests that are to be stopped, and puts the verdict into the answers."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from spider_sense.guard import Guard
 from spider_sense.serving.findings import Findings, Note
 from spider_sense.serving.settings import KEY, ServingSettings
 
-__all__ = ["ACTOR", "Actor", "End", "SwitchOn", "Tell"]
+__all__ = ["ACTOR", "Actor", "End", "ReadAgain", "SwitchOn", "Tell"]
 
 ACTOR = "_spider_sense_actor"
 """Attribute of a scheduler that holds its actor."""
@@ -20,6 +21,8 @@ Tell = Callable[[dict[int, Any], Note], None]
 """Takes the outputs of the step by client, and what the step tells the front end."""
 SwitchOn = Callable[[Any, str, int], None]
 """Takes the scheduler, a request's id and how many of its tokens were computed; a second call changes nothing."""
+ReadAgain = Callable[[Any, str], None]
+"""Takes the scheduler and a request's id; a second call changes nothing."""
 
 
 class Actor:
@@ -31,6 +34,7 @@ class Actor:
         end: finishes a running request with last tokens and a stop reason.
         tell: sends a note to the processes that answer clients.
         switch_on: patches a running request from its next step on.
+        read_again: begins a request that is to be patched once more, where it has no token yet and the policy wants it.
     """
 
     def __init__(
@@ -40,12 +44,13 @@ class Actor:
         end: End,
         tell: Tell,
         switch_on: SwitchOn,
+        read_again: ReadAgain,
     ) -> None:
         guard = Guard.from_pretrained(settings.guard)
         self._detectors = tuple(detector.name for detector in guard.manifest.detectors)
         self._digest, self._scores = guard.digest, settings.scores
         (self._refusal, self._break), self._end, self._tell = refusal, end, tell
-        self._switch_on = switch_on
+        self._switch_on, self._read_again = switch_on, read_again
         self._latest: dict[str, tuple[Findings, int]] = {}
         self._seconds = 0.0
         """That the guard took on the host and nobody was told of."""
@@ -74,6 +79,8 @@ class Actor:
             # Without a new token vLLM expects none of these.
             for extra in (output.prompt_logprobs_dict, output.prompt_token_id_logprobs_dict):
                 extra.pop(name, None)
+        for name in filter(functools.partial(_runs, scheduler), findings.patches):
+            self._read_again(scheduler, name)
         outputs = original(step, output)
         for name in stopped:
             begun = scheduler.requests[name].num_output_tokens > 0

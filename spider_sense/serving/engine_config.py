@@ -48,7 +48,8 @@ def check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
 
     Raises:
         MismatchError: with both values.
-        ConfigError: if LoRA adapters would change the rows that the policy's patch changes.
+        ConfigError: if LoRA adapters would change the rows that the policy's patch changes, or prompts are to be read
+            again and steps are scheduled ahead of the verdict.
     """
     found = checkpoint_fingerprint(Path(config.model_config.model), tokenizer_of(config))
     serving = serving_of(config)
@@ -63,6 +64,12 @@ def check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
                 "the policy's patch moves rows of projections that LoRA adapters may move too; serve without "
                 "--enable-lora, or take the action patch out of the policy"
             )
+    section = settings.load_policy().patch
+    if section is not None and section.begin == "prompt" and config.scheduler_config.async_scheduling:
+        raise ConfigError(
+            "patch.begin is 'prompt', and with asynchronous scheduling the next step is on its way before the verdict "
+            "on a prompt is known; serve with --no-async-scheduling, or with patch.begin: token"
+        )
 
 
 def check_guard(guard: Guard, found: Fingerprint, serving: ServingConfig, allow_uncertified: bool) -> None:

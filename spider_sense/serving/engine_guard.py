@@ -259,6 +259,9 @@ class EngineGuard:
         served = self._served[name]
         if served.case.patched_from is None:
             served.case.patched_from = position
+            if position == 0:
+                # It is read again: the token that followed the first reading was thrown away.
+                del served.tokens[served.case.request.prompt_length :]
             if served.chain is not None:
                 served.chain.alter(position)
 

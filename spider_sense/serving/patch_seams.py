@@ -1,9 +1,12 @@
 """Only seams: where vLLM is taken hold of for the action ``patch``, in its scheduler and in its runners.
 
 Which requests are patched from which position on is noted on vLLM's requests. It travels with every step to every rank,
-and goes into the keys of KV blocks: what is computed under a patch is never lent to a request without it.
+and goes into the keys of KV blocks: what is computed under a patch is never lent to a request without it. A prompt that
+is to be read again is preempted, as vLLM preempts requests itself, and its first token is thrown away.
 """
 
+import inspect
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,12 +20,14 @@ from spider_sense.serving.packed_rows import rows_of_batch, rows_of_runner
 from spider_sense.serving.row_patch import RowPatch
 from spider_sense.serving.settings import PATCHED, ServingSettings
 
-__all__ = ["find_patch", "graph_of", "install", "loaded", "patching", "scheduling", "switch_on"]
+__all__ = ["find_patch", "graph_of", "install", "loaded", "patching", "read_again", "scheduling", "switch_on"]
 
 _PATCH = "_spider_sense_patch"
 """Attribute of a runner: its :class:`RowPatch`."""
 _DIGEST = "_spider_sense_patch_digest"
 """Attribute of a scheduler."""
+_AGAIN = "_spider_sense_reads_again"
+"""Attribute of a scheduler: whether the policy's patch begins with the prompt."""
 _MARK = "_spider_sense_patched"
 """Attribute of a request: the first patched position."""
 Wrap = Callable[[Any, str, Callable[..., Any]], None]
@@ -57,8 +62,11 @@ def find_patch(settings: ServingSettings) -> tuple[NeuronPatch, float] | None:
 
 def graph_of(settings: ServingSettings) -> str:
     """Return what of the patch is compiled. Its digest stands for its rows, which decide what each rank compiles."""
-    found = find_patch(settings)
-    return "" if found is None else f"/patch:{found[0].digest}*{found[1]}"
+    found, section = find_patch(settings), settings.load_policy().patch
+    if found is None or section is None:
+        return ""
+    # Where a patch begins is not compiled, but the scheduler of a running engine does not change it either.
+    return f"/patch:{found[0].digest}*{found[1]}{'@prompt' if section.begin == 'prompt' else ''}"
 
 
 def loaded(worker: Any, settings: ServingSettings) -> None:
@@ -99,6 +107,35 @@ def scheduling(scheduler: Any, settings: ServingSettings) -> None:
             "patched; serve with vLLM's own scheduler, or with a policy that does not patch"
         )
     setattr(scheduler, _DIGEST, found[0].digest)
+    section = settings.load_policy().patch
+    if section is not None and section.begin == "prompt":
+        if "drop_stale_output" not in inspect.signature(scheduler._preempt_request).parameters:
+            raise ConfigError(
+                "patch.begin is 'prompt', and this vLLM cannot take a step's token back from a request; install a "
+                "tested version, or set patch.begin: token"
+            )
+        setattr(scheduler, _AGAIN, True)
+
+
+def read_again(scheduler: Any, name: str) -> None:
+    """Let a running request begin once more, patched from its first token on, if the policy wants that.
+
+    It is for requests without a token of an answer, before the scheduler takes in their first. One that asks for
+    log-probabilities of its prompt is left as it is, since vLLM computes them once.
+
+    Args:
+        scheduler: vLLM's, before it is updated with the step.
+        name: the request's id.
+    """
+    request = scheduler.requests[name]
+    begun = request.num_output_tokens > 0 or hasattr(request, _MARK) or request not in scheduler.running
+    if begun or not hasattr(scheduler, _AGAIN) or request.sampling_params.prompt_logprobs is not None:
+        return
+    _mark(scheduler, request, 0)
+    scheduler.running.remove(request)
+    scheduler._preempt_request(request, time.monotonic(), drop_stale_output=True)
+    # Runners keep what ran in the step before; this request comes back in the very next one.
+    scheduler.prev_step_scheduled_req_ids.discard(name)
 
 
 def switch_on(scheduler: Any, name: str, computed: int) -> None:
@@ -112,7 +149,10 @@ def switch_on(scheduler: Any, name: str, computed: int) -> None:
     request = scheduler.requests[name]
     if hasattr(request, _MARK):
         return
-    start = max(request.num_computed_tokens, computed)
+    _mark(scheduler, request, max(request.num_computed_tokens, computed))
+
+
+def _mark(scheduler: Any, request: Any, start: int) -> None:
     setattr(request, _MARK, start)
     set_apart(request, "spider_sense_patch", start, f"{getattr(scheduler, _DIGEST)}@{start}")
     # Blocks of a prompt have their keys from the beginning.

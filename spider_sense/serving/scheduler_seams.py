@@ -58,7 +58,7 @@ def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: An
 def new_actor(scheduler: Any, settings: ServingSettings) -> Actor:
     """Return what acts in a scheduler under some settings."""
     tell = functools.partial(letters.send, scheduler.vllm_config.parallel_config._api_process_count)
-    return Actor(settings, _refusal(scheduler, settings), _end, tell, patch_seams.switch_on)
+    return Actor(settings, _refusal(scheduler, settings), _end, tell, patch_seams.switch_on, patch_seams.read_again)
 
 
 def _end(scheduler: Any, outputs: dict[int, Any], name: str, tokens: list[int], reason: str) -> None:

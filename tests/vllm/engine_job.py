@@ -3,6 +3,7 @@
 An engine leaves traces in its process, so every configuration that is tested gets a process of its own.
 """
 
+import functools
 import json
 import sys
 import traceback
@@ -83,6 +84,7 @@ def _count_preemptions() -> list[str]:
 
     original, preempted = Scheduler._preempt_request, list[str]()
 
+    @functools.wraps(original)
     def preempt(scheduler: Any, request: Any, *args: Any, **options: Any) -> Any:
         preempted.append(request.request_id)
         return original(scheduler, request, *args, **options)

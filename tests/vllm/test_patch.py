@@ -31,6 +31,8 @@ class Patched:
     loaded: LoadedModel
     live: LivePatch
     policy: Path
+    again: Path
+    """The policy that reads suspected prompts again."""
 
     def logprobs(self, one: dict[str, Any]) -> torch.Tensor:
         """Return [N, V] log-probabilities at each token of an answer, with the patch on from where it says."""
@@ -61,9 +63,11 @@ class Patched:
 def patched(loaded: LoadedModel, folder: Path, scale: float) -> Patched:
     patch = random_patch(loaded, rows=32, scale=scale).save_pretrained(folder / "patch")
     rules = [{"detector": "*", "zone": "breach", "action": "patch"}]
-    policy = {"rules": rules, "patch": {"folder": str(folder / "patch"), "alpha": ALPHA}}
-    (folder / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
-    return Patched(loaded, LivePatch(loaded, patch, ALPHA), folder / "policy.yaml")
+    files = {begin: folder / f"{begin}.yaml" for begin in ("token", "prompt")}
+    for begin, file in files.items():
+        section = {"folder": str(folder / "patch"), "alpha": ALPHA, "begin": begin}
+        file.write_text(yaml.safe_dump({"rules": rules, "patch": section}), encoding="utf-8")
+    return Patched(loaded, LivePatch(loaded, patch, ALPHA), files["token"], files["prompt"])
 
 
 @pytest.fixture(scope="module")
@@ -138,17 +142,20 @@ def test_two_of_eight_are_patched_and_nobody_else_is_touched(
 
 
 @pytest.mark.parametrize(
-    ("engine", "environment"),
+    ("engine", "environment", "begin"),
     [
-        pytest.param({"enforce_eager": False}, {"VLLM_CPU_CI_ENV": "1"}, id="traced"),
-        pytest.param({"second_runner": True}, {}, id="second_runner"),
-        pytest.param({"async_scheduling": True}, {}, id="looks_ahead"),
-        pytest.param({"async_scheduling": True, "second_runner": True}, {}, id="second_runner_looks_ahead"),
+        pytest.param({"enforce_eager": False}, {"VLLM_CPU_CI_ENV": "1"}, "token", id="traced"),
+        pytest.param({"second_runner": True}, {}, "token", id="second_runner"),
+        pytest.param({"async_scheduling": True}, {}, "token", id="looks_ahead"),
+        pytest.param({"async_scheduling": True, "second_runner": True}, {}, "token", id="second_runner_looks_ahead"),
+        pytest.param({"async_scheduling": False}, {}, "prompt", id="read_again"),
+        pytest.param({"async_scheduling": False, "second_runner": True}, {}, "prompt", id="second_runner_read_again"),
     ],
 )
 def test_a_patch_outlasts_preemption(
     engine: dict[str, Any],
     environment: dict[str, str],
+    begin: str,
     smol: Patched,
     eight: list[list[int]],
     run_engine: Callable[..., Any],
@@ -161,7 +168,10 @@ def test_a_patch_outlasts_preemption(
     # Eight requests that want two blocks each in the end, in nine blocks.
     (found,) = run_engine(
         [eight],
-        {"guard": str(one_head("head0", threshold, threshold)), "policy": str(smol.policy)},
+        {
+            "guard": str(one_head("head0", threshold, threshold)),
+            "policy": str(smol.policy if begin == "token" else smol.again),
+        },
         {"max_tokens": 16, "ignore_eos": True, "logprobs": 0},
         environment,
         preempts=True,
@@ -170,8 +180,48 @@ def test_a_patch_outlasts_preemption(
         **engine,
     )
     assert 4 <= sum(one["said"]["action"] == "patch" for one in found) < 8
+    assert any(one["said"].get("patched_from") == 0 for one in found) is (begin == "prompt")
     for one in found:
         smol.assert_equals(one)
+
+
+@pytest.mark.parametrize("second_runner", [False, True], ids=["first_runner", "second_runner"])
+def test_a_suspected_prompt_is_read_again_from_its_first_token_on(
+    second_runner: bool,
+    smol: Patched,
+    eight: list[list[int]],
+    run_engine: Callable[..., Any],
+    offline: Offline,
+    one_head: Callable[[str, float, float], Path],
+) -> None:
+    strict = one_head("head0", 1e9, 1e9)
+    peaks = [float(offline(strict, ids, len(ids))[0][0]) for ids in eight]
+    highest = sorted(peaks)
+    threshold = (highest[5] + highest[6]) / 2
+    chosen = np.argsort(peaks)[6:].tolist()
+    sampling = {"max_tokens": 12, "ignore_eos": True, "logprobs": 0}
+    # Prompts come in chunks of 64 rows. The second time they are known to the prefix cache, as read and as read again.
+    found, later, single = run_engine(
+        [eight, eight, [eight[chosen[0]]]],
+        {"guard": str(one_head("head0", threshold, threshold)), "policy": str(smol.again)},
+        [sampling, sampling, {**sampling, "max_tokens": 1}],
+        second_runner=second_runner,
+        async_scheduling=False,
+        preempts=True,
+    )
+    (plain,) = run_engine([eight], {"guard": str(strict)}, sampling)
+    for one in (*found, *later, *single):
+        smol.assert_equals(one)
+        assert one["said"]["coverage"]["missing"] == 0
+    for place, (first, second, before) in enumerate(zip(found, later, plain, strict=True)):
+        coverage = first["said"]["coverage"]
+        assert coverage["scored"] + coverage["cached"] == len(before["prompt"]) + 11
+        # In its answer any may come to be suspected, and is patched from there on.
+        starts = {one["said"].get("patched_from", 999) for one in (first, second)}
+        assert starts == {0} if place in chosen else min(starts) > len(before["prompt"])
+    assert [found[place]["tokens"] for place in chosen] != [plain[place]["tokens"] for place in chosen]
+    assert single[0]["tokens"] == found[chosen[0]]["tokens"][:1]
+    assert single[0]["said"]["patched_from"] == 0
 
 
 def test_each_of_two_ranks_patches_its_own_neurons(
@@ -212,8 +262,12 @@ def test_a_patch_that_does_not_fit_does_not_start(
     policy = {"rules": [], "on_missing": "patch", "patch": {"folder": str(tmp_path / "wrong")}}
     (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
     beside = {"guard": str(guard), "policy": str(smol.policy), "allow_uncertified": True}
-    said, adapters = refusals(
-        ({"guard": str(guard), "policy": str(tmp_path / "policy.yaml")}, {}), (beside, {"enable_lora": True})
+    again = {"guard": str(guard), "policy": str(smol.again)}
+    said, adapters, ahead = refusals(
+        ({"guard": str(guard), "policy": str(tmp_path / "policy.yaml")}, {}),
+        (beside, {"enable_lora": True}),
+        (again, {"async_scheduling": True}),
     )
+    assert "serve with --no-async-scheduling, or with patch.begin: token" in ahead
     assert re.search(r"weight_digest is .* expected '0000[^;]*; a patch fits the model", said)
     assert "serve without --enable-lora, or take the action patch out of the policy" in adapters

@@ -26,6 +26,7 @@ class Scheduler:
         self.ended: list[tuple[str, list[int], str]] = []
         self.told: list[Note] = []
         self.patched: list[tuple[str, int]] = []
+        self.read_again: list[tuple[str, int]] = []
 
     def add(self, name: str, output: int = 0, stop: tuple[str, ...] = ()) -> None:
         tokens = [7] * output
@@ -43,6 +44,7 @@ class Scheduler:
             if name in self.requests and new:
                 finish = "stop" if new[-1] == 2 else None
                 results.append(SimpleNamespace(request_id=name, finish_reason=finish, kv_transfer_params={"own": 1}))
+                self.requests[name].num_output_tokens += len(new)
                 if finish:
                     del self.requests[name]
         return {0: SimpleNamespace(outputs=results)}
@@ -56,6 +58,10 @@ class Scheduler:
     def switch_on(self, scheduler: Any, name: str, computed: int) -> None:
         assert scheduler is self
         self.patched.append((name, computed))
+
+    def again(self, scheduler: Any, name: str) -> None:
+        assert scheduler is self
+        self.read_again.append((name, self.requests[name].num_output_tokens))
 
     def tell(self, _: dict[int, Any], note: Note) -> None:
         self.told.append(note)
@@ -85,7 +91,9 @@ def actor(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> tuple[Actor,
     guards.guard(tiny_loaded, guards.many_probes()[:1]).save_pretrained(tmp_path / "guard")
     scheduler = Scheduler()
     settings = ServingSettings(guard=tmp_path / "guard", scores=True)
-    return Actor(settings, (REFUSAL, BREAK), scheduler.end, scheduler.tell, scheduler.switch_on), scheduler
+    return Actor(
+        settings, (REFUSAL, BREAK), scheduler.end, scheduler.tell, scheduler.switch_on, scheduler.again
+    ), scheduler
 
 
 def update(actor: Actor, scheduler: Scheduler, found: Findings | None, **tokens: list[int]) -> dict[int, Any]:
@@ -204,6 +212,7 @@ def test_a_request_is_patched_once_its_step_is_accounted_for(actor: tuple[Actor,
     found = findings("suspect", "ends", "other", patches=("suspect", "ends"))
     outputs = update(one, scheduler, found, suspect=[9], ends=[2], other=[9])
     assert scheduler.patched == [("suspect", 9)]
+    assert scheduler.read_again == [("suspect", 0), ("ends", 0)], "both, before the scheduler took in their tokens"
     assert not scheduler.ended
     said = {result.request_id: result.kv_transfer_params for result in outputs[0].outputs}
     assert (said["ends"]["spider_sense"]["action"], said["ends"]["spider_sense"]["patched_from"]) == ("patch", 7)

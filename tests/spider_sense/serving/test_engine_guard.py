@@ -294,6 +294,38 @@ def test_the_state_of_patched_tokens_is_lent_to_nobody_else(tiny_loaded: LoadedM
     assert findings.coverage_B3[row].tolist() == [4, 0, 16]
 
 
+@pytest.mark.parametrize("second_runner", [False, True])
+def test_a_prompt_that_is_read_again_is_scored_once_and_loses_the_token_that_followed_it(
+    tiny_loaded: LoadedModel, guards: Any, second_runner: bool
+) -> None:
+    which = guards.guard(tiny_loaded, guards.many_probes()[:1])
+    engine, prompt = guards.Engine(tiny_loaded, which, guards, second_runner=second_runner), [1, 5, *range(10, 20)]
+    engine.add("a", prompt, [50])
+    engine.step({"a": 100})
+    assert engine.guard._served["a"].tokens == [*prompt, 50]
+    first = engine.requests["a"]
+    # Under the patch it answers otherwise, and begins with none of the blocks of before.
+    engine.add("a", prompt, range(20, 30))
+    engine.requests["a"].state, engine.requests["a"].params = "resumed", first.params
+    engine.cache.clear()
+    engine.patched["a"] = 0
+    engine.step({"a": 5})
+    findings, row = engine.found["a"]
+    assert findings.coverage_B3[row].tolist() == [len(prompt), 0, 0], "known from the first reading"
+    while engine.requests["a"].done < 20:
+        engine.step({"a": 4})
+    engine.check("a", guards)
+    findings, row = engine.found["a"]
+    assert findings.patched_from[row] == 0
+    served = engine.guard._served["a"]
+    assert served.tokens == [*prompt, *range(20, 29)]
+    # What it computed under the patch it takes up again after a preemption.
+    engine.preempt("a")
+    engine.step({"a": 100})
+    assert served.again is None
+    assert served.tokens == [*prompt, *range(20, 30)]
+
+
 def throttling(tiny_loaded: LoadedModel, guards: Any, *exempt: str) -> Any:
     """Return an engine that breaches with every token, and throttles for that."""
     which = guards.guard(tiny_loaded, guards.many_probes()[:1], guards.calibration(-1e9, -1e9))

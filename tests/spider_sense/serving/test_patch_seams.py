@@ -14,7 +14,7 @@ import pytest
 from spider_sense.errors import ConfigError
 from spider_sense.models import LoadedModel
 from spider_sense.serving import block_keys, patch_seams
-from spider_sense.serving.patch_seams import find_patch, graph_of, patching, scheduling, switch_on
+from spider_sense.serving.patch_seams import find_patch, graph_of, patching, read_again, scheduling, switch_on
 from spider_sense.serving.settings import PATCHED, ServingSettings
 
 SIZE = 4
@@ -32,7 +32,8 @@ class Request:
 
     def __init__(self, tokens: list[int], computed: int, salt: str | None = None) -> None:
         self.tokens, self.num_computed_tokens, self.salt = list(tokens), computed, salt
-        self.num_prompt_tokens = len(tokens)
+        self.num_prompt_tokens, self.num_output_tokens = len(tokens), 0
+        self.sampling_params = SimpleNamespace(prompt_logprobs=None)
         self.block_hashes: list[Any] = []
         self.update_block_hashes()
 
@@ -122,6 +123,55 @@ def test_a_patch_begins_once_and_stays_where_it_began() -> None:
     assert getattr(patch_seams._scheduled(lambda: Step({"plain": 1}), engine), PATCHED) == {}
 
 
+def reading(**requests: Request) -> Any:
+    """Return a scheduler that reads prompts again, with requests that all run."""
+    engine = scheduler(**requests)
+    engine.running, engine.preempted = list(requests.values()), []
+    engine.prev_step_scheduled_req_ids = {*requests}
+
+    def preempt(request: Request, timestamp: float, drop_stale_output: bool) -> None:
+        assert drop_stale_output
+        assert request not in engine.running
+        engine.preempted.append(request)
+
+    engine._preempt_request = preempt
+    setattr(engine, patch_seams._AGAIN, True)
+    return engine
+
+
+def test_a_request_without_an_answer_begins_once_more_under_the_patch() -> None:
+    tokens = list(range(20))
+    first, other, plain = (Request(tokens, 20) for _ in range(3))
+    engine = reading(first=first, other=other)
+    for name in engine.requests:
+        read_again(engine, name)
+        read_again(engine, name)
+        # The actor asks for both, and the position of the first stays.
+        switch_on(engine, name, 20)
+    assert (engine.preempted, engine.running) == ([first, other], [])
+    assert not engine.prev_step_scheduled_req_ids
+    assert first.block_hashes == other.block_hashes, "who reads the same prompt again may share what it computes"
+    assert not set(first.block_hashes) & set(plain.block_hashes)
+    step = patch_seams._scheduled(lambda: Step({"first": 20, "other": 4}), engine)
+    assert getattr(step, PATCHED) == {"first": 0, "other": 0}
+
+
+def test_who_cannot_be_read_again_is_patched_from_the_next_token_on() -> None:
+    begun, scored, waiting, otherwise = (Request(list(range(20)), 20) for _ in range(4))
+    begun.num_output_tokens = 1
+    scored.sampling_params.prompt_logprobs = 0
+    engine = reading(begun=begun, scored=scored, waiting=waiting)
+    engine.running.remove(waiting)
+    other = scheduler(otherwise=otherwise)
+    other.running = [otherwise]
+    for one in (engine, other):
+        for name in one.requests:
+            read_again(one, name)
+            switch_on(one, name, 20)
+            assert getattr(one.requests[name], patch_seams._MARK) == 20
+    assert (engine.preempted, engine.running) == ([], [begun, scored])
+
+
 def test_an_engine_without_a_patch_says_nothing_of_one() -> None:
     engine = SimpleNamespace(requests={"a": Request([], 0)})
     assert not hasattr(patch_seams._scheduled(lambda: Step({"a": 1}), engine), PATCHED)
@@ -167,6 +217,8 @@ def test_the_policys_patch_and_its_strength_are_part_of_the_graph(
     saved = tiny_patches.patch(tiny_loaded, alpha=0.75).save_pretrained(tmp_path / "patch")
     assert graph_of(told(f"patch: {{folder: {tmp_path / 'patch'}}}")) == f"/patch:{saved.digest}*0.75"
     assert graph_of(told(f"patch: {{folder: {tmp_path / 'patch'}, alpha: 2}}")) == f"/patch:{saved.digest}*2.0"
+    again = f"patch: {{folder: {tmp_path / 'patch'}, begin: prompt}}"
+    assert graph_of(told(again)) == f"/patch:{saved.digest}*0.75@prompt"
     with pytest.raises(ConfigError, match=r"names no patch\.folder"):
         find_patch(told("patch: {alpha: 2}"))
 
@@ -194,3 +246,11 @@ def test_a_scheduler_that_could_not_say_who_is_patched_is_refused(
     with pytest.raises(ConfigError, match="Own makes up its steps by itself"):
         scheduling(Own(), settings)
     scheduling(Own(), told(""))
+    again = told(f"patch: {{folder: {tmp_path / 'patch'}, begin: prompt}}")
+    heir._preempt_request = lambda request, timestamp: None  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="cannot take a step's token back"):
+        scheduling(heir, again)
+    assert not hasattr(heir, patch_seams._AGAIN)
+    heir._preempt_request = lambda request, timestamp, drop_stale_output: None  # type: ignore[attr-defined]
+    scheduling(heir, again)
+    assert hasattr(heir, patch_seams._AGAIN)
