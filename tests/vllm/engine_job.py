@@ -71,6 +71,8 @@ def _look_ahead() -> None:
 
 def _refusal(make: Callable[..., Any], options: dict[str, Any]) -> str:
     """Return why an engine does not start: the errors, from the first to the last."""
+    if options.get("async_scheduling"):
+        _look_ahead()
     try:
         make(**options)
     except Exception:
