@@ -77,8 +77,8 @@ class Patch(Settings):
     """Strength; None: the one that the patch is meant for."""
     begin: Literal["token", "prompt"] = "token"
     """Where it begins: ``token`` is the next token that is computed. Whether an answer refuses is decided by then, so
-    ``prompt`` lets the prompt of a request that has no token of an answer yet be read once more, under the patch from its
-    first token on."""
+    ``prompt`` lets the prompt of a request that has no token of an answer yet be read once more, under the patch from
+    its first token on."""
 
 
 class Throttle(Settings):
@@ -191,6 +191,24 @@ class Policy(Settings):
                 raise ConfigError(
                     f"the policy speaks of detector {rule.detector!r}; {nearest(rule.detector, detectors)}"
                 )
+
+    @property
+    def reads_again(self) -> bool:
+        """Whether a prompt is read once more, under the patch, where its verdict asks for that."""
+        return self.patch is not None and self.patch.begin == "prompt"
+
+    def check_continuous(self) -> None:
+        """Check that transformers' continuous batching, which cannot read a prompt again, can do what the policy says.
+
+        Raises:
+            ConfigError: if a patch is to begin with the prompt.
+        """
+        if self.reads_again:
+            raise ConfigError(
+                "patch.begin is 'prompt', and transformers' continuous batching cannot read a prompt again; call "
+                "model.generate, start the server without --continuous-batching or with vLLM, or leave patch.begin "
+                "out, so that a patch begins at the next token"
+            )
 
     def check_watched(self, watched: bool) -> None:
         """Check that it says what to do about extraction if that is watched for, and only then.
