@@ -174,7 +174,7 @@ def test_the_shadow_policy_never_acts(zone: Zone, missing: int) -> None:
             {"rules": [], "patch": {"alpha": float("inf")}},
             "policy.yaml: patch.alpha: inf is not allowed; input should be a finite number",
         ),
-        ({"rules": [], "patch": {"path": "p"}}, "policy.yaml: unknown key 'patch.path'; Known: alpha, folder"),
+        ({"rules": [], "patch": {"path": "p"}}, "policy.yaml: unknown key 'patch.path'; Known: alpha, begin, folder"),
         ({"on_missing": "stop"}, "policy.yaml: the key 'rules' is missing"),
         ({"rules": [], "refusl": "No."}, "policy.yaml: unknown key 'refusl'; did you mean 'refusal'?"),
         (
