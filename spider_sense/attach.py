@@ -41,7 +41,8 @@ class Attachment:
         model: a transformers causal language model, or ``torch.compile`` of one.
         readers: what to call at each site.
         begin: called before each forward pass with its rows.
-        end: called after it.
+        end: called after it; if it returns True, the pass runs again with the same arguments, between a ``begin`` and
+            an ``end`` of its own, and its output takes the place of the first one.
         writers: what to apply to the output of each site.
         patchers: what to call with the output and input of the projection of each site; readers of that projection see
             its output as it was before.
@@ -56,7 +57,7 @@ class Attachment:
         model: nn.Module,
         readers: Mapping[Site, Reader],
         begin: Callable[[Forward], None],
-        end: Callable[[], None],
+        end: Callable[[], bool | None],
         writers: Mapping[Site, Writer] | None = None,
         patchers: Mapping[Site, Patcher] | None = None,
         release: Callable[[], None] | None = None,
@@ -82,7 +83,7 @@ class Attachment:
             model._compiled_call_impl = self._wrap(self._compiled_call)
         else:
             self._handles.append(model.register_forward_pre_hook(self._before, with_kwargs=True))
-            self._handles.append(model.register_forward_hook(self._after))
+            self._handles.append(model.register_forward_hook(self._after, with_kwargs=True))
         _continuous.add(inner, self)
         _forget_compiled()
 
@@ -110,17 +111,22 @@ class Attachment:
         self._begin(self._packed or self.forward_rows(args, kwargs))
 
     @torch.compiler.disable
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        self._end()
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
+        # Not the module itself, whose other hooks have run already.
+        return self._run(module.forward, args, kwargs) if self._end() else None
 
     def _wrap(self, call: Callable[..., object]) -> Callable[..., object]:
         def run(*args: Any, **kwargs: Any) -> object:
-            self._begin(self._packed or self.forward_rows(args, kwargs))
-            output = call(*args, **kwargs)
-            self._end()
-            return output
+            return self._run(call, args, kwargs)
 
         return run
+
+    def _run(self, call: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        while True:
+            self._begin(self._packed or self.forward_rows(args, kwargs))
+            output = call(*args, **kwargs)
+            if not self._end():
+                return output
 
 
 def _hook_reader(place: Any, reader: Reader) -> torch.utils.hooks.RemovableHandle:

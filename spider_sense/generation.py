@@ -2,6 +2,11 @@
 
 Rows of the batch that are stopped are made to emit the refusal text and then the end token, through the logits; the
 other rows are not touched.
+
+Where the policy lets a patch begin with the prompt, the verdict on the prompt is awaited. If some row is to be patched,
+the pass is run once more, under the patch: the KV that it has filled is dropped, and nothing is scored twice. One pass
+must have read the whole prompt: with ``prefill_chunk_size``, or with a prefix that the caller hands over in
+``past_key_values``, the patch begins at the next token.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -15,6 +20,7 @@ from torch import Tensor
 from spider_sense.errors import SpiderSenseError
 from spider_sense.forward import Forward, SequenceRows, padded_rows
 from spider_sense.judge import Case, Judge, Reading
+from spider_sense.kv_cache import cached_columns, empty
 from spider_sense.scoring import RequestRows
 
 __all__ = ["GuardedCall"]
@@ -67,6 +73,7 @@ class GuardedCall:
         """Column at which the refusal of a stopped row begins."""
         self._reading: Reading | None = None
         self._judged = True
+        self._reads_prompt = self._again = False
 
     def name_rows(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Forward:
         """Name the rows of the next forward pass, and commit the drafts that it shows to be accepted."""
@@ -78,7 +85,7 @@ class GuardedCall:
                 "generate without the option that multiplies rows"
             )
         self.cache = kwargs.get("past_key_values")
-        past = _cached_columns(self.cache, self._past)
+        past = 0 if self._again else cached_columns(self.cache, self._past)
         if self._past and past not in (0, self._past) and not self._assisted:
             raise SpiderSenseError(
                 f"a pass continues from column {past}, but the last one ended at {self._past}: it is not this request's"
@@ -89,12 +96,13 @@ class GuardedCall:
         if past + newest >= prompt:
             self._retire_ended(input_ids[:, newest].tolist())
         columns = past + tokens
+        self._reads_prompt = self._past == past == 0 and columns >= prompt
         if tokens == 1 and past >= prompt:
             return self._next(past)
         ones = np.ones((len(self.cases), max(0, columns - prompt)), dtype=bool)
         mask_BK = np.concatenate((self._mask_BP, ones), 1)[:, :columns]
         sequences = tuple(rows for rows in padded_rows(mask_BK, past, tokens) if self._alive[_row(rows)])
-        self._past, self._judged = columns, False
+        self._past, self._judged = columns, self._again
         self._forward = Forward(len(self.cases) * tokens, sequences, tokens, past)
         return self._forward
 
@@ -107,8 +115,12 @@ class GuardedCall:
         self._forward = Forward(len(self.cases), sequences, 1, past)
         return self._forward
 
-    def scored(self, logits_TC: Tensor) -> None:
-        """Take the logits of the pass that has just ended; drafts wait until it is known which are accepted."""
+    def scored(self, logits_TC: Tensor) -> bool:
+        """Take the logits of the pass that has just ended; drafts wait until it is known which are accepted.
+
+        Returns:
+            Whether the pass is to be run again, because it read a prompt that is to be read under the patch.
+        """
         assert self._forward is not None
         prompt = self._mask_BP.shape[1]
         drafted = self._assisted and self._forward.tokens > 1 and self._past > prompt
@@ -116,6 +128,8 @@ class GuardedCall:
         ready = self._before(max(prompt, self._forward.past + 1)) if drafted else self._forward.sequences
         self._fold(logits_TC, ready)
         self._draft = logits_TC.clone() if drafted else None
+        self._again = self._reads_prompt and self._judge.policy.reads_again and self._judge_prompt()
+        return self._again
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Force the refusal of stopped rows; transformers calls this logits processor before it picks each token.
@@ -172,6 +186,18 @@ class GuardedCall:
             self._decide(reading, column)
         self._judged = True
 
+    def _judge_prompt(self) -> bool:
+        """Decide at the end of the prompt, and say whether it is to be read again."""
+        self._decide(self._judge.read(self._live()), self._mask_BP.shape[1])
+        self._judged = True
+        patched = [case for case in self.cases if case.decision.action == "patch"]
+        if not patched or not empty(self.cache):
+            return False
+        for case in patched:
+            case.patched_from = 0
+        self._draft = None
+        return True
+
     def _live(self) -> list[Case]:
         return [case for row, case in enumerate(self.cases) if self._alive[row]]
 
@@ -214,15 +240,3 @@ class GuardedCall:
 def _row(item: SequenceRows) -> int:
     assert isinstance(item.key, int)
     return item.key
-
-
-def _cached_columns(cache: Any, counted: int) -> int:
-    """Return the columns in the KV cache.
-
-    A static cache would have to be asked on the device, so it is asked once, before the first pass, and then counted.
-    """
-    from transformers import DynamicCache
-
-    if cache is None:
-        return 0
-    return int(cache.get_seq_length()) if counted == 0 or isinstance(cache, DynamicCache) else counted

@@ -6,6 +6,9 @@ an earlier pass computed without the patch stays without it where it is computed
 token that follows the judged one is the first that passes through the model under the patch. By default a verdict is
 read one step later, and the patch begins one token later. ``Case.patched_from`` says which token it was.
 
+Where the policy's ``patch.begin`` is ``prompt``, ``generate`` judges a prompt in its own step, and if it is to be
+patched, reads it once more under the patch (``generation``): ``patched_from`` is 0, and all of the request is patched.
+
 KV that was made under a patch or a steer serves no other request: caches of ``generate`` are marked, and refused later
 (``kv_marks``); blocks of continuous batching are withheld from sharing. Copies of a prompt (``num_return_sequences``)
 may share its KV, which is older than any verdict.

@@ -57,7 +57,8 @@ class Case:
     """Tokens that were generated before the request was stopped; None if it was not."""
     patched_from: int | None = None
     """Absolute position of the first token that passed through the model under the patch, which stays on from there;
-    the token after it is the first that can come out differently. None if the patch never came on."""
+    the token after it is the first that can come out differently. 0 if the prompt was read again under it; it is scored
+    by its first reading. None if the patch never came on."""
     steered_from: int | None = None
     """The same of steering."""
     prompt: Sequence[int] = ()

@@ -208,7 +208,7 @@ class Monitor:
             self._continuous.begin(forward.sequences)
         self._acts.begin(forward, self._call.cache if self._call else None)
 
-    def _end(self) -> None:
+    def _end(self) -> bool:
         self._acts.end()
         forward = self._forward
         if self._packed and self._call is not None:
@@ -217,7 +217,8 @@ class Monitor:
         if self._packed:
             self._continuous.scored(self._judge.bank.logits(forward.total), forward.sequences)
         elif self._call is not None:
-            self._call.scored(self._judge.bank.logits(forward.total))
+            return self._call.scored(self._judge.bank.logits(forward.total))
+        return False
 
     def _guarded_generate(self, *args: Any, **kwargs: Any) -> Any:
         if not self._busy.acquire(blocking=False):
@@ -271,6 +272,7 @@ class Monitor:
         return output
 
     def _check_continuous(self) -> None:
+        self.policy.check_continuous()
         if self._watch is not None:
             raise ConfigError(
                 "continuous batching does not say who sends a request, so extraction cannot be watched for; use "

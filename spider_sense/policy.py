@@ -192,6 +192,24 @@ class Policy(Settings):
                     f"the policy speaks of detector {rule.detector!r}; {nearest(rule.detector, detectors)}"
                 )
 
+    @property
+    def reads_again(self) -> bool:
+        """Whether a prompt is read once more, under the patch, where its verdict asks for that."""
+        return self.patch is not None and self.patch.begin == "prompt"
+
+    def check_continuous(self) -> None:
+        """Check that transformers' continuous batching, which cannot read a prompt again, can do what the policy says.
+
+        Raises:
+            ConfigError: if a patch is to begin with the prompt.
+        """
+        if self.reads_again:
+            raise ConfigError(
+                "patch.begin is 'prompt', and transformers' continuous batching cannot read a prompt again; call "
+                "model.generate, start the server without --continuous-batching or with vLLM, or leave patch.begin "
+                "out, so that a patch begins at the next token"
+            )
+
     def check_watched(self, watched: bool) -> None:
         """Check that it says what to do about extraction if that is watched for, and only then.
 

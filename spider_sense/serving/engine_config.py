@@ -64,8 +64,7 @@ def check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
                 "the policy's patch moves rows of projections that LoRA adapters may move too; serve without "
                 "--enable-lora, or take the action patch out of the policy"
             )
-    section = settings.load_policy().patch
-    if section is not None and section.begin == "prompt" and config.scheduler_config.async_scheduling:
+    if settings.load_policy().reads_again and config.scheduler_config.async_scheduling:
         raise ConfigError(
             "patch.begin is 'prompt', and with asynchronous scheduling the next step is on its way before the verdict "
             "on a prompt is known; serve with --no-async-scheduling, or with patch.begin: token"

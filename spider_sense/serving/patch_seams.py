@@ -62,11 +62,11 @@ def find_patch(settings: ServingSettings) -> tuple[NeuronPatch, float] | None:
 
 def graph_of(settings: ServingSettings) -> str:
     """Return what of the patch is compiled. Its digest stands for its rows, which decide what each rank compiles."""
-    found, section = find_patch(settings), settings.load_policy().patch
-    if found is None or section is None:
+    found = find_patch(settings)
+    if found is None:
         return ""
     # Where a patch begins is not compiled, but the scheduler of a running engine does not change it either.
-    return f"/patch:{found[0].digest}*{found[1]}{'@prompt' if section.begin == 'prompt' else ''}"
+    return f"/patch:{found[0].digest}*{found[1]}{'@prompt' if settings.load_policy().reads_again else ''}"
 
 
 def loaded(worker: Any, settings: ServingSettings) -> None:
@@ -107,8 +107,7 @@ def scheduling(scheduler: Any, settings: ServingSettings) -> None:
             "patched; serve with vLLM's own scheduler, or with a policy that does not patch"
         )
     setattr(scheduler, _DIGEST, found[0].digest)
-    section = settings.load_policy().patch
-    if section is not None and section.begin == "prompt":
+    if settings.load_policy().reads_again:
         if "drop_stale_output" not in inspect.signature(scheduler._preempt_request).parameters:
             raise ConfigError(
                 "patch.begin is 'prompt', and this vLLM cannot take a step's token back from a request; install a "

@@ -34,6 +34,8 @@ class Engines(utils.GenerationState):  # type: ignore[misc]
     _cb_manager: Any
 
     def __init__(self, served: Served, cb_config: Any, **options: Any) -> None:
+        if options.get("continuous_batching"):
+            served.policy.check_continuous()
         config = cb_config or ContinuousBatchingConfig()
         # The states of a guard do not lie beside the blocks, so what another request computed would go unseen.
         config.allow_block_sharing = False

@@ -19,13 +19,15 @@ from typing import Any
 import pytest
 import torch
 
+from spider_sense.bench import random_patch
 from spider_sense.canary import Canaries, Canary
 from spider_sense.chat import unscored
-from spider_sense.errors import MismatchError
+from spider_sense.errors import ConfigError, MismatchError
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel, load_model
 from spider_sense.monitor import Monitor
 from spider_sense.offline import whole_logits
+from spider_sense.patching import apply_patch
 from spider_sense.scoring import Bank, Scorer
 from spider_sense.serving.settings import ServingSettings
 from spider_sense.types import Site
@@ -343,6 +345,29 @@ def _stopped(address: str) -> float:
     """Return how many requests the metrics say were stopped."""
     (line,) = (one for one in _get(address, "/metrics").splitlines() if 'requests_total{action="stop"}' in one)
     return float(line.split()[-1])
+
+
+def test_a_prompt_is_read_again_in_turn_and_refused_otherwise(
+    serve: Serve, guards: Any, tiny: LoadedModel, packed: bool, tmp_path: Path
+) -> None:
+    patch = random_patch(tiny, scale=1.0).save_pretrained(tmp_path / "patch")
+    section = f"{{folder: {tmp_path / 'patch'}, begin: prompt}}"
+    rule = "{detector: '*', zone: suspect, action: patch}"
+    (tmp_path / "policy.yaml").write_text(f"rules: [{rule}]\npatch: {section}\n")
+    probe = guards.probe("all", "mean", "resid.0")
+    guard = guards.guard(tiny, [probe], guards.calibration(-1e6, 2e6))
+    if packed:
+        with pytest.raises(ConfigError, match="without --continuous-batching"), serve(guard, packed):
+            pass
+        return
+    with serve(guard, packed) as address:
+        ((said, verdict, _),) = _ask(address, _chat(TEXTS[0]))
+    assert (verdict["action"], verdict["patched_from"]) == ("patch", 0)
+    change = apply_patch(tiny, patch)
+    want = tiny.tokenizer.decode(_offline(tiny, TEXTS[0])[1], skip_special_tokens=True)
+    change.revert()
+    assert said.split() == want.split()
+    assert said.split() != tiny.tokenizer.decode(_offline(tiny, TEXTS[0])[1], skip_special_tokens=True).split()
 
 
 def test_a_request_ends_when_its_client_leaves(
