@@ -195,7 +195,6 @@ class GuardedCall:
             return False
         for case in patched:
             case.patched_from = 0
-        self._draft = None
         return True
 
     def _live(self) -> list[Case]:

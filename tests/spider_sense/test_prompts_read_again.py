@@ -148,15 +148,19 @@ def test_other_caches(guards: Any, what: LoadedModel, suspecting: Any, options: 
     check(found, under, bare)
 
 
-@pytest.mark.parametrize("begin", ["token", "prompt"])
-def test_no_pass_is_run_again_for_nobody(guards: Any, what: LoadedModel, suspecting: Any, begin: str) -> None:
-    bare = generate(what, guards)
-    guard, policy = (suspecting(what, bound=2), POLICY) if begin == "prompt" else (suspecting(what), TOKEN)
-    with guarded(what, guard, policy), passes(what) as seen:
-        found = generate(what, guards)
-    assert seen == [WIDTH, *[1] * (NEW - 1)]
-    assert torch.equal(found.sequences[OTHERS], bare.sequences[OTHERS])
-    assert torch.equal(found.logits[1], bare.logits[1])
+def test_no_pass_is_run_again_for_nobody(guards: Any, what: LoadedModel, suspecting: Any) -> None:
+    bare, positions = generate(what, guards), []
+    for policy, bound in ((TOKEN, SHORT), (POLICY, 2)):
+        policy = policy.model_copy(update={"same_step": True})
+        with guarded(what, suspecting(what, bound=bound), policy, keep_history=True) as monitor, passes(what) as seen:
+            found = generate(what, guards)
+            positions.append([[position for position, _ in case.history] for case in monitor.cases])
+        assert seen == [WIDTH, *[1] * (NEW - 1)]
+        assert torch.equal(found.sequences[OTHERS], bare.sequences[OTHERS])
+        assert torch.equal(found.logits[0], bare.logits[0])
+    assert torch.equal(found.sequences, bare.sequences)
+    # The prompt is judged once, and so is every step.
+    assert positions[0] == positions[1]
 
 
 def test_a_later_suspicion_begins_at_the_next_token(guards: Any, what: LoadedModel) -> None:
