@@ -78,7 +78,7 @@ class Patch(Settings):
     begin: Literal["token", "prompt"] = "token"
     """Where it begins: ``token`` is the next token that is computed. Whether an answer refuses is decided by then, so
     ``prompt`` lets the prompt of a request that has no token of an answer yet be read once more, under the patch from
-    its first token on."""
+    its first token on. Verdicts on prompts are awaited for it, whatever ``same_step`` says."""
 
 
 class Throttle(Settings):

@@ -309,7 +309,7 @@ def test_the_cache_is_refused_later(guards: Any, what: LoadedModel, suspecting: 
 
 
 def test_a_cache_is_empty_where_a_reset_would_keep_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As that of transformers before 5.19 does."""
+    """As that of older releases of transformers does."""
     monkeypatch.setattr(DynamicLayer, "reset", CacheLayerMixin.reset)
     cache, kv = DynamicCache(), torch.ones(1, 2, 3, 4)
     cache.update(kv, kv, 0)
