@@ -35,7 +35,7 @@ def empty(cache: Any) -> bool:
         return False
     for layer in cache.layers:
         if isinstance(layer, DynamicLayer):
-            # Releases of transformers before 5.19 would keep its columns and fill them with zeros.
+            # Older releases of transformers keep its columns and fill them with zeros.
             layer.is_initialized = False
     cache.reset()
     return True

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from spider_sense.bench import random_patch
 from spider_sense.errors import ConfigError
@@ -305,6 +306,16 @@ def test_the_cache_is_refused_later(guards: Any, what: LoadedModel, suspecting: 
         assert cache.get_seq_length() == WIDTH + NEW - 1
         with pytest.raises(ConfigError, match=f"those from {WIDTH - SHORT} on were computed under a patch"):
             what.model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache)
+
+
+def test_a_cache_is_empty_where_a_reset_would_keep_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of older releases of transformers does."""
+    monkeypatch.setattr(DynamicLayer, "reset", CacheLayerMixin.reset)
+    cache, kv = DynamicCache(), torch.ones(1, 2, 3, 4)
+    cache.update(kv, kv, 0)
+    assert empty(cache)
+    assert cache.get_seq_length() == 0
+    assert torch.equal(cache.update(2 * kv, 3 * kv, 0)[1], 3 * kv)
 
 
 def test_what_is_no_cache_is_not_emptied() -> None:
