@@ -78,7 +78,8 @@ class Patch(Settings):
     begin: Literal["token", "prompt"] = "token"
     """Where it begins. ``token``: with the next token that is computed; whether an answer refuses is decided by then.
     ``prompt``: the prompt of a request without a token of an answer is read once more, patched from its first token on;
-    later in an answer the patch begins with the next token too."""
+    later in an answer the patch begins with the next token too. Verdicts on prompts are awaited for it, whatever
+    ``same_step`` says."""
 
 
 class Throttle(Settings):
