@@ -83,7 +83,7 @@ class Attachment:
             model._compiled_call_impl = self._wrap(self._compiled_call)
         else:
             self._handles.append(model.register_forward_pre_hook(self._before, with_kwargs=True))
-            self._handles.append(model.register_forward_hook(self._after, with_kwargs=True))
+            self._handles.append(model.register_forward_hook(self._after, with_kwargs=True, prepend=True))
         _continuous.add(inner, self)
         _forget_compiled()
 
@@ -112,7 +112,7 @@ class Attachment:
 
     @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
-        # Not the module itself, whose other hooks have run already.
+        # Not the module itself: its other hooks see the output that counts, once.
         return self._run(module.forward, args, kwargs) if self._end() else None
 
     def _wrap(self, call: Callable[..., object]) -> Callable[..., object]:

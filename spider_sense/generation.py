@@ -4,9 +4,7 @@ Rows of the batch that are stopped are made to emit the refusal text and then th
 other rows are not touched.
 
 Where the policy lets a patch begin with the prompt, the verdict on the prompt is awaited. If some row is to be patched,
-the pass is run once more, under the patch: the KV that it has filled is dropped, and nothing is scored twice. One pass
-must have read the whole prompt: with ``prefill_chunk_size``, or with a prefix that the caller hands over in
-``past_key_values``, the patch begins at the next token.
+the pass is run once more, under the patch: the KV that it has filled is dropped, and nothing is scored twice.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -191,11 +189,11 @@ class GuardedCall:
         self._decide(self._judge.read(self._live()), self._mask_BP.shape[1])
         self._judged = True
         patched = [case for case in self.cases if case.decision.action == "patch"]
-        if not patched or not empty(self.cache):
-            return False
+        if patched:
+            empty(self.cache)
         for case in patched:
             case.patched_from = 0
-        return True
+        return bool(patched)
 
     def _live(self) -> list[Case]:
         return [case for row, case in enumerate(self.cases) if self._alive[row]]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from spider_sense.errors import ConfigError
+
 __all__ = ["cached_columns", "empty"]
 
 
@@ -21,21 +23,23 @@ def cached_columns(cache: Any, counted: int) -> int:
     return int(cache.get_seq_length()) if counted == 0 or isinstance(cache, DynamicCache) else counted
 
 
-def empty(cache: Any) -> bool:
+def empty(cache: Any) -> None:
     """Empty a KV cache, so that the pass that filled it can run again; None is empty.
 
-    Returns:
-        Whether it could be done; if not, the cache is as it was.
+    Raises:
+        ConfigError: if it is no cache of transformers' own kinds; it is as it was then.
     """
     from transformers.cache_utils import Cache, DynamicLayer
 
     if cache is None:
-        return True
+        return
     if not isinstance(cache, Cache):
-        return False
+        raise ConfigError(
+            f"patch.begin is 'prompt', and a cache of type {type(cache).__name__} cannot be emptied to read a prompt "
+            "again; pass a cache of transformers', or set patch.begin: token"
+        )
     for layer in cache.layers:
         if isinstance(layer, DynamicLayer):
-            # Older releases of transformers keep its columns and fill them with zeros.
+            # Releases of transformers before 5.19 would keep its columns and fill them with zeros.
             layer.is_initialized = False
     cache.reset()
-    return True

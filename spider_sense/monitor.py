@@ -58,6 +58,7 @@ _READ_OPTIONS = (
     "pad_token_id",
     "max_new_tokens",
     "sequence_bias",
+    "prefill_chunk_size",
     *_SAMPLING_OPTIONS,
     *_ASSISTED_OPTIONS,
 )
@@ -240,6 +241,8 @@ class Monitor:
                 f"guidance_scale={options['guidance_scale']}: its second pass, over another prompt, would be taken for "
                 "the request's own; leave it out of a guarded generate"
             )
+        if self.policy.reads_again:
+            _check_one_pass(options, kwargs.get("past_key_values"))
         mask_BP = _prompt_mask(ids, kwargs.get("attention_mask"), options)
         copies = options["num_return_sequences"] or 1
         eos_ids, end_id = self._end_ids(options["eos_token_id"])
@@ -355,6 +358,18 @@ def _options(kwargs: Mapping[str, Any], default: Any) -> dict[str, Any]:
         name: [value for c in configs if (value := getattr(c, name, None)) is not None] for name in _READ_OPTIONS
     }
     return {name: kwargs[name] if name in kwargs else next(iter(values), None) for name, values in set_values.items()}
+
+
+def _check_one_pass(options: Mapping[str, Any], cache: Any) -> None:
+    """Check that one pass will read the whole prompt, so that it can be read again."""
+    chunk, held = options["prefill_chunk_size"], 0 if cache is None else int(cache.get_seq_length())
+    parts = {f"prefill_chunk_size={chunk}": chunk is not None, f"past_key_values, which holds {held} tokens": held > 0}
+    for part, is_set in parts.items():
+        if is_set:
+            raise ConfigError(
+                f"{part}: patch.begin is 'prompt', and a prompt that is read in parts cannot be read again; leave it "
+                "out, or set patch.begin: token in the policy"
+            )
 
 
 def _asked(options: Mapping[str, Any]) -> Asked:

@@ -196,7 +196,7 @@ class Policy(Settings):
     @property
     def reads_again(self) -> bool:
         """Whether a prompt is read once more, under the patch, where its verdict asks for that."""
-        return self.patch is not None and self.patch.begin == "prompt"
+        return "patch" in self.actions and self.patch is not None and self.patch.begin == "prompt"
 
     def check_continuous(self) -> None:
         """Check that transformers' continuous batching, which cannot read a prompt again, can do what the policy says.

@@ -1,6 +1,5 @@
 """The guard in vLLM's scheduler: ends requests that are to be stopped, and puts the verdict into the answers."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,8 +20,8 @@ Tell = Callable[[dict[int, Any], Note], None]
 """Takes the outputs of the step by client, and what the step tells the front end."""
 SwitchOn = Callable[[Any, str, int], None]
 """Takes the scheduler, a request's id and how many of its tokens were computed; a second call changes nothing."""
-ReadAgain = Callable[[Any, str], None]
-"""Takes the scheduler and a request's id; a second call changes nothing."""
+ReadAgain = Callable[[Any, str], bool]
+"""Takes the scheduler and a request's id, and says whether the request begins once more, which it does once at most."""
 
 
 class Actor:
@@ -34,7 +33,8 @@ class Actor:
         end: finishes a running request with last tokens and a stop reason.
         tell: sends a note to the processes that answer clients.
         switch_on: patches a running request from its next step on.
-        read_again: begins a request that is to be patched once more, where it has no token yet and the policy wants it.
+        read_again: lets a request that is to be patched, and has no token of an answer yet, begin once more, if the
+            policy wants that.
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class Actor:
         (self._refusal, self._break), self._end, self._tell = refusal, end, tell
         self._switch_on, self._read_again = switch_on, read_again
         self._latest: dict[str, tuple[Findings, int]] = {}
+        self._kept: dict[str, tuple[Any, Any]] = {}
+        """What vLLM computed of prompts that are being read again, and may not compute a second time."""
         self._seconds = 0.0
         """That the guard took on the host and nobody was told of."""
 
@@ -77,10 +79,10 @@ class Actor:
         for name in stopped:
             output.sampled_token_ids[output.req_id_to_index[name]] = []
             # Without a new token vLLM expects none of these.
-            for extra in (output.prompt_logprobs_dict, output.prompt_token_id_logprobs_dict):
+            for extra in _extras(output):
                 extra.pop(name, None)
-        for name in filter(functools.partial(_runs, scheduler), findings.patches):
-            self._read_again(scheduler, name)
+        self._give_back(scheduler, output)
+        self._begin_again(scheduler, output, findings)
         outputs = original(step, output)
         for name in stopped:
             begun = scheduler.requests[name].num_output_tokens > 0
@@ -95,6 +97,24 @@ class Actor:
                 one.kv_transfer_params = {**(one.kv_transfer_params or {}), KEY: self._answer(one.request_id)}
         self._tell_of(scheduler, outputs, findings)
         return outputs
+
+    def _begin_again(self, scheduler: Any, output: Any, findings: Findings) -> None:
+        # Each goes to the head of the queue.
+        for name in reversed(findings.patches):
+            if _runs(scheduler, name) and self._read_again(scheduler, name):
+                prompt, ids = (extra.pop(name, None) for extra in _extras(output))
+                self._kept[name] = prompt, ids
+
+    def _give_back(self, scheduler: Any, output: Any) -> None:
+        """Add what was computed of prompts at their first reading to the step that has the first token."""
+        for name in list(self._kept):
+            place = output.req_id_to_index.get(name)
+            if name not in scheduler.requests:
+                del self._kept[name]
+            elif place is not None and output.sampled_token_ids[place]:
+                for extra, kept in zip(_extras(output), self._kept.pop(name), strict=True):
+                    if extra.get(name) is None and kept is not None:
+                        extra[name] = kept
 
     def _tell_of(self, scheduler: Any, outputs: dict[int, Any], findings: Findings | None) -> None:
         """Tell what there is to count and what comes of whom, and forget the requests that have ended."""
@@ -114,6 +134,10 @@ class Actor:
     def _answer(self, name: str) -> Mapping[str, Any] | None:
         found = self._latest.get(name)
         return None if found is None else found[0].answer(found[1], self._detectors, self._digest, self._scores)
+
+
+def _extras(output: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return output.prompt_logprobs_dict, output.prompt_token_id_logprobs_dict
 
 
 def _runs(scheduler: Any, name: str) -> bool:

@@ -85,6 +85,11 @@ def exchange(running: EngineGuard, told: Mapping[str, Any], serving: ServingConf
     try:
         settings = parse(told, ServingSettings, origin="the settings to reload")
         guard = check_settings(settings)
+        if settings.load_policy().reads_again != running.judge.policy.reads_again:
+            raise ConfigError(
+                "patch.begin of the policy differs from that of before, and an engine that runs does not change it; "
+                "start anew with this policy"
+            )
         graph = graph_of(guard, settings)
         if graph != settings.graph:
             raise MismatchError(

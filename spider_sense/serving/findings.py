@@ -106,7 +106,11 @@ class Findings:
             **self._said(row),
             "detectors": said,
             "coverage": self._coverage(row),
-        } | ({} if self.patched_from[row] is None else {"patched_from": self.patched_from[row]})
+        } | self._patched(row)
+
+    def _patched(self, row: int) -> dict[str, int]:
+        start, secret = self.patched_from[row], row < len(self.secret) and self.secret[row]
+        return {} if start is None or secret else {"patched_from": start}
 
     def _said(self, row: int) -> dict[str, str]:
         """Return action and reason, as a client may know them: whoever mines the model learns no more than it sees."""

@@ -63,10 +63,7 @@ def find_patch(settings: ServingSettings) -> tuple[NeuronPatch, float] | None:
 def graph_of(settings: ServingSettings) -> str:
     """Return what of the patch is compiled. Its digest stands for its rows, which decide what each rank compiles."""
     found = find_patch(settings)
-    if found is None:
-        return ""
-    # Where a patch begins is not compiled, but the scheduler of a running engine does not change it either.
-    return f"/patch:{found[0].digest}*{found[1]}{'@prompt' if settings.load_policy().reads_again else ''}"
+    return "" if found is None else f"/patch:{found[0].digest}*{found[1]}"
 
 
 def loaded(worker: Any, settings: ServingSettings) -> None:
@@ -116,25 +113,28 @@ def scheduling(scheduler: Any, settings: ServingSettings) -> None:
         setattr(scheduler, _AGAIN, True)
 
 
-def read_again(scheduler: Any, name: str) -> None:
+def read_again(scheduler: Any, name: str) -> bool:
     """Let a running request begin once more, patched from its first token on, if the policy wants that.
 
-    It is for requests without a token of an answer, before the scheduler takes in their first. One that asks for
-    log-probabilities of its prompt is left as it is, since vLLM computes them once.
+    It is for requests whose prompt has just been read, before the scheduler takes in the first token of the answer.
 
     Args:
         scheduler: vLLM's, before it is updated with the step.
         name: the request's id.
+
+    Returns:
+        Whether it begins once more.
     """
     request = scheduler.requests[name]
     begun = request.num_output_tokens > 0 or hasattr(request, _MARK) or request not in scheduler.running
-    if begun or not hasattr(scheduler, _AGAIN) or request.sampling_params.prompt_logprobs is not None:
-        return
+    if begun or not hasattr(scheduler, _AGAIN) or _reads(request):
+        return False
     _mark(scheduler, request, 0)
     scheduler.running.remove(request)
     scheduler._preempt_request(request, time.monotonic(), drop_stale_output=True)
-    # Runners keep what ran in the step before; this request comes back in the very next one.
-    scheduler.prev_step_scheduled_req_ids.discard(name)
+    # Drafts that follow the token which is thrown away are on their way to it.
+    request.is_prefill_chunk = True
+    return True
 
 
 def switch_on(scheduler: Any, name: str, computed: int) -> None:
@@ -146,9 +146,15 @@ def switch_on(scheduler: Any, name: str, computed: int) -> None:
         computed: its tokens that were computed; of a preempted one the scheduler has forgotten how many.
     """
     request = scheduler.requests[name]
-    if hasattr(request, _MARK):
+    # A prompt that is going to be read again is read to its end before.
+    if hasattr(request, _MARK) or (hasattr(scheduler, _AGAIN) and _reads(request)):
         return
     _mark(scheduler, request, max(request.num_computed_tokens, computed))
+
+
+def _reads(request: Any) -> bool:
+    """Whether a part of its prompt has not been scheduled yet."""
+    return not request.num_output_tokens and request.num_computed_tokens < request.num_prompt_tokens
 
 
 def _mark(scheduler: Any, request: Any, start: int) -> None:

@@ -198,3 +198,17 @@ def test_a_throttle_has_a_pace_of_its_own() -> None:
         parse({"rules": [rule], "throttle": {"requests": 0}}, Policy, "x")
     with pytest.raises(ConfigError, match=r"unknown key 'throttle\.seconds'"):
         parse({"rules": [rule], "throttle": {"seconds": 5}}, Policy, "x")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "again"),
+    [
+        ({"rules": [{"detector": "*", "zone": "suspect", "action": "patch"}], "patch": {"begin": "prompt"}}, True),
+        ({"rules": [{"detector": "*", "zone": "suspect", "action": "patch"}], "patch": {}}, False),
+        # Nothing asks for the patch, so nothing waits for a verdict on a prompt.
+        ({"rules": [{"detector": "*", "zone": "suspect", "action": "stop"}], "patch": {"begin": "prompt"}}, False),
+        ({"rules": []}, False),
+    ],
+)
+def test_prompts_are_read_again_only_where_the_policy_patches(mapping: dict[str, object], again: bool) -> None:
+    assert parse(mapping, Policy, origin="policy.yaml").reads_again is again

@@ -1,7 +1,7 @@
 """``patch.begin: prompt``: suspected prompts are read once more, under the patch, and the rest of the batch is not."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -182,24 +182,18 @@ def test_a_later_suspicion_begins_at_the_next_token(guards: Any, what: LoadedMod
 
 
 @pytest.mark.parametrize("filled", [False, True])
-def test_a_prompt_that_no_single_pass_reads_is_patched_from_the_next_token_on(
+def test_a_prompt_that_no_single_pass_reads_is_refused(
     guards: Any, what: LoadedModel, suspecting: Any, filled: bool
 ) -> None:
-    inputs, guard = guards.pad(PROMPTS), suspecting(what)
-    runs, starts = [], []
-    for policy in (TOKEN, POLICY):
-        options: dict[str, Any] = {"prefill_chunk_size": 5}
-        if filled:
-            with torch.no_grad():
-                cache = what.model(inputs["input_ids"][:, :14], attention_mask=inputs["attention_mask"][:, :14])
-            options = {"past_key_values": cache.past_key_values}
-        policy = policy.model_copy(update={"on_missing": "observe"})
-        with guarded(what, guard, policy) as monitor, passes(what) as seen:
-            runs.append(generate(what, guards, **options).sequences)
-            starts.append([case.patched_from for case in monitor.cases])
-        assert seen == ([3] if filled else [5, 5, 5, 2]) + [1] * (NEW - 1)
-    assert torch.equal(*runs)
-    assert starts[0] == starts[1] == [SHORT + 1 if row in SUSPECTED else None for row in range(8)]
+    inputs, options, message = guards.pad(PROMPTS), {"prefill_chunk_size": 5}, "prefill_chunk_size=5: patch.begin is"
+    if filled:
+        with torch.no_grad():
+            cache = what.model(inputs["input_ids"][:, :14], attention_mask=inputs["attention_mask"][:, :14])
+        options, message = {"past_key_values": cache.past_key_values}, "which holds 14 tokens: patch.begin is"
+    with guarded(what, suspecting(what)), pytest.raises(ConfigError, match=message):
+        generate(what, guards, **options)
+    with guarded(what, suspecting(what), TOKEN.model_copy(update={"on_missing": "observe"})):
+        generate(what, guards, **options)
 
 
 @pytest.mark.parametrize("same_step", [False, True])
@@ -287,11 +281,24 @@ def test_compiled_models(guards: Any, what: LoadedModel, suspecting: Any, how: s
     check(found, under, bare)
 
 
-def test_other_hooks_of_the_model_see_one_pass(guards: Any, what: LoadedModel, suspecting: Any) -> None:
+@pytest.mark.parametrize("before", [False, True])
+def test_other_hooks_of_the_model_see_the_pass_that_counts(
+    guards: Any, what: LoadedModel, suspecting: Any, before: bool
+) -> None:
     seen: list[Tensor] = []
-    with guarded(what, suspecting(what)):
-        what.model.register_forward_hook(lambda _m, _a, output: seen.append(output.logits[:, -1]))
+
+    def prefer(_model: Any, _inputs: Any, output: Any) -> None:
+        output.logits[..., 7] += 1e4
+        seen.append(output.logits[:, -1])
+
+    with ExitStack() as stack:
+        if before:
+            what.model.register_forward_hook(prefer)
+        stack.enter_context(guarded(what, suspecting(what)))
+        if not before:
+            what.model.register_forward_hook(prefer)
         found = generate(what, guards)
+    assert (found.sequences[:, WIDTH:] == 7).all()
     assert len(seen) == NEW
     assert torch.equal(seen[0], found.logits[0])
 
@@ -313,14 +320,15 @@ def test_a_cache_is_empty_where_a_reset_would_keep_its_columns(monkeypatch: pyte
     monkeypatch.setattr(DynamicLayer, "reset", CacheLayerMixin.reset)
     cache, kv = DynamicCache(), torch.ones(1, 2, 3, 4)
     cache.update(kv, kv, 0)
-    assert empty(cache)
+    empty(cache)
     assert cache.get_seq_length() == 0
     assert torch.equal(cache.update(2 * kv, 3 * kv, 0)[1], 3 * kv)
 
 
 def test_what_is_no_cache_is_not_emptied() -> None:
-    assert empty(None)
-    assert not empty(object())
+    empty(None)
+    with pytest.raises(ConfigError, match="cache of type object cannot be emptied"):
+        empty(object())
 
 
 def test_continuous_batching_refuses_the_policy(what: LoadedModel, suspecting: Any) -> None:

@@ -111,6 +111,7 @@ def _told(one: Any, completion: Any) -> dict[str, Any]:
     logprobs = zip(completion.logprobs or (), tokens, strict=False)
     return {
         "prompt": list(one.prompt_token_ids),
+        "prompt_logprobs": len(one.prompt_logprobs or ()),
         "tokens": tokens,
         "logprobs": [by_token[token].logprob for by_token, token in logprobs],
         "text": completion.text,

@@ -22,6 +22,7 @@ from spider_sense.types import Site
 pytestmark = pytest.mark.vllm
 Offline = Callable[[Path, list[int], int], tuple[torch.Tensor, torch.Tensor]]
 ALPHA = 0.5
+DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
 
 
 @dataclasses.dataclass
@@ -185,9 +186,16 @@ def test_a_patch_outlasts_preemption(
         smol.assert_equals(one)
 
 
-@pytest.mark.parametrize("second_runner", [False, True], ids=["first_runner", "second_runner"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param({}, id="first_runner"),
+        pytest.param({"second_runner": True}, id="second_runner"),
+        pytest.param({"speculative_config": DRAFTS}, id="drafts"),
+    ],
+)
 def test_a_suspected_prompt_is_read_again_from_its_first_token_on(
-    second_runner: bool,
+    engine: dict[str, Any],
     smol: Patched,
     eight: list[list[int]],
     run_engine: Callable[..., Any],
@@ -204,10 +212,10 @@ def test_a_suspected_prompt_is_read_again_from_its_first_token_on(
     found, later, single = run_engine(
         [eight, eight, [eight[chosen[0]]]],
         {"guard": str(one_head("head0", threshold, threshold)), "policy": str(smol.again)},
-        [sampling, sampling, {**sampling, "max_tokens": 1}],
-        second_runner=second_runner,
+        [sampling, sampling, {**sampling, "max_tokens": 1, "prompt_logprobs": 0}],
         async_scheduling=False,
         preempts=True,
+        **engine,
     )
     (plain,) = run_engine([eight], {"guard": str(strict)}, sampling)
     for one in (*found, *later, *single):
@@ -222,6 +230,7 @@ def test_a_suspected_prompt_is_read_again_from_its_first_token_on(
     assert [found[place]["tokens"] for place in chosen] != [plain[place]["tokens"] for place in chosen]
     assert single[0]["tokens"] == found[chosen[0]]["tokens"][:1]
     assert single[0]["said"]["patched_from"] == 0
+    assert single[0]["prompt_logprobs"] == len(single[0]["prompt"])
 
 
 def test_each_of_two_ranks_patches_its_own_neurons(

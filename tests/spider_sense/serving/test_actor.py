@@ -27,6 +27,7 @@ class Scheduler:
         self.told: list[Note] = []
         self.patched: list[tuple[str, int]] = []
         self.read_again: list[tuple[str, int]] = []
+        self.reads_again: bool = False
 
     def add(self, name: str, output: int = 0, stop: tuple[str, ...] = ()) -> None:
         tokens = [7] * output
@@ -59,9 +60,10 @@ class Scheduler:
         assert scheduler is self
         self.patched.append((name, computed))
 
-    def again(self, scheduler: Any, name: str) -> None:
+    def again(self, scheduler: "Scheduler", name: str) -> bool:
         assert scheduler is self
         self.read_again.append((name, self.requests[name].num_output_tokens))
+        return self.reads_again
 
     def tell(self, _: dict[int, Any], note: Note) -> None:
         self.told.append(note)
@@ -205,6 +207,35 @@ def test_a_request_that_is_left_in_its_first_step_is_counted(actor: tuple[Actor,
     assert [len(note["ended"]) for note in scheduler.told] == [1]
 
 
+def test_what_was_computed_of_a_prompt_is_told_with_the_first_token_of_its_second_reading(
+    actor: tuple[Actor, Scheduler],
+) -> None:
+    one, scheduler = actor
+    scheduler.reads_again, seen = True, list[Any]()
+
+    def step(prompt_logprobs: dict[str, Any], **tokens: list[int]) -> None:
+        output = SimpleNamespace(
+            req_id_to_index={name: place for place, name in enumerate(tokens)},
+            sampled_token_ids=list(tokens.values()),
+            prompt_logprobs_dict=prompt_logprobs,
+            prompt_token_id_logprobs_dict={},
+            spider_sense=findings(*tokens, patches=tuple(tokens) if not seen else ()),
+        )
+        step = SimpleNamespace(total_num_scheduled_tokens=9, scheduled_new_reqs=[])
+        one.update(lambda step, output: {}, scheduler, step, output)
+        seen.append(output.prompt_logprobs_dict)
+
+    for name in ("a", "b", "gone"):
+        scheduler.add(name)
+    step({"a": "of a", "b": "of b", "gone": "of c"}, a=[9], b=[9], gone=[9])
+    del scheduler.requests["gone"]
+    step({}, a=[], b=[])
+    step({"a": None, "b": "computed again"}, a=[8], b=[8])
+    step({}, a=[7], b=[7])
+    assert seen == [{}, {}, {"a": "of a", "b": "computed again"}, {}]
+    assert not one._kept
+
+
 def test_a_request_is_patched_once_its_step_is_accounted_for(actor: tuple[Actor, Scheduler]) -> None:
     one, scheduler = actor
     for name in ("suspect", "ends", "other"):
@@ -212,7 +243,7 @@ def test_a_request_is_patched_once_its_step_is_accounted_for(actor: tuple[Actor,
     found = findings("suspect", "ends", "other", patches=("suspect", "ends"))
     outputs = update(one, scheduler, found, suspect=[9], ends=[2], other=[9])
     assert scheduler.patched == [("suspect", 9)]
-    assert scheduler.read_again == [("suspect", 0), ("ends", 0)], "both, before the scheduler took in their tokens"
+    assert scheduler.read_again == [("ends", 0), ("suspect", 0)], "both, before the scheduler took in their tokens"
     assert not scheduler.ended
     said = {result.request_id: result.kv_transfer_params for result in outputs[0].outputs}
     assert (said["ends"]["spider_sense"]["action"], said["ends"]["spider_sense"]["patched_from"]) == ("patch", 7)

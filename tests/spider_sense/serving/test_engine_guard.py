@@ -229,7 +229,8 @@ def test_of_the_blocks_that_another_guard_filled_nothing_is_known(tiny_loaded: L
         ({"kind": "attention"}, "probes {op}/one:resid.0*1, the guard has {op}/one:resid.0*2"),
         ({"template": True}, "made for the template"),
         ({"serving": True}, "uncertified serving configuration"),
-        ({"policy": True}, "the vLLM engine cannot 'steer'"),
+        ({"policy": "on_missing: steer\nsteer: {vector: calm, strength: 1}"}, "the vLLM engine cannot 'steer'"),
+        ({"policy": "on_missing: patch\npatch: {folder: p, begin: prompt}"}, "patch.begin of the policy differs"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -246,7 +247,7 @@ def test_a_guard_that_does_not_fit_is_refused_and_the_old_one_stays(
     other.save_pretrained(tmp_path / "other")
     told = {"guard": str(tmp_path / "other"), "graph": graph_of(first, ServingSettings(guard=tmp_path))}
     if "policy" in change:
-        (tmp_path / "policy.yaml").write_text("rules: []\non_missing: steer\nsteer: {vector: calm, strength: 1}\n")
+        (tmp_path / "policy.yaml").write_text(f"rules: []\n{change['policy']}\n")
         told["policy"] = str(tmp_path / "policy.yaml")
     serving = serving_config(tiny_loaded.model)
     if "serving" in change:
@@ -303,13 +304,17 @@ def test_a_prompt_that_is_read_again_is_scored_once_and_loses_the_token_that_fol
     engine.add("a", prompt, [50])
     engine.step({"a": 100})
     assert engine.guard._served["a"].tokens == [*prompt, 50]
-    first = engine.requests["a"]
+    first, peak = engine.requests["a"], engine.found["a"][0].peak_BH.copy()
     # Under the patch it answers otherwise, and begins with none of the blocks of before.
     engine.add("a", prompt, range(20, 30))
     engine.requests["a"].state, engine.requests["a"].params = "resumed", first.params
+    for hidden_TD in engine.requests["a"].hidden.values():
+        hidden_TD[: len(prompt)] *= -3
     engine.cache.clear()
     engine.patched["a"] = 0
-    engine.step({"a": 5})
+    for rows in (5, 7):
+        engine.step({"a": rows})
+        np.testing.assert_array_equal(engine.found["a"][0].peak_BH, peak)
     findings, row = engine.found["a"]
     assert findings.coverage_B3[row].tolist() == [len(prompt), 0, 0], "known from the first reading"
     while engine.requests["a"].done < 20:

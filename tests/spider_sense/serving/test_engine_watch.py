@@ -1,5 +1,6 @@
 """What a served engine tells of requests where extraction is watched for, and what its clients are told."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def test_a_client_is_not_told_how_its_principal_stands(tiny_loaded: LoadedModel,
     said = {name: findings.answer(row, ("h",), "g", scores=True) for row, name in enumerate(findings.ids)}
     assert [said[name]["action"] for name in ("miner", "half", "lost", "honest")] == ["stop", "observe"] * 2
     assert (said["half"]["reason"], said["miner"]["reason"]) == (said["honest"]["reason"], said["lost"]["reason"])
+    marked = replace(findings, patched_from=(0,) * len(findings.ids))
+    told = {name: "patched_from" in marked.answer(row, ("h",), "g", True) for row, name in enumerate(marked.ids)}
+    assert told == {"miner": False, "half": False, "lost": False, "honest": True}, "nor that it is patched for that"
     assert findings.stops == {"miner": "refused", "lost": "refused"}
     assert findings.hushed == ("half",)
     assert {one["action"] for one in map(findings.ended, range(4))} == {"stop", "observe", "omit_reasoning"}

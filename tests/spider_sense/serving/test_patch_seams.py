@@ -33,7 +33,7 @@ class Request:
     def __init__(self, tokens: list[int], computed: int, salt: str | None = None) -> None:
         self.tokens, self.num_computed_tokens, self.salt = list(tokens), computed, salt
         self.num_prompt_tokens, self.num_output_tokens = len(tokens), 0
-        self.sampling_params = SimpleNamespace(prompt_logprobs=None)
+        self.is_prefill_chunk = False
         self.block_hashes: list[Any] = []
         self.update_block_hashes()
 
@@ -127,7 +127,6 @@ def reading(**requests: Request) -> Any:
     """Return a scheduler that reads prompts again, with requests that all run."""
     engine = scheduler(**requests)
     engine.running, engine.preempted = list(requests.values()), []
-    engine.prev_step_scheduled_req_ids = {*requests}
 
     def preempt(request: Request, timestamp: float, drop_stale_output: bool) -> None:
         assert drop_stale_output
@@ -144,12 +143,12 @@ def test_a_request_without_an_answer_begins_once_more_under_the_patch() -> None:
     first, other, plain = (Request(tokens, 20) for _ in range(3))
     engine = reading(first=first, other=other)
     for name in engine.requests:
-        read_again(engine, name)
-        read_again(engine, name)
+        assert read_again(engine, name)
+        assert not read_again(engine, name)
         # The actor asks for both, and the position of the first stays.
         switch_on(engine, name, 20)
     assert (engine.preempted, engine.running) == ([first, other], [])
-    assert not engine.prev_step_scheduled_req_ids
+    assert first.is_prefill_chunk, "a draft that comes late is not taken for one of its own"
     assert first.block_hashes == other.block_hashes, "who reads the same prompt again may share what it computes"
     assert not set(first.block_hashes) & set(plain.block_hashes)
     step = patch_seams._scheduled(lambda: Step({"first": 20, "other": 4}), engine)
@@ -157,19 +156,33 @@ def test_a_request_without_an_answer_begins_once_more_under_the_patch() -> None:
 
 
 def test_who_cannot_be_read_again_is_patched_from_the_next_token_on() -> None:
-    begun, scored, waiting, otherwise = (Request(list(range(20)), 20) for _ in range(4))
+    begun, waiting, otherwise = (Request(list(range(20)), 20) for _ in range(3))
     begun.num_output_tokens = 1
-    scored.sampling_params.prompt_logprobs = 0
-    engine = reading(begun=begun, scored=scored, waiting=waiting)
+    engine = reading(begun=begun, waiting=waiting)
     engine.running.remove(waiting)
     other = scheduler(otherwise=otherwise)
     other.running = [otherwise]
     for one in (engine, other):
         for name in one.requests:
-            read_again(one, name)
+            assert not read_again(one, name)
             switch_on(one, name, 20)
             assert getattr(one.requests[name], patch_seams._MARK) == 20
-    assert (engine.preempted, engine.running) == ([], [begun, scored])
+    assert (engine.preempted, engine.running) == ([], [begun])
+
+
+def test_a_prompt_is_read_to_its_end_before_it_is_read_again() -> None:
+    chunked, preempted = Request(list(range(20)), 12), Request(list(range(20)), 0)
+    preempted.num_output_tokens = 3
+    engine = reading(chunked=chunked, preempted=preempted)
+    engine.running.remove(preempted)
+    assert not read_again(engine, "chunked")
+    switch_on(engine, "chunked", 12)
+    assert not hasattr(chunked, patch_seams._MARK)
+    # What it answered stands, wherever a preemption has put it.
+    switch_on(engine, "preempted", 22)
+    assert getattr(preempted, patch_seams._MARK) == 22
+    chunked.num_computed_tokens = 20
+    assert read_again(engine, "chunked")
 
 
 def test_an_engine_without_a_patch_says_nothing_of_one() -> None:
@@ -217,8 +230,6 @@ def test_the_policys_patch_and_its_strength_are_part_of_the_graph(
     saved = tiny_patches.patch(tiny_loaded, alpha=0.75).save_pretrained(tmp_path / "patch")
     assert graph_of(told(f"patch: {{folder: {tmp_path / 'patch'}}}")) == f"/patch:{saved.digest}*0.75"
     assert graph_of(told(f"patch: {{folder: {tmp_path / 'patch'}, alpha: 2}}")) == f"/patch:{saved.digest}*2.0"
-    again = f"patch: {{folder: {tmp_path / 'patch'}, begin: prompt}}"
-    assert graph_of(told(again)) == f"/patch:{saved.digest}*0.75@prompt"
     with pytest.raises(ConfigError, match=r"names no patch\.folder"):
         find_patch(told("patch: {alpha: 2}"))
 
@@ -246,7 +257,7 @@ def test_a_scheduler_that_could_not_say_who_is_patched_is_refused(
     with pytest.raises(ConfigError, match="Own makes up its steps by itself"):
         scheduling(Own(), settings)
     scheduling(Own(), told(""))
-    again = told(f"patch: {{folder: {tmp_path / 'patch'}, begin: prompt}}")
+    again = told(f"on_missing: patch\npatch: {{folder: {tmp_path / 'patch'}, begin: prompt}}")
     heir._preempt_request = lambda request, timestamp: None  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="cannot take a step's token back"):
         scheduling(heir, again)
