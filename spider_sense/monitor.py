@@ -25,6 +25,7 @@ from transformers import LogitsProcessorList
 
 from spider_sense.attach import Attachment
 from spider_sense.audit import AuditLog
+from spider_sense.config import load_yaml
 from spider_sense.continuous import ContinuousCalls
 from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
 from spider_sense.extraction.observation import Asked
@@ -106,9 +107,10 @@ class Monitor:
         self._patch = choose_patch(self.policy, patch)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, policy: Policy | None = None, **options: Any) -> Self:
-        """Read a guard folder; further arguments are those of the class."""
-        return cls(Guard.from_pretrained(folder), policy, **options)
+    def from_pretrained(cls, folder: str | Path, policy: Policy | str | Path | None = None, **options: Any) -> Self:
+        """Read a guard folder, and a policy where a YAML file is named; further arguments are those of the class."""
+        read = load_yaml(policy, Policy) if isinstance(policy, str | Path) else policy
+        return cls(Guard.from_pretrained(folder), read, **options)
 
     def attach(self, model: Any, tokenizer: Any = None, allow_uncertified: bool = False) -> Self:
         """Put the guard in front of a model.

@@ -98,12 +98,14 @@ def generate(
     console.print(verdict_table(case))
     if as_json:
         text = loaded.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-        typer.echo(json.dumps({"text": text, "action": case.decision.action, "zone": _worst(case)}))
+        said = {"text": text, "action": case.decision.action, "zone": _worst(case), "patched_from": case.patched_from}
+        typer.echo(json.dumps(said))
 
 
 def verdict_table(case: Case) -> Table:
     """Return the final verdict of each detector and what was done."""
-    table = Table(title=f"{case.decision.action}: {case.decision.reason}")
+    patched = "" if case.patched_from is None else f"; patched from token {case.patched_from} on"
+    table = Table(title=f"{case.decision.action}: {case.decision.reason}{patched}")
     for name in ("detector", "zone", "score", "breach at", "position", "tokens scored", "missing"):
         table.add_column(name)
     for verdict in case.verdicts:

@@ -246,3 +246,15 @@ def test_passes_outside_generate_are_left_alone(guards: Any, tiny_loaded: Loaded
         with watch(tiny_loaded, guard) as monitor:
             assert torch.equal(tiny_loaded.model(**batch).logits, before)
             assert monitor.cases == []
+
+
+def test_a_policy_is_read_where_a_file_is_named(guard: Guard, tmp_path: Path) -> None:
+    guard.save_pretrained(tmp_path / "guard")
+    file = tmp_path / "policy.yaml"
+    file.write_text("rules: []\non_missing: observe\n", encoding="utf-8")
+    wanted = Policy(rules=(), on_missing="observe")
+    for policy in (file, str(file), wanted):
+        assert Monitor.from_pretrained(tmp_path / "guard", policy).policy == wanted
+    assert Monitor.from_pretrained(tmp_path / "guard").policy == Policy.default()
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        Monitor.from_pretrained(tmp_path / "guard", "nowhere.yaml")

@@ -223,7 +223,9 @@ def test_a_suspected_prompt_is_read_again_from_its_first_token_on(
         assert one["said"]["coverage"]["missing"] == 0
     for place, (first, second, before) in enumerate(zip(found, later, plain, strict=True)):
         coverage = first["said"]["coverage"]
-        assert coverage["scored"] + coverage["cached"] == len(before["prompt"]) + 11
+        # Of drafts that are accepted, the last may lie past the answer's end.
+        spare = coverage["scored"] + coverage["cached"] - len(before["prompt"]) - 11
+        assert 0 <= spare <= engine.get("speculative_config", {}).get("num_speculative_tokens", 0)
         # In its answer any may come to be suspected, and is patched from there on.
         starts = {one["said"].get("patched_from", 999) for one in (first, second)}
         assert starts == {0} if place in chosen else min(starts) > len(before["prompt"])
