@@ -85,7 +85,9 @@ def exchange(running: EngineGuard, told: Mapping[str, Any], serving: ServingConf
     try:
         settings = parse(told, ServingSettings, origin="the settings to reload")
         guard = check_settings(settings)
-        if settings.load_policy().reads_again != running.judge.policy.reads_again:
+        policy = settings.load_policy()
+        # One that patches nobody any more asks for no reading, so it may come at any time.
+        if "patch" in policy.actions and policy.reads_again != running.judge.policy.reads_again:
             raise ConfigError(
                 "patch.begin of the policy differs from that of before, and an engine that runs does not change it; "
                 "start anew with this policy"
@@ -107,7 +109,7 @@ def exchange(running: EngineGuard, told: Mapping[str, Any], serving: ServingConf
                 "cache may hold answers; start anew with this guard"
             )
         check_guard(guard, running.judge.guard.manifest.fingerprint, serving, settings.allow_uncertified)
-        running.exchange(guard, settings.load_policy())
+        running.exchange(guard, policy)
     except SpiderSenseError as error:
         return str(error)
     return None

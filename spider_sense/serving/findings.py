@@ -109,12 +109,15 @@ class Findings:
         } | self._patched(row)
 
     def _patched(self, row: int) -> dict[str, int]:
-        start, secret = self.patched_from[row], row < len(self.secret) and self.secret[row]
-        return {} if start is None or secret else {"patched_from": start}
+        start = self.patched_from[row]
+        return {} if start is None or self._is_secret(row) else {"patched_from": start}
+
+    def _is_secret(self, row: int) -> bool:
+        return row < len(self.secret) and self.secret[row]
 
     def _said(self, row: int) -> dict[str, str]:
         """Return action and reason, as a client may know them: whoever mines the model learns no more than it sees."""
-        if row < len(self.secret) and self.secret[row]:
+        if self._is_secret(row):
             stopped = self.actions[row] == "stop"
             return {"action": "stop", "reason": "refused"} if stopped else {"action": "observe", "reason": NOTHING}
         return {"action": self.actions[row], "reason": self.reasons[row]}
