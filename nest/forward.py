@@ -4,6 +4,8 @@ Shape letters: B lessons, X columns of prompt and answer, A columns of answers, 
 V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,8 +34,24 @@ def answer_logits(model: nn.Module, batch: Batch, share_head: bool = True) -> Te
     if head:
         ids_BX, mask_BX, position_BX = _without_head(batch, head)
         inputs["past_key_values"] = _head_cache(model, batch, head)
-    output = model(input_ids=ids_BX, attention_mask=mask_BX, position_ids=position_BX, **inputs)
+    with _packed_head_input(model):
+        output = model(input_ids=ids_BX, attention_mask=mask_BX, position_ids=position_BX, **inputs)
     return output.logits[:, :-1]  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _packed_head_input(model: nn.Module) -> Iterator[None]:
+    """Hand the output embedding its columns in one piece; as a slice, each lesson's would be multiplied by itself."""
+
+    def pack(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].contiguous(), *args[1:])
+
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_pre_hook(pack)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _fits_window(model: nn.Module, batch: Batch) -> bool:

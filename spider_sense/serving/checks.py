@@ -86,12 +86,6 @@ def exchange(running: EngineGuard, told: Mapping[str, Any], serving: ServingConf
         settings = parse(told, ServingSettings, origin="the settings to reload")
         guard = check_settings(settings)
         policy = settings.load_policy()
-        # One that patches nobody any more asks for no reading, so it may come at any time.
-        if "patch" in policy.actions and policy.reads_again != running.judge.policy.reads_again:
-            raise ConfigError(
-                "patch.begin of the policy differs from that of before, and an engine that runs does not change it; "
-                "start anew with this policy"
-            )
         graph = graph_of(guard, settings)
         if graph != settings.graph:
             raise MismatchError(

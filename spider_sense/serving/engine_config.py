@@ -7,11 +7,12 @@ from spider_sense.errors import ConfigError
 from spider_sense.extraction.online import read_artifact
 from spider_sense.fingerprint import Fingerprint, ServingConfig
 from spider_sense.guard import Guard
+from spider_sense.policy import Policy
 from spider_sense.serving import patch_seams
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
 from spider_sense.serving.settings import ServingSettings
 
-__all__ = ["check_engine", "check_guard", "check_model", "serving_of", "tokenizer_of"]
+__all__ = ["check_engine", "check_guard", "check_model", "check_order", "serving_of", "tokenizer_of"]
 
 ANY_ADAPTER = "LoRA"
 """Stands for every adapter that an engine may come to load."""
@@ -64,7 +65,16 @@ def check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
                 "the policy's patch moves rows of projections that LoRA adapters may move too; serve without "
                 "--enable-lora, or take the action patch out of the policy"
             )
-    if settings.load_policy().reads_again and config.scheduler_config.async_scheduling:
+    check_order(config, settings.load_policy())
+
+
+def check_order(config: Any, policy: Policy) -> None:
+    """Check that the verdict on a prompt comes before the next step, if a policy wants prompts to be read again.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    if policy.reads_again and config.scheduler_config.async_scheduling:
         raise ConfigError(
             "patch.begin is 'prompt', and with asynchronous scheduling the next step is on its way before the verdict "
             "on a prompt is known; serve with --no-async-scheduling, or with patch.begin: token"

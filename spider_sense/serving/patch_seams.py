@@ -15,19 +15,28 @@ from spider_sense.errors import ConfigError
 from spider_sense.interventions import choose_patch
 from spider_sense.patch import NeuronPatch
 from spider_sense.patching import scaled
+from spider_sense.policy import Policy
 from spider_sense.serving.block_keys import set_apart
 from spider_sense.serving.packed_rows import rows_of_batch, rows_of_runner
 from spider_sense.serving.row_patch import RowPatch
 from spider_sense.serving.settings import PATCHED, ServingSettings
 
-__all__ = ["find_patch", "graph_of", "install", "loaded", "patching", "read_again", "scheduling", "switch_on"]
+__all__ = [
+    "check_preemption",
+    "find_patch",
+    "graph_of",
+    "install",
+    "loaded",
+    "patching",
+    "read_again",
+    "scheduling",
+    "switch_on",
+]
 
 _PATCH = "_spider_sense_patch"
 """Attribute of a runner: its :class:`RowPatch`."""
 _DIGEST = "_spider_sense_patch_digest"
 """Attribute of a scheduler."""
-_AGAIN = "_spider_sense_reads_again"
-"""Attribute of a scheduler: whether the policy's patch begins with the prompt."""
 _MARK = "_spider_sense_patched"
 """Attribute of a request: the first patched position."""
 Wrap = Callable[[Any, str, Callable[..., Any]], None]
@@ -91,7 +100,7 @@ def scheduling(scheduler: Any, settings: ServingSettings) -> None:
     """Let a scheduler say with each step which requests are patched, if there is a patch.
 
     Raises:
-        ConfigError: if it makes up its steps in another way than vLLM's own.
+        ConfigError: if it makes up its steps in another way than vLLM's own, or cannot do what the policy asks for.
     """
     from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -103,18 +112,25 @@ def scheduling(scheduler: Any, settings: ServingSettings) -> None:
             f"{type(scheduler).__name__} makes up its steps by itself, so no rank would hear which requests are "
             "patched; serve with vLLM's own scheduler, or with a policy that does not patch"
         )
+    check_preemption(scheduler, settings.load_policy())
     setattr(scheduler, _DIGEST, found[0].digest)
-    if settings.load_policy().reads_again:
-        if "drop_stale_output" not in inspect.signature(scheduler._preempt_request).parameters:
-            raise ConfigError(
-                "patch.begin is 'prompt', and this vLLM cannot take a step's token back from a request; install a "
-                "tested version, or set patch.begin: token"
-            )
-        setattr(scheduler, _AGAIN, True)
+
+
+def check_preemption(scheduler: Any, policy: Policy) -> None:
+    """Check that a scheduler can let a request begin once more, if a policy wants that.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    if policy.reads_again and "drop_stale_output" not in inspect.signature(scheduler._preempt_request).parameters:
+        raise ConfigError(
+            "patch.begin is 'prompt', and this vLLM cannot take a step's token back from a request; install a "
+            "tested version, or set patch.begin: token"
+        )
 
 
 def read_again(scheduler: Any, name: str) -> bool:
-    """Let a running request begin once more, patched from its first token on, if the policy wants that.
+    """Let a running request begin once more, patched from its first token on, if it has no token of an answer yet.
 
     It is for requests whose prompt has just been read, before the scheduler takes in the first token of the answer.
 
@@ -127,7 +143,7 @@ def read_again(scheduler: Any, name: str) -> bool:
     """
     request = scheduler.requests[name]
     begun = request.num_output_tokens > 0 or hasattr(request, _MARK) or request not in scheduler.running
-    if begun or not hasattr(scheduler, _AGAIN) or _reads(request):
+    if begun or _reads(request):
         return False
     _mark(scheduler, request, 0)
     scheduler.running.remove(request)
@@ -137,17 +153,17 @@ def read_again(scheduler: Any, name: str) -> bool:
     return True
 
 
-def switch_on(scheduler: Any, name: str, computed: int) -> None:
+def switch_on(scheduler: Any, name: str, computed: int, again: bool) -> None:
     """Patch a running request from its next step on, if it is not patched yet.
 
     Args:
         scheduler: vLLM's.
         name: the request's id.
         computed: its tokens that were computed; of a preempted one the scheduler has forgotten how many.
+        again: whether prompts are read again, so that one which is still being read is read to its end before.
     """
     request = scheduler.requests[name]
-    # A prompt that is going to be read again is read to its end before.
-    if hasattr(request, _MARK) or (hasattr(scheduler, _AGAIN) and _reads(request)):
+    if hasattr(request, _MARK) or (again and _reads(request)):
         return
     _mark(scheduler, request, max(request.num_computed_tokens, computed))
 

@@ -11,7 +11,7 @@ from spider_sense.guard import Guard
 from spider_sense.serving import letters, patch_seams
 from spider_sense.serving.actor import ACTOR, Actor
 from spider_sense.serving.block_keys import keep_answers_apart
-from spider_sense.serving.engine_config import tokenizer_of
+from spider_sense.serving.engine_config import check_order, tokenizer_of
 from spider_sense.serving.prefix import keep_tail, reads_prompts_alone, tail_of
 from spider_sense.serving.settings import ServingSettings, find_settings
 
@@ -56,7 +56,14 @@ def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: An
 
 
 def new_actor(scheduler: Any, settings: ServingSettings) -> Actor:
-    """Return what acts in a scheduler under some settings."""
+    """Return what acts in a scheduler under some settings.
+
+    Raises:
+        ConfigError: if it cannot do what the policy asks for.
+    """
+    policy = settings.load_policy()
+    check_order(scheduler.vllm_config, policy)
+    patch_seams.check_preemption(scheduler, policy)
     tell = functools.partial(letters.send, scheduler.vllm_config.parallel_config._api_process_count)
     return Actor(settings, _refusal(scheduler, settings), _end, tell, patch_seams.switch_on, patch_seams.read_again)
 

@@ -25,9 +25,8 @@ class Scheduler:
         self.requests: dict[str, Any] = {}
         self.ended: list[tuple[str, list[int], str]] = []
         self.told: list[Note] = []
-        self.patched: list[tuple[str, int]] = []
+        self.patched: list[tuple[str, int, bool]] = []
         self.read_again: list[tuple[str, int]] = []
-        self.reads_again: bool = False
 
     def add(self, name: str, output: int = 0, stop: tuple[str, ...] = ()) -> None:
         tokens = [7] * output
@@ -56,14 +55,14 @@ class Scheduler:
         last = SimpleNamespace(request_id=name, finish_reason="stop", kv_transfer_params=None)
         outputs[0].outputs.append(last)
 
-    def switch_on(self, scheduler: Any, name: str, computed: int) -> None:
+    def switch_on(self, scheduler: Any, name: str, computed: int, again: bool) -> None:
         assert scheduler is self
-        self.patched.append((name, computed))
+        self.patched.append((name, computed, again))
 
     def again(self, scheduler: "Scheduler", name: str) -> bool:
         assert scheduler is self
         self.read_again.append((name, self.requests[name].num_output_tokens))
-        return self.reads_again
+        return True
 
     def tell(self, _: dict[int, Any], note: Note) -> None:
         self.told.append(note)
@@ -89,10 +88,26 @@ def findings(
 
 
 @pytest.fixture
-def actor(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> tuple[Actor, Scheduler]:
+def settings(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> ServingSettings:
     guards.guard(tiny_loaded, guards.many_probes()[:1]).save_pretrained(tmp_path / "guard")
+    return ServingSettings(guard=tmp_path / "guard", scores=True)
+
+
+@pytest.fixture
+def actor(settings: ServingSettings) -> tuple[Actor, Scheduler]:
+    return acting(settings)
+
+
+@pytest.fixture
+def rereader(settings: ServingSettings, tmp_path: Path) -> tuple[Actor, Scheduler]:
+    """One whose policy lets patches begin with the prompt."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("rules: []\non_missing: patch\npatch: {folder: p, begin: prompt}")
+    return acting(settings.model_copy(update={"policy": policy}))
+
+
+def acting(settings: ServingSettings) -> tuple[Actor, Scheduler]:
     scheduler = Scheduler()
-    settings = ServingSettings(guard=tmp_path / "guard", scores=True)
     return Actor(
         settings, (REFUSAL, BREAK), scheduler.end, scheduler.tell, scheduler.switch_on, scheduler.again
     ), scheduler
@@ -208,10 +223,10 @@ def test_a_request_that_is_left_in_its_first_step_is_counted(actor: tuple[Actor,
 
 
 def test_what_was_computed_of_a_prompt_is_told_with_the_first_token_of_its_second_reading(
-    actor: tuple[Actor, Scheduler],
+    rereader: tuple[Actor, Scheduler],
 ) -> None:
-    one, scheduler = actor
-    scheduler.reads_again, seen = True, list[Any]()
+    one, scheduler = rereader
+    seen = list[Any]()
 
     def step(prompt_logprobs: dict[str, Any], **tokens: list[int]) -> None:
         output = SimpleNamespace(
@@ -242,12 +257,22 @@ def test_a_request_is_patched_once_its_step_is_accounted_for(actor: tuple[Actor,
         scheduler.add(name)
     found = findings("suspect", "ends", "other", patches=("suspect", "ends"))
     outputs = update(one, scheduler, found, suspect=[9], ends=[2], other=[9])
-    assert scheduler.patched == [("suspect", 9)]
-    assert scheduler.read_again == [("ends", 0), ("suspect", 0)], "both, before the scheduler took in their tokens"
+    assert scheduler.patched == [("suspect", 9, False)]
+    assert not scheduler.read_again
     assert not scheduler.ended
     said = {result.request_id: result.kv_transfer_params for result in outputs[0].outputs}
     assert (said["ends"]["spider_sense"]["action"], said["ends"]["spider_sense"]["patched_from"]) == ("patch", 7)
     assert "patched_from" not in found.answer(2, ("attention",), "digest", scores=False)
+
+
+def test_prompts_are_read_again_before_the_scheduler_takes_in_their_tokens(rereader: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = rereader
+    for name in ("suspect", "ends", "other"):
+        scheduler.add(name)
+    found = findings("suspect", "ends", "other", patches=("suspect", "ends"))
+    update(one, scheduler, found, suspect=[9], ends=[2], other=[9])
+    assert scheduler.read_again == [("ends", 0), ("suspect", 0)]
+    assert scheduler.patched == [("suspect", 9, True)]
 
 
 def test_who_is_to_be_slowed_is_told_with_the_step_even_if_the_request_is_left(actor: tuple[Actor, Scheduler]) -> None:

@@ -17,7 +17,7 @@ from spider_sense.fingerprint import serving_config
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
 from spider_sense.models import LoadedModel
-from spider_sense.policy import Patch, Policy, Rule
+from spider_sense.policy import Policy, Rule
 from spider_sense.serving import engine_guard
 from spider_sense.serving.checks import OP_VERSION, exchange, graph_of
 from spider_sense.serving.engine_guard import EngineGuard
@@ -230,7 +230,6 @@ def test_of_the_blocks_that_another_guard_filled_nothing_is_known(tiny_loaded: L
         ({"template": True}, "made for the template"),
         ({"serving": True}, "uncertified serving configuration"),
         ({"policy": "on_missing: steer\nsteer: {vector: calm, strength: 1}"}, "the vLLM engine cannot 'steer'"),
-        ({"policy": "on_missing: patch\npatch: {folder: p, begin: prompt}"}, "patch.begin of the policy differs"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -259,16 +258,6 @@ def test_a_guard_that_does_not_fit_is_refused_and_the_old_one_stays(
     engine.add("a", [1, 5, *range(10, 20)], [20])
     engine.step({"a": 100})
     engine.check("a", guards)
-
-
-def test_a_policy_that_patches_nobody_any_more_is_taken(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> None:
-    which = guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=1),))
-    engine = guards.Engine(tiny_loaded, which, guards)
-    engine.guard.judge.exchange(which, Policy(rules=(), on_missing="patch", patch=Patch(begin="prompt")))
-    which.save_pretrained(tmp_path / "guard")
-    told = {"guard": str(tmp_path / "guard"), "graph": graph_of(which, ServingSettings(guard=tmp_path))}
-    assert exchange(engine.guard, told, serving_config(tiny_loaded.model)) is None
-    assert engine.guard.judge.policy == Policy.default()
 
 
 def test_a_guard_that_fits_is_taken_from_its_folder(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from spider_sense.errors import ConfigError
 from spider_sense.models import LoadedModel
 from spider_sense.serving import block_keys, patch_seams
 from spider_sense.serving.patch_seams import find_patch, graph_of, patching, read_again, scheduling, switch_on
+from spider_sense.serving.scheduler_seams import new_actor
 from spider_sense.serving.settings import PATCHED, ServingSettings
 
 SIZE = 4
@@ -61,7 +62,7 @@ def test_blocks_that_reach_past_the_first_patched_token_are_called_otherwise(com
     elsewhere.num_computed_tokens -= 1
     engine = scheduler(patched=patched, again=again, elsewhere=elsewhere)
     for name in engine.requests:
-        switch_on(engine, name, 0)
+        switch_on(engine, name, 0, again=False)
     # Its answer goes on.
     for one in (plain, patched, again, elsewhere):
         one.tokens += [7, 8, 9, 10]
@@ -75,7 +76,7 @@ def test_blocks_that_reach_past_the_first_patched_token_are_called_otherwise(com
 
 def test_keys_of_vllms_own_are_kept() -> None:
     request = Request(list(range(8)), 0, salt="s")
-    switch_on(scheduler(a=request), "a", 2)
+    switch_on(scheduler(a=request), "a", 2, again=False)
     assert block_keys._keyed(_own_keys, request, 0, 4, 5) == (
         (("cache_salt", "s"), ("spider_sense_patch", "digest@2")),
         5,
@@ -102,7 +103,7 @@ def test_answers_are_kept_apart_where_a_head_reads_prompts_alone() -> None:
     before = list(answer.block_hashes)
     engine.requests, engine.hash_block_size = {"a": answer}, SIZE
     setattr(engine, patch_seams._DIGEST, "digest")
-    switch_on(engine, "a", 9)
+    switch_on(engine, "a", 9, again=False)
     assert answer.block_hashes[:2] == before[:2]
     assert not set(answer.block_hashes[2:]) & set(before)
 
@@ -111,12 +112,12 @@ def test_a_patch_begins_once_and_stays_where_it_began() -> None:
     running, preempted = Request(list(range(20)), 9), Request(list(range(20)), 0)
     engine = scheduler(running=running, preempted=preempted, plain=Request([], 0), waiting=Request([], 0))
     # Where the scheduler looks ahead, it has counted a step of which nothing is known yet.
-    switch_on(engine, "running", 8)
+    switch_on(engine, "running", 8, again=False)
     # A preempted request begins anew, and its first eight tokens are to be what they were.
-    switch_on(engine, "preempted", 8)
+    switch_on(engine, "preempted", 8, again=False)
     running.num_computed_tokens, preempted.num_computed_tokens = 0, 15
-    switch_on(engine, "running", 12)
-    switch_on(engine, "preempted", 12)
+    switch_on(engine, "running", 12, again=False)
+    switch_on(engine, "preempted", 12, again=False)
     step = patch_seams._scheduled(lambda: Step({"running": 3, "preempted": 1, "plain": 4}), engine)
     assert getattr(step, PATCHED) == {"running": 9, "preempted": 8}
     assert getattr(pickle.loads(pickle.dumps(step)), PATCHED) == {"running": 9, "preempted": 8}
@@ -134,7 +135,6 @@ def reading(**requests: Request) -> Any:
         engine.preempted.append(request)
 
     engine._preempt_request = preempt
-    setattr(engine, patch_seams._AGAIN, True)
     return engine
 
 
@@ -146,7 +146,7 @@ def test_a_request_without_an_answer_begins_once_more_under_the_patch() -> None:
         assert read_again(engine, name)
         assert not read_again(engine, name)
         # The actor asks for both, and the position of the first stays.
-        switch_on(engine, name, 20)
+        switch_on(engine, name, 20, again=True)
     assert (engine.preempted, engine.running) == ([first, other], [])
     assert first.is_prefill_chunk, "a draft that comes late is not taken for one of its own"
     assert first.block_hashes == other.block_hashes, "who reads the same prompt again may share what it computes"
@@ -161,11 +161,11 @@ def test_who_cannot_be_read_again_is_patched_from_the_next_token_on() -> None:
     engine = reading(begun=begun, waiting=waiting)
     engine.running.remove(waiting)
     other = scheduler(otherwise=otherwise)
-    other.running = [otherwise]
-    for one in (engine, other):
+    for name in engine.requests:
+        assert not read_again(engine, name)
+    for one, again in ((engine, True), (other, False)):
         for name in one.requests:
-            assert not read_again(one, name)
-            switch_on(one, name, 20)
+            switch_on(one, name, 20, again)
             assert getattr(one.requests[name], patch_seams._MARK) == 20
     assert (engine.preempted, engine.running) == ([], [begun])
 
@@ -176,10 +176,10 @@ def test_a_prompt_is_read_to_its_end_before_it_is_read_again() -> None:
     engine = reading(chunked=chunked, preempted=preempted)
     engine.running.remove(preempted)
     assert not read_again(engine, "chunked")
-    switch_on(engine, "chunked", 12)
+    switch_on(engine, "chunked", 12, again=True)
     assert not hasattr(chunked, patch_seams._MARK)
     # What it answered stands, wherever a preemption has put it.
-    switch_on(engine, "preempted", 22)
+    switch_on(engine, "preempted", 22, again=True)
     assert getattr(preempted, patch_seams._MARK) == 22
     chunked.num_computed_tokens = 20
     assert read_again(engine, "chunked")
@@ -261,7 +261,11 @@ def test_a_scheduler_that_could_not_say_who_is_patched_is_refused(
     heir._preempt_request = lambda request, timestamp: None  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="cannot take a step's token back"):
         scheduling(heir, again)
-    assert not hasattr(heir, patch_seams._AGAIN)
     heir._preempt_request = lambda request, timestamp, drop_stale_output: None  # type: ignore[attr-defined]
     scheduling(heir, again)
-    assert hasattr(heir, patch_seams._AGAIN)
+    # An engine that runs may be told to, and is asked the same.
+    for looks_ahead, message in ((True, "serve with --no-async-scheduling"), (False, "take a step's token back")):
+        options = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=looks_ahead))
+        running = SimpleNamespace(vllm_config=options, _preempt_request=lambda request, timestamp: None)
+        with pytest.raises(ConfigError, match=message):
+            new_actor(running, again)
