@@ -88,6 +88,17 @@ def test_sharing_the_opening_changes_no_gradient(tiny_model: Callable[[str], Pre
     torch.testing.assert_close(both[0], both[1], atol=1e-6, rtol=1e-4)
 
 
+def test_the_output_embedding_gets_its_columns_in_one_piece(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model, seen = tiny_model("llama"), []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, output: seen.append(args[0].is_contiguous()))
+    batch = collate(lessons(), range(6), pad=1)
+    for share in (True, False):
+        answer_logits(model, batch, share)
+    assert seen == [True] * 3, "the shared opening has a pass of its own"
+    assert not head._forward_pre_hooks
+
+
 def test_batches_are_half_refusals_and_a_resumed_run_sees_the_same() -> None:
     rows = lessons(10)
     whole = list(batches(rows, 4, steps=7, seed=1))
