@@ -19,11 +19,13 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from nest.checkpoint import load_checkpoint, save_checkpoint
+from nest.delta import Deltas
 from nest.full import Change
 from nest.lessons import Batch, Lesson, batches, by_length, collate
 from nest.objective import Objective, token_counts
 from nest.reference import Reference
 from nest.training_mode import checkpointing, frozen
+from nest.whitening import WhiteAdamW, read_roots
 from spider_sense.config import Settings
 from spider_sense.errors import DataError
 
@@ -44,6 +46,9 @@ class TuneConfig(Settings):
     passes are little padding, large ones keep a GPU busy."""
     learning_rate: LearningRate = 2e-3
     weight_decay: float = Field(default=0.0, ge=0, le=1)
+    whiten: bool = False
+    """Step in coordinates in which the inputs of the projections are white (``nest.whitening``). Full fine-tuning,
+    which has no vectors for single projections, does not."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises; after them it falls as a cosine, to a tenth."""
     answer_weight: float = Field(default=1.0, ge=0, le=1000)
@@ -127,7 +132,9 @@ def _tuned(
     device, state = next(model.parameters()).device, processes(model)
     # One process trains where the model is; several are placed by accelerate.
     accelerator = Accelerator(cpu=device.type == "cpu", device_placement=state.num_processes > 1)
-    optimizer = torch.optim.AdamW(deltas.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    roots = read_roots(model, deltas, lessons) if config.whiten and isinstance(deltas, Deltas) else {}
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    optimizer = WhiteAdamW(deltas.parameters(), roots, **options)
     known = references if references and config.kl_weight else {}
     objective = Objective(model, deltas, known, share_head=not config.gradient_checkpointing)
     tuned, prepared = accelerator.prepare(objective, optimizer)

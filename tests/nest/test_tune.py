@@ -45,37 +45,39 @@ def values(deltas: Deltas) -> list[list[float]]:
 
 
 @pytest.mark.parametrize(("kind", "fall"), [("llama", 0.3), ("mixtral", 0.05)])
+@pytest.mark.parametrize("whiten", [False, True])
 def test_the_losses_fall_and_the_model_stays(
-    kind: str, fall: float, tiny_model: Callable[[str], PreTrainedModel]
+    kind: str, fall: float, whiten: bool, tiny_model: Callable[[str], PreTrainedModel]
 ) -> None:
-    model = tiny_model(kind)
+    model, config = tiny_model(kind), CONFIG.model_copy(update={"steps": 60, "whiten": whiten})
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    losses = tune(model, additions(model), LESSONS, CONFIG.model_copy(update={"steps": 60}), pad=1)
+    losses = tune(model, additions(model), LESSONS, config, pad=1)
     assert sum(loss.refuse for loss in losses[-5:]) < sum(loss.refuse for loss in losses[:5]) - 5 * fall
     assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
     assert [loss.step for loss in losses] == list(range(60))
 
 
+@pytest.mark.parametrize("whiten", [False, True])
 def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
-    tiny_model: Callable[[str], PreTrainedModel], tmp_path: Path
+    whiten: bool, tiny_model: Callable[[str], PreTrainedModel], tmp_path: Path
 ) -> None:
-    model = tiny_model("llama")
+    model, config = tiny_model("llama"), CONFIG.model_copy(update={"whiten": whiten})
     whole, cut = additions(model), additions(model)
-    tune(model, whole, LESSONS, CONFIG, pad=1)
+    tune(model, whole, LESSONS, config, pad=1)
 
     def stop(loss: object) -> None:
         if getattr(loss, "step", 0) == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(model, cut, LESSONS, CONFIG, pad=1, folder=tmp_path / "run", advance=stop)
+        tune(model, cut, LESSONS, config, pad=1, folder=tmp_path / "run", advance=stop)
     again = additions(model)
-    losses = tune(model, again, LESSONS, CONFIG, pad=1, folder=tmp_path / "run")
+    losses = tune(model, again, LESSONS, config, pad=1, folder=tmp_path / "run")
     assert losses[0].step == 5
     assert values(again) == values(whole)
-    assert tune(model, additions(model), LESSONS, CONFIG, pad=1, folder=tmp_path / "run") == []
+    assert tune(model, additions(model), LESSONS, config, pad=1, folder=tmp_path / "run") == []
     with pytest.raises(PatchError, match="settings"):
-        tune(model, additions(model), LESSONS, CONFIG.model_copy(update={"seed": 1}), pad=1, folder=tmp_path / "run")
+        tune(model, additions(model), LESSONS, config.model_copy(update={"seed": 1}), pad=1, folder=tmp_path / "run")
 
 
 def test_a_step_in_passes_is_the_same_step(tiny_model: Callable[[str], PreTrainedModel]) -> None:
