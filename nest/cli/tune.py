@@ -60,3 +60,7 @@ def tune(
         f"{size / 1024:.0f} KiB, in {time.monotonic() - started:.0f} s",
         markup=False,
     )
+    for refuse, answer, kl in record.evidence.get("last_losses", ()):
+        console.print(
+            f"losses of the last step, nats a token: refusals {refuse:.2f}, answers {answer:.2f}, KL {kl:.3f}"
+        )

@@ -9,6 +9,7 @@ import pytest
 from nest.bench.config import BenchConfig
 from nest.bench.plan import plan
 from nest.bench.stage import expanded
+from nest.tune import TuneConfig
 from spider_sense.config import load_yaml, parse
 from spider_sense.errors import ConfigError
 
@@ -23,6 +24,7 @@ MINIMAL: dict[str, Any] = {
 def test_the_shipped_configurations_are_read() -> None:
     for file in sorted(CONFIGS.glob("nest-bench*.yaml")):
         assert load_yaml(file, BenchConfig).arms
+    assert load_yaml(CONFIGS / "nest-tune.yaml", TuneConfig).whiten
 
 
 @pytest.mark.parametrize(
