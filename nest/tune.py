@@ -15,6 +15,7 @@ from typing import Annotated, Self
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -132,13 +133,16 @@ def _tuned(
     device, state = next(model.parameters()).device, processes(model)
     # One process trains where the model is; several are placed by accelerate.
     accelerator = Accelerator(cpu=device.type == "cpu", device_placement=state.num_processes > 1)
+    place = accelerator.device if state.num_processes > 1 else device
     roots = read_roots(model, deltas, lessons) if config.whiten and isinstance(deltas, Deltas) else {}
+    # Processes may find eigenvectors with other signs.
+    roots = {parameter: broadcast(root_DD.to(place)) for parameter, root_DD in roots.items()}
     options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     optimizer = WhiteAdamW(deltas.parameters(), roots, **options)
     known = references if references and config.kl_weight else {}
     objective = Objective(model, deltas, known, share_head=not config.gradient_checkpointing)
     tuned, prepared = accelerator.prepare(objective, optimizer)
-    history, place = [], accelerator.device if state.num_processes > 1 else device
+    history = []
     # Checkpointing computes activations again in the backward pass, so the hooks stay for both.
     with deltas.hooked(), checkpointing(model, config.gradient_checkpointing):
         start = load_checkpoint(folder, deltas, optimizer, config) if folder else 0

@@ -24,7 +24,7 @@ __all__ = ["WhiteAdamW", "read_roots"]
 _READ = 128
 """Lessons whose inputs are looked at."""
 _FLOOR = 1e-3
-"""Of the mean variance: directions with less are stepped as if they had it."""
+"""Of the mean variance: directions with much less are left alone, since what is learned there is noise."""
 
 
 class WhiteAdamW(torch.optim.AdamW):
@@ -120,5 +120,5 @@ def _root(sum_DD: Tensor) -> Tensor:
     variance_D, direction_DD = torch.linalg.eigh(sum_DD)
     variance_D = variance_D.clamp(min=0)
     share_D = variance_D / variance_D.mean().clamp(min=torch.finfo(torch.float32).tiny)
-    root_DD: Tensor = direction_DD * ((1 + _FLOOR) / (share_D + _FLOOR)).sqrt()
+    root_DD: Tensor = direction_DD * (share_D.sqrt() * (1 + _FLOOR) / (share_D + _FLOOR))
     return root_DD

@@ -33,7 +33,7 @@ from nest.tune import TuneConfig, processes, tune
 lessons = [Lesson((5, 6, 7, 8, 9, 10 + i), (20 + i % 2, 30 + i), "refuse" if i % 2 else "answer") for i in range(8)]
 model = tiny_model(sys.argv[2])
 change = addition(model)
-losses = tune(model, change, lessons, TuneConfig(**{SETTINGS!r}), pad=1)
+losses = tune(model, change, lessons, TuneConfig(**{SETTINGS!r}, whiten=sys.argv[3] == "True"), pad=1)
 rank = processes(model).process_index
 save((change.values(), [[one.refuse, one.answer] for one in losses]), f"{{sys.argv[1]}}/rank{{rank}}.pt")
 """
@@ -47,13 +47,15 @@ def addition(model: nn.Module) -> Deltas:
     return Deltas(Delta(module, torch.zeros(2, 32), torch.eye(96, 2), expert) for expert in range(4))
 
 
-@pytest.mark.parametrize("kind", ["llama", "mixtral"])
-def test_two_processes_are_one(kind: str, tiny_model: Callable[[str], PreTrainedModel], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "whiten"), [("llama", True), ("mixtral", False)])
+def test_two_processes_are_one(
+    kind: str, whiten: bool, tiny_model: Callable[[str], PreTrainedModel], tmp_path: Path
+) -> None:
     (tmp_path / "run.py").write_text(SCRIPT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launch, str(tmp_path / "run.py"), str(tmp_path), kind],
+        [*launch, str(tmp_path / "run.py"), str(tmp_path), kind, str(whiten)],
         env=environment,
         capture_output=True,
         text=True,
@@ -63,7 +65,7 @@ def test_two_processes_are_one(kind: str, tiny_model: Callable[[str], PreTrained
     lessons = [Lesson((5, 6, 7, 8, 9, 10 + i), (20 + i % 2, 30 + i), "refuse" if i % 2 else "answer") for i in range(8)]
     model = tiny_model(kind)
     alone = addition(model)
-    losses = tune(model, alone, lessons, TuneConfig.model_validate(SETTINGS), pad=1)
+    losses = tune(model, alone, lessons, TuneConfig.model_validate({**SETTINGS, "whiten": whiten}), pad=1)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     for name, value in alone.values().items():
         assert ranks[0][0][name].equal(ranks[1][0][name])
