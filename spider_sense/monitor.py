@@ -168,6 +168,9 @@ class Monitor:
         self._own_generate = vars(model).get("generate")
         self._generate = model.generate
         model.generate = self._guarded_generate
+        self._own_batching = vars(model).get("init_continuous_batching")
+        self._batching = model.init_continuous_batching
+        model.init_continuous_batching = self._checked_batching
         return self
 
     def detach(self) -> None:
@@ -178,6 +181,9 @@ class Monitor:
             del self._model.generate
             if self._own_generate is not None:
                 self._model.generate = self._own_generate
+            del self._model.init_continuous_batching
+            if self._own_batching is not None:
+                self._model.init_continuous_batching = self._own_batching
             self._continuous.close()
 
     def __enter__(self) -> Self:
@@ -275,6 +281,11 @@ class Monitor:
             self._acts.end()
             call.close()
         return output
+
+    def _checked_batching(self, *args: Any, **kwargs: Any) -> Any:
+        # What is raised in the engine's thread would stand in the outputs of requests.
+        self._check_continuous()
+        return self._batching(*args, **kwargs)
 
     def _check_continuous(self) -> None:
         self.policy.check_continuous()

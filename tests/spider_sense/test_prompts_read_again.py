@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.generation import ContinuousBatchingManager
 
 from spider_sense.bench import random_patch
 from spider_sense.errors import ConfigError
@@ -339,3 +340,13 @@ def test_continuous_batching_refuses_the_policy(what: LoadedModel, suspecting: A
         monitor._continuous._check()
     with guarded(what, suspecting(what), TOKEN) as monitor:
         monitor._continuous._check()
+
+
+def test_a_batch_is_refused_before_it_runs(what: LoadedModel, suspecting: Any) -> None:
+    with guarded(what, suspecting(what)), pytest.raises(ConfigError, match="continuous batching cannot read a prompt"):
+        what.model.generate_batch([[33] * 4])
+    own = what.model.init_continuous_batching
+    vars(what.model)["init_continuous_batching"] = own
+    with guarded(what, suspecting(what), TOKEN):
+        assert isinstance(what.model.init_continuous_batching(), ContinuousBatchingManager)
+    assert vars(what.model)["init_continuous_batching"] is own
