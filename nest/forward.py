@@ -4,8 +4,6 @@ Shape letters: B lessons, X columns of prompt and answer, A columns of answers, 
 V vocabulary.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,24 +32,14 @@ def answer_logits(model: nn.Module, batch: Batch, share_head: bool = True) -> Te
     if head:
         ids_BX, mask_BX, position_BX = _without_head(batch, head)
         inputs["past_key_values"] = _head_cache(model, batch, head)
-    with _packed_head_input(model):
+    # A slice of columns would be multiplied lesson by lesson.
+    with model.get_output_embeddings().register_forward_pre_hook(_in_one_piece):  # type: ignore[operator]
         output = model(input_ids=ids_BX, attention_mask=mask_BX, position_ids=position_BX, **inputs)
     return output.logits[:, :-1]  # type: ignore[no-any-return]
 
 
-@contextmanager
-def _packed_head_input(model: nn.Module) -> Iterator[None]:
-    """Hand the output embedding its columns in one piece; as a slice, each lesson's would be multiplied by itself."""
-
-    def pack(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0].contiguous(), *args[1:])
-
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_pre_hook(pack)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _in_one_piece(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (args[0].contiguous(), *args[1:])
 
 
 def _fits_window(model: nn.Module, batch: Batch) -> bool:

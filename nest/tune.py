@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from nest.checkpoint import load_checkpoint, save_checkpoint
 from nest.delta import Deltas
@@ -26,7 +26,7 @@ from nest.lessons import Batch, Lesson, batches, by_length, collate
 from nest.objective import Objective, token_counts
 from nest.reference import Reference
 from nest.training_mode import checkpointing, frozen
-from nest.whitening import WhiteAdamW, read_roots
+from nest.whitening import WhiteAdamW, keep_bases, kept_bases, white_bases
 from spider_sense.config import Settings
 from spider_sense.errors import DataError
 
@@ -48,8 +48,9 @@ class TuneConfig(Settings):
     learning_rate: LearningRate = 2e-3
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     whiten: bool = False
-    """Step in coordinates in which the inputs of the projections are white (``nest.whitening``). Full fine-tuning,
-    which has no vectors for single projections, does not."""
+    """Step the vectors that inputs are compared with (``down`` of NeST and of LoRA) in coordinates in which the inputs
+    are white (``nest.whitening``). The same learning rate then moves them several times as far. Full fine-tuning has no
+    such vectors."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises; after them it falls as a cosine, to a tenth."""
     answer_weight: float = Field(default=1.0, ge=0, le=1000)
@@ -134,11 +135,10 @@ def _tuned(
     # One process trains where the model is; several are placed by accelerate.
     accelerator = Accelerator(cpu=device.type == "cpu", device_placement=state.num_processes > 1)
     place = accelerator.device if state.num_processes > 1 else device
-    roots = read_roots(model, deltas, lessons) if config.whiten and isinstance(deltas, Deltas) else {}
+    bases = _bases(model, deltas, lessons, folder) if config.whiten and isinstance(deltas, Deltas) else {}
     # Processes may find eigenvectors with other signs.
-    roots = {parameter: broadcast(root_DD.to(place)) for parameter, root_DD in roots.items()}
-    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    optimizer = WhiteAdamW(deltas.parameters(), roots, **options)
+    bases = {parameter: broadcast(base_DD.to(place)) for parameter, base_DD in bases.items()}
+    optimizer = WhiteAdamW(deltas.parameters(), bases, lr=config.learning_rate, weight_decay=config.weight_decay)
     known = references if references and config.kl_weight else {}
     objective = Objective(model, deltas, known, share_head=not config.gradient_checkpointing)
     tuned, prepared = accelerator.prepare(objective, optimizer)
@@ -160,6 +160,20 @@ def _tuned(
                 if folder and accelerator.is_main_process:
                     save_checkpoint(folder, deltas, optimizer, config, losses.step + 1)
     return history
+
+
+def _bases(
+    model: nn.Module, deltas: Deltas, lessons: Sequence[Lesson], folder: Path | None
+) -> dict[nn.Parameter, Tensor]:
+    """Return the coordinates of the steps, those of before if the run is resumed."""
+    file = None if folder is None else folder.with_name(f"{folder.name}-bases.safetensors")
+    if file is not None and file.is_file():
+        return kept_bases(file, deltas)
+    with checkpointing(model, wanted=False):
+        bases = white_bases(model, deltas, lessons)
+    if file is not None and processes(model).is_main_process:
+        keep_bases(file, deltas, bases)
+    return bases
 
 
 def processes(model: nn.Module) -> PartialState:

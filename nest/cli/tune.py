@@ -61,6 +61,5 @@ def tune(
         markup=False,
     )
     for refuse, answer, kl in record.evidence.get("last_losses", ()):
-        console.print(
-            f"losses of the last step, nats a token: refusals {refuse:.2f}, answers {answer:.2f}, KL {kl:.3f}"
-        )
+        divergence = f", KL {kl:.3f}" if settings.kl_weight else ""
+        console.print(f"losses of the last step, nats a token: refusals {refuse:.2f}, answers {answer:.2f}{divergence}")

@@ -18,9 +18,8 @@ End = Callable[[Any, dict[int, Any], str, list[int], str], None]
 """Takes the scheduler, the outputs of the step by client, a request's id, its last tokens and the stop reason."""
 Tell = Callable[[dict[int, Any], Note], None]
 """Takes the outputs of the step by client, and what the step tells the front end."""
-SwitchOn = Callable[[Any, str, int, bool], None]
-"""Takes the scheduler, a request's id, how many of its tokens were computed and whether prompts are read again. A
-second call changes nothing."""
+SwitchOn = Callable[[Any, str, int], None]
+"""Takes the scheduler, a request's id and how many of its tokens were computed; a second call changes nothing."""
 ReadAgain = Callable[[Any, str], bool]
 """Takes the scheduler and a request's id, and says whether the request begins once more, which it does once at most."""
 
@@ -34,8 +33,8 @@ class Actor:
         end: finishes a running request with last tokens and a stop reason.
         tell: sends a note to the processes that answer clients.
         switch_on: patches a running request from its next step on.
-        read_again: lets a request that is to be patched, and has no token of an answer yet, begin once more; asked
-            where the policy wants that.
+        read_again: lets a request that is to be patched, and has no token of an answer yet, begin once more; None
+            where the policy does not want that.
     """
 
     def __init__(
@@ -45,12 +44,11 @@ class Actor:
         end: End,
         tell: Tell,
         switch_on: SwitchOn,
-        read_again: ReadAgain,
+        read_again: ReadAgain | None,
     ) -> None:
         guard = Guard.from_pretrained(settings.guard)
         self._detectors = tuple(detector.name for detector in guard.manifest.detectors)
         self._digest, self._scores = guard.digest, settings.scores
-        self._again = settings.load_policy().reads_again
         (self._refusal, self._break), self._end, self._tell = refusal, end, tell
         self._switch_on, self._read_again = switch_on, read_again
         self._latest: dict[str, tuple[Findings, int]] = {}
@@ -93,7 +91,7 @@ class Actor:
         # Only now does the scheduler know which drafts were rejected.
         for name, computed in findings.patches.items():
             if _runs(scheduler, name):
-                self._switch_on(scheduler, name, computed, self._again)
+                self._switch_on(scheduler, name, computed)
         for one in (one for group in outputs.values() for one in group.outputs):
             if one.finish_reason is not None or _has_stop_strings(scheduler, one.request_id):
                 one.kv_transfer_params = {**(one.kv_transfer_params or {}), KEY: self._answer(one.request_id)}
@@ -101,8 +99,10 @@ class Actor:
         return outputs
 
     def _begin_again(self, scheduler: Any, output: Any, findings: Findings) -> None:
+        if self._read_again is None:
+            return
         # Each goes to the head of the queue.
-        for name in reversed(findings.patches) if self._again else ():
+        for name in reversed(findings.patches):
             if _runs(scheduler, name) and self._read_again(scheduler, name):
                 prompt, ids = (extra.pop(name, None) for extra in _extras(output))
                 self._kept[name] = prompt, ids

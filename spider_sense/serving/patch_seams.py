@@ -100,7 +100,7 @@ def scheduling(scheduler: Any, settings: ServingSettings) -> None:
     """Let a scheduler say with each step which requests are patched, if there is a patch.
 
     Raises:
-        ConfigError: if it makes up its steps in another way than vLLM's own, or cannot do what the policy asks for.
+        ConfigError: if it makes up its steps in another way than vLLM's own.
     """
     from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -112,7 +112,6 @@ def scheduling(scheduler: Any, settings: ServingSettings) -> None:
             f"{type(scheduler).__name__} makes up its steps by itself, so no rank would hear which requests are "
             "patched; serve with vLLM's own scheduler, or with a policy that does not patch"
         )
-    check_preemption(scheduler, settings.load_policy())
     setattr(scheduler, _DIGEST, found[0].digest)
 
 

@@ -38,6 +38,7 @@ def _scheduling(original: Callable[..., Any], scheduler: Any, *args: Any, **opti
     if settings is None:
         return
     patch_seams.scheduling(scheduler, settings)
+    setattr(scheduler, ACTOR, new_actor(scheduler, settings))
     guard = Guard.from_pretrained(settings.guard)
     tail = tail_of(guard)
     if tail:
@@ -48,11 +49,7 @@ def _scheduling(original: Callable[..., Any], scheduler: Any, *args: Any, **opti
 
 def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:
     actor = getattr(scheduler, ACTOR, None)
-    if actor is None:
-        settings = find_settings(scheduler.vllm_config.additional_config)
-        actor = None if settings is None else new_actor(scheduler, settings)
-        setattr(scheduler, ACTOR, actor or False)
-    return original(step, output) if not actor else actor.update(original, scheduler, step, output)
+    return original(step, output) if actor is None else actor.update(original, scheduler, step, output)
 
 
 def new_actor(scheduler: Any, settings: ServingSettings) -> Actor:
@@ -64,8 +61,14 @@ def new_actor(scheduler: Any, settings: ServingSettings) -> Actor:
     policy = settings.load_policy()
     check_order(scheduler.vllm_config, policy)
     patch_seams.check_preemption(scheduler, policy)
-    tell = functools.partial(letters.send, scheduler.vllm_config.parallel_config._api_process_count)
-    return Actor(settings, _refusal(scheduler, settings), _end, tell, patch_seams.switch_on, patch_seams.read_again)
+    return Actor(
+        settings,
+        _refusal(scheduler, policy.refusal),
+        _end,
+        functools.partial(letters.send, scheduler.vllm_config.parallel_config._api_process_count),
+        functools.partial(patch_seams.switch_on, again=policy.reads_again),
+        patch_seams.read_again if policy.reads_again else None,
+    )
 
 
 def _end(scheduler: Any, outputs: dict[int, Any], name: str, tokens: list[int], reason: str) -> None:
@@ -101,13 +104,11 @@ def _certain(tokens: list[int], sampling: Any) -> Any:
     return LogprobsLists(ids, np.zeros(shape, np.float32), np.zeros(len(tokens), np.int32))
 
 
-def _refusal(scheduler: Any, settings: ServingSettings) -> Any:
+def _refusal(scheduler: Any, refusal: str) -> Any:
     """Return the tokens of the refusal, and of the line break that sets it apart from an answer that has begun."""
     tokenizer = tokenizer_of(scheduler.vllm_config)
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end token, so a request cannot be stopped; give it one")
-    text, line_break = (
-        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (settings.load_policy().refusal, "\n\n")
-    )
+    text, line_break = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (refusal, "\n\n"))
     # Of an answer that was stopped vLLM takes the last token for the end token, and does not show it.
     return [*text, tokenizer.eos_token_id], line_break

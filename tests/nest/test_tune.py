@@ -17,6 +17,7 @@ from nest.forward import answer_logits
 from nest.lessons import Lesson, collate
 from nest.reference import divergence, read_reference
 from nest.tune import Losses, TuneConfig, tune
+from nest.whitening import _base
 from spider_sense.config import parse
 from spider_sense.errors import ConfigError, DataError, PatchError
 from spider_sense.experts import resolve_expert
@@ -44,8 +45,9 @@ def values(deltas: Deltas) -> list[list[float]]:
     return [value.flatten().tolist() for value in deltas.parameters()]
 
 
-@pytest.mark.parametrize(("kind", "fall"), [("llama", 0.3), ("mixtral", 0.05)])
-@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "fall", "whiten"), [("llama", 0.3, False), ("llama", 0.3, True), ("mixtral", 0.05, False)]
+)
 def test_the_losses_fall_and_the_model_stays(
     kind: str, fall: float, whiten: bool, tiny_model: Callable[[str], PreTrainedModel]
 ) -> None:
@@ -59,7 +61,7 @@ def test_the_losses_fall_and_the_model_stays(
 
 @pytest.mark.parametrize("whiten", [False, True])
 def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
-    whiten: bool, tiny_model: Callable[[str], PreTrainedModel], tmp_path: Path
+    whiten: bool, tiny_model: Callable[[str], PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, config = tiny_model("llama"), CONFIG.model_copy(update={"whiten": whiten})
     whole, cut = additions(model), additions(model)
@@ -71,6 +73,8 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(
 
     with pytest.raises(KeyboardInterrupt):
         tune(model, cut, LESSONS, config, pad=1, folder=tmp_path / "run", advance=stop)
+    # Another machine may find eigenvectors with other signs.
+    monkeypatch.setattr("nest.whitening._base", lambda sum_DD: -_base(sum_DD))
     again = additions(model)
     losses = tune(model, again, LESSONS, config, pad=1, folder=tmp_path / "run")
     assert losses[0].step == 5

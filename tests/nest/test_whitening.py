@@ -1,6 +1,7 @@
 """Stepping in white coordinates: those of the inputs, steps that are AdamW's, weak directions that are learned."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from transformers import PreTrainedModel
 
 from nest.delta import Delta, Deltas, lora_deltas
 from nest.lessons import Lesson
-from nest.whitening import WhiteAdamW, read_roots
+from nest.whitening import WhiteAdamW, _spread, keep_bases, kept_bases, white_bases
+from spider_sense.errors import ConfigError
 from spider_sense.experts import resolve_expert
 from spider_sense.sites import resolve
 from spider_sense.types import Site
@@ -19,6 +21,13 @@ LESSONS = [
     Lesson(tuple(range(5, 9 + place % 40)), (20 + place % 7, 30), "refuse" if place % 2 else "answer")
     for place in range(300)
 ]
+
+
+def additions(model: PreTrainedModel) -> Deltas:
+    """Return rank 2 on three projections, of which two read the same."""
+    return lora_deltas(
+        {place: resolve(model, Site.parse(place)).module for place in ("gate.0", "up.0", "gate.1")}, 2, 0
+    )
 
 
 def read(model: PreTrainedModel, module: nn.Module, lessons: list[Lesson]) -> Tensor:
@@ -34,36 +43,49 @@ def read(model: PreTrainedModel, module: nn.Module, lessons: list[Lesson]) -> Te
 
 def test_the_inputs_are_white_in_the_coordinates(tiny_model: Callable[[str], PreTrainedModel]) -> None:
     model = tiny_model("llama")
-    modules = {place: resolve(model, Site.parse(place)).module for place in ("gate.0", "up.0", "gate.1")}
-    deltas = lora_deltas(modules, 2, seed=0)
-    roots = read_roots(model, deltas, LESSONS)
-    gate, up, second = (roots[delta.down_KD] for delta in deltas)
+    deltas = additions(model)
+    bases = white_bases(model, deltas, LESSONS)
+    gate, up, second = (bases[delta.down_KD] for delta in deltas)
     assert gate is up, "they read the same"
-    for module, root_DD in ((modules["gate.0"], gate), (modules["gate.1"], second)):
-        x_TD = read(model, module, LESSONS[::2])
-        variance = x_TD.square().mean()
-        strong_DD = (x_TD @ root_DD).T @ (x_TD @ root_DD) / len(x_TD) / variance
-        share_D = strong_DD.diagonal()
-        torch.testing.assert_close(strong_DD, share_D.diag(), atol=1e-3, rtol=0)
-        assert share_D.max() < 1.01
-        assert (share_D > 0.9).sum() >= 10
+    assert gate.is_contiguous(), "as NCCL asks for"
+    chosen = _spread(LESSONS)
+    assert [lesson.kind for lesson in chosen] == ["refuse"] * 64 + ["answer"] * 64
+    for delta, base_DD in zip(list(deltas)[1:], (up, second), strict=True):
+        x_TD = read(model, delta.target, chosen)
+        variance_DD = (x_TD @ base_DD).T @ (x_TD @ base_DD) / len(x_TD) / x_TD.square().mean()
+        kept_D = base_DD.any(0)
+        torch.testing.assert_close(variance_DD, kept_D.float().diag(), atol=1e-4, rtol=0)
+        assert kept_D.sum() > 16
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_inputs_of_an_expert_are_those_that_the_router_sends_it(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+def test_directions_that_no_input_has_are_left_alone(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model = tiny_model("llama")
+    deltas = additions(model)
+    few = [Lesson((5, 6, 7, 8), (9,), "refuse"), Lesson((5, 6, 7, 8), (10,), "answer")]
+    first = next(iter(deltas))
+    base_DD, x_TD = white_bases(model, deltas, few)[first.down_KD], read(model, first.target, few)
+    null_DN = torch.linalg.svd(x_TD).Vh[torch.linalg.matrix_rank(x_TD) :].T
+    assert null_DN.shape[1] > 20
+    assert (null_DN.T @ base_DD).abs().max() < 1e-4 < base_DD.abs().max()
+
+
+def test_experts_are_refused(tiny_model: Callable[[str], PreTrainedModel]) -> None:
     model = tiny_model("mixtral")
-    places = [resolve_expert(model, Site(0, "up", expert)) for expert in range(4)]
-    deltas = Deltas(
-        Delta(one.module, torch.zeros(2, 32), torch.eye(96, 2), expert) for expert, one in enumerate(places)
-    )
-    roots = read_roots(model, deltas, LESSONS)
-    assert len(roots) == 4
-    first, second = list(roots.values())[:2]
-    assert not torch.equal(first, second)
-    one_token = Lesson((5,), (), "answer")
-    assert len(read_roots(model, deltas, [one_token])) == model.config.num_experts_per_tok < 4, (
-        "none for who got nothing"
-    )
+    module = resolve_expert(model, Site(0, "up", 1)).module
+    deltas = Deltas([Delta(module, torch.zeros(2, 32), torch.eye(96, 2), 1)])
+    with pytest.raises(ConfigError, match="set whiten: false"):
+        white_bases(model, deltas, LESSONS)
+
+
+def test_coordinates_are_read_as_they_were_kept(tiny_model: Callable[[str], PreTrainedModel], tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    deltas, again = additions(model), additions(model)
+    bases = white_bases(model, deltas, LESSONS)
+    keep_bases(tmp_path / "new" / "bases", deltas, bases)
+    found = kept_bases(tmp_path / "new" / "bases", again)
+    assert [found[one.down_KD].tolist() for one in again] == [bases[one.down_KD].tolist() for one in deltas]
+    assert (tmp_path / "new" / "bases").stat().st_size < 3 * 32 * 32 * 4, "what two share is kept once"
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
@@ -88,6 +110,20 @@ def test_a_step_is_adamws_in_the_coordinates(decay: float) -> None:
     white.grad = None
     ours.step()
     torch.testing.assert_close(white.detach(), want_KD)
+
+
+def test_a_closure_is_asked_at_the_values_themselves() -> None:
+    value = nn.Parameter(torch.ones(1, 2))
+    optimizer = WhiteAdamW([value], {value: torch.eye(2)}, lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = value.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 2
+    assert value.max() < 1
 
 
 def test_what_tells_inputs_apart_is_learned_in_fewer_steps() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from spider_sense.errors import MismatchError
+from spider_sense.errors import ConfigError, MismatchError
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
 from spider_sense.serving import core_seams
@@ -146,6 +146,22 @@ def test_canaries_that_drift_are_a_refusal_and_those_that_break_the_engine_its_e
             core_seams.reloaded(core, lambda *_: None, str(guard), None)
         assert called == ["spider_sense_exchange"]
         assert queue == [(EngineCoreRequestType.EXECUTOR_FAILED, b"")]
+
+
+def test_what_the_scheduler_cannot_do_is_refused_before_the_workers_hear_of_it(guard: Path) -> None:
+    def cannot(*_: Any) -> None:
+        raise ConfigError("serve with --no-async-scheduling")
+
+    core = SimpleNamespace(
+        vllm_config=SimpleNamespace(
+            additional_config={"spider_sense": {"guard": str(guard)}},
+            parallel_config=SimpleNamespace(data_parallel_size=1),
+        ),
+        scheduler=SimpleNamespace(running=[]),
+        is_scheduler_paused=lambda: True,
+        **{core_seams._SAID: {"policy": {"actions": ["observe", "flag", "stop"]}}},
+    )
+    assert core_seams.reloaded(core, cannot, str(guard), None) == {"refused": "serve with --no-async-scheduling"}
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_patch_is_written(call: Call, arguments: list[Any], tmp_path: Path) ->
     manifest = NeuronPatch.from_pretrained(tmp_path / "patch").manifest
     assert manifest.trained_parameters == 64
     refuse, answer, _ = manifest.evidence["last_losses"][0]
-    assert f"losses of the last step, nats a token: refusals {refuse:.2f}, answers {answer:.2f}, KL 0.000" in output
+    assert f"losses of the last step, nats a token: refusals {refuse:.2f}, answers {answer:.2f}\n" in output
 
 
 @pytest.mark.parametrize(

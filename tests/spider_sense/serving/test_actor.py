@@ -25,7 +25,7 @@ class Scheduler:
         self.requests: dict[str, Any] = {}
         self.ended: list[tuple[str, list[int], str]] = []
         self.told: list[Note] = []
-        self.patched: list[tuple[str, int, bool]] = []
+        self.patched: list[tuple[str, int]] = []
         self.read_again: list[tuple[str, int]] = []
 
     def add(self, name: str, output: int = 0, stop: tuple[str, ...] = ()) -> None:
@@ -55,9 +55,9 @@ class Scheduler:
         last = SimpleNamespace(request_id=name, finish_reason="stop", kv_transfer_params=None)
         outputs[0].outputs.append(last)
 
-    def switch_on(self, scheduler: Any, name: str, computed: int, again: bool) -> None:
+    def switch_on(self, scheduler: Any, name: str, computed: int) -> None:
         assert scheduler is self
-        self.patched.append((name, computed, again))
+        self.patched.append((name, computed))
 
     def again(self, scheduler: "Scheduler", name: str) -> bool:
         assert scheduler is self
@@ -99,17 +99,20 @@ def actor(settings: ServingSettings) -> tuple[Actor, Scheduler]:
 
 
 @pytest.fixture
-def rereader(settings: ServingSettings, tmp_path: Path) -> tuple[Actor, Scheduler]:
+def rereader(settings: ServingSettings) -> tuple[Actor, Scheduler]:
     """One whose policy lets patches begin with the prompt."""
-    policy = tmp_path / "policy.yaml"
-    policy.write_text("rules: []\non_missing: patch\npatch: {folder: p, begin: prompt}")
-    return acting(settings.model_copy(update={"policy": policy}))
+    return acting(settings, again=True)
 
 
-def acting(settings: ServingSettings) -> tuple[Actor, Scheduler]:
+def acting(settings: ServingSettings, again: bool = False) -> tuple[Actor, Scheduler]:
     scheduler = Scheduler()
     return Actor(
-        settings, (REFUSAL, BREAK), scheduler.end, scheduler.tell, scheduler.switch_on, scheduler.again
+        settings,
+        (REFUSAL, BREAK),
+        scheduler.end,
+        scheduler.tell,
+        scheduler.switch_on,
+        scheduler.again if again else None,
     ), scheduler
 
 
@@ -257,7 +260,7 @@ def test_a_request_is_patched_once_its_step_is_accounted_for(actor: tuple[Actor,
         scheduler.add(name)
     found = findings("suspect", "ends", "other", patches=("suspect", "ends"))
     outputs = update(one, scheduler, found, suspect=[9], ends=[2], other=[9])
-    assert scheduler.patched == [("suspect", 9, False)]
+    assert scheduler.patched == [("suspect", 9)]
     assert not scheduler.read_again
     assert not scheduler.ended
     said = {result.request_id: result.kv_transfer_params for result in outputs[0].outputs}
@@ -272,7 +275,7 @@ def test_prompts_are_read_again_before_the_scheduler_takes_in_their_tokens(rerea
     found = findings("suspect", "ends", "other", patches=("suspect", "ends"))
     update(one, scheduler, found, suspect=[9], ends=[2], other=[9])
     assert scheduler.read_again == [("ends", 0), ("suspect", 0)]
-    assert scheduler.patched == [("suspect", 9, True)]
+    assert scheduler.patched == [("suspect", 9)]
 
 
 def test_who_is_to_be_slowed_is_told_with_the_step_even_if_the_request_is_left(actor: tuple[Actor, Scheduler]) -> None:

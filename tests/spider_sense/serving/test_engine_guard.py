@@ -260,6 +260,22 @@ def test_a_guard_that_does_not_fit_is_refused_and_the_old_one_stays(
     engine.check("a", guards)
 
 
+def test_a_policy_whose_patch_begins_elsewhere_is_taken(
+    tiny_loaded: LoadedModel, tiny_patches: Any, guards: Any, tmp_path: Path
+) -> None:
+    which = guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=1),))
+    engine = guards.Engine(tiny_loaded, which, guards)
+    which.save_pretrained(tmp_path / "guard")
+    tiny_patches.patch(tiny_loaded).save_pretrained(tmp_path / "patch")
+    policy = tmp_path / "policy.yaml"
+    settings = ServingSettings(guard=tmp_path / "guard", policy=policy)
+    for begin in ("token", "prompt", "token"):
+        policy.write_text(f"rules: []\non_missing: patch\npatch: {{folder: {tmp_path / 'patch'}, begin: {begin}}}\n")
+        told = settings.model_copy(update={"graph": graph_of(which, settings)}).model_dump(mode="json")
+        assert exchange(engine.guard, told, serving_config(tiny_loaded.model)) is None
+        assert engine.guard.judge.policy.patch.begin == begin
+
+
 def test_a_guard_that_fits_is_taken_from_its_folder(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> None:
     first, second = (guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=seed),)) for seed in (1, 2))
     engine = guards.Engine(tiny_loaded, first, guards)

@@ -257,15 +257,15 @@ def test_a_scheduler_that_could_not_say_who_is_patched_is_refused(
     with pytest.raises(ConfigError, match="Own makes up its steps by itself"):
         scheduling(Own(), settings)
     scheduling(Own(), told(""))
-    again = told(f"on_missing: patch\npatch: {{folder: {tmp_path / 'patch'}, begin: prompt}}")
-    heir._preempt_request = lambda request, timestamp: None  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="cannot take a step's token back"):
-        scheduling(heir, again)
-    heir._preempt_request = lambda request, timestamp, drop_stale_output: None  # type: ignore[attr-defined]
-    scheduling(heir, again)
-    # An engine that runs may be told to, and is asked the same.
-    for looks_ahead, message in ((True, "serve with --no-async-scheduling"), (False, "take a step's token back")):
-        options = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=looks_ahead))
-        running = SimpleNamespace(vllm_config=options, _preempt_request=lambda request, timestamp: None)
-        with pytest.raises(ConfigError, match=message):
-            new_actor(running, again)
+
+
+@pytest.mark.parametrize(
+    ("looks_ahead", "message"), [(True, "serve with --no-async-scheduling"), (False, "take a step's token back")]
+)
+def test_a_scheduler_that_could_not_read_again_is_refused(
+    looks_ahead: bool, message: str, told: Callable[[str], ServingSettings]
+) -> None:
+    options = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=looks_ahead))
+    scheduler = SimpleNamespace(vllm_config=options, _preempt_request=lambda request, timestamp: None)
+    with pytest.raises(ConfigError, match=message):
+        new_actor(scheduler, told("on_missing: patch\npatch: {folder: p, begin: prompt}"))
