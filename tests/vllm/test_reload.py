@@ -82,6 +82,20 @@ def test_running_requests_end_under_the_old_guard_and_later_ones_under_the_new(
     assert all(text.endswith("The engine goes on with the guard of before") for text in refused)
 
 
+def paused(guard: Path, **parts: Any) -> Any:
+    """Return as much of an engine core as a reload asks, with a guard whose policy flags and stops."""
+    return SimpleNamespace(
+        vllm_config=SimpleNamespace(
+            additional_config={"spider_sense": {"guard": str(guard)}},
+            parallel_config=SimpleNamespace(data_parallel_size=1),
+        ),
+        scheduler=SimpleNamespace(running=[]),
+        is_scheduler_paused=lambda: True,
+        **{core_seams._SAID: {"policy": {"actions": ["observe", "flag", "stop"]}}},
+        **parts,
+    )
+
+
 def test_an_engine_that_was_started_without_a_guard_takes_none() -> None:
     core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
     refused = core_seams.reloaded(core, lambda *_: None, "guard", None)["refused"]
@@ -125,17 +139,7 @@ def test_canaries_that_drift_are_a_refusal_and_those_that_break_the_engine_its_e
         called.append(name)
         return [None]
 
-    core = SimpleNamespace(
-        vllm_config=SimpleNamespace(
-            additional_config={"spider_sense": {"guard": str(guard)}},
-            parallel_config=SimpleNamespace(data_parallel_size=1),
-        ),
-        scheduler=SimpleNamespace(running=[]),
-        is_scheduler_paused=lambda: True,
-        collective_rpc=collective_rpc,
-        input_queue=SimpleNamespace(put_nowait=queue.append),
-    )
-    setattr(core, core_seams._SAID, {"policy": {"actions": ["observe", "flag", "stop"]}})
+    core = paused(guard, collective_rpc=collective_rpc, input_queue=SimpleNamespace(put_nowait=queue.append))
     monkeypatch.setattr(core_seams, "_try_canaries", fail)
     if isinstance(error, MismatchError):
         assert core_seams.reloaded(core, lambda *_: None, str(guard), None) == {"refused": "drift"}
@@ -152,16 +156,9 @@ def test_what_the_scheduler_cannot_do_is_refused_before_the_workers_hear_of_it(g
     def cannot(*_: Any) -> None:
         raise ConfigError("serve with --no-async-scheduling")
 
-    core = SimpleNamespace(
-        vllm_config=SimpleNamespace(
-            additional_config={"spider_sense": {"guard": str(guard)}},
-            parallel_config=SimpleNamespace(data_parallel_size=1),
-        ),
-        scheduler=SimpleNamespace(running=[]),
-        is_scheduler_paused=lambda: True,
-        **{core_seams._SAID: {"policy": {"actions": ["observe", "flag", "stop"]}}},
-    )
-    assert core_seams.reloaded(core, cannot, str(guard), None) == {"refused": "serve with --no-async-scheduling"}
+    assert core_seams.reloaded(paused(guard), cannot, str(guard), None) == {
+        "refused": "serve with --no-async-scheduling"
+    }
 
 
 @pytest.mark.parametrize(
@@ -175,14 +172,5 @@ def test_a_policy_that_begins_to_do_what_was_not_made_sure_of_is_refused(
     action: str, policy: str, guard: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "policy.yaml").write_text(policy)
-    core = SimpleNamespace(
-        vllm_config=SimpleNamespace(
-            additional_config={"spider_sense": {"guard": str(guard)}},
-            parallel_config=SimpleNamespace(data_parallel_size=1),
-        ),
-        scheduler=SimpleNamespace(running=[]),
-        is_scheduler_paused=lambda: True,
-        **{core_seams._SAID: {"policy": {"actions": ["observe", "flag", "stop"]}}},
-    )
-    found = core_seams.reloaded(core, lambda *_: None, str(guard), str(tmp_path / "policy.yaml"))
+    found = core_seams.reloaded(paused(guard), lambda *_: None, str(guard), str(tmp_path / "policy.yaml"))
     assert f"says {action}, and that of before did not" in found["refused"]
