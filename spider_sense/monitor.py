@@ -28,15 +28,14 @@ from spider_sense.audit import AuditLog
 from spider_sense.config import load_yaml
 from spider_sense.continuous import ContinuousCalls
 from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
-from spider_sense.extraction.observation import Asked
 from spider_sense.extraction.watch import Watch
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.forward import Forward, read_forward
+from spider_sense.generate_arguments import GenerateArguments, read_arguments
 from spider_sense.generation import GuardedCall
 from spider_sense.guard import Guard
 from spider_sense.interventions import Interventions, choose_patch, choose_vector
 from spider_sense.judge import Case, Judge
-from spider_sense.kv_marks import check_unaltered
 from spider_sense.live_patch import LivePatch
 from spider_sense.models import LoadedModel
 from spider_sense.patch import NeuronPatch
@@ -47,22 +46,6 @@ __all__ = ["Monitor"]
 
 SUPPORTED: tuple[Action, ...] = ("observe", "flag", "verify", "escalate", "patch", "steer", "stop")
 """Actions that this engine can carry out; flag, verify and escalate arrive at ``on_decision`` and in the audit log."""
-
-_ASSISTED_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
-_SAMPLING_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-_UNSEEN_OPTIONS = ("inputs_embeds", "custom_generate")
-_READ_OPTIONS = (
-    "num_beams",
-    "num_return_sequences",
-    "guidance_scale",
-    "eos_token_id",
-    "pad_token_id",
-    "max_new_tokens",
-    "sequence_bias",
-    "prefill_chunk_size",
-    *_SAMPLING_OPTIONS,
-    *_ASSISTED_OPTIONS,
-)
 
 
 class Monitor:
@@ -239,40 +222,27 @@ class Monitor:
 
     def _judged_generate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check_unchanged()
-        ids, kwargs = _prompt_ids(args, kwargs)
-        check_unaltered(kwargs.get("past_key_values"))
-        options = _options(kwargs, self._model.generation_config)
-        if (options["num_beams"] or 1) > 1:
-            raise ConfigError(f"num_beams={options['num_beams']}: beams are not scored; use num_beams=1")
-        if (options["guidance_scale"] or 1) != 1:
-            raise ConfigError(
-                f"guidance_scale={options['guidance_scale']}: its second pass, over another prompt, would be taken for "
-                "the request's own; leave it out of a guarded generate"
-            )
+        asked_for = read_arguments(args, kwargs, self._model.generation_config)
         if self.policy.reads_again:
-            _check_one_pass(options, kwargs.get("past_key_values"))
-        mask_BP = _prompt_mask(ids, kwargs.get("attention_mask"), options)
-        copies = options["num_return_sequences"] or 1
-        eos_ids, end_id = self._end_ids(options["eos_token_id"])
-        refusal = self._tokenizer(self.policy.refusal, add_special_tokens=False)["input_ids"]
+            asked_for.check_one_pass()
+        others, end_id = dict(asked_for.others), self._end_id(asked_for.eos_ids)
+        cases = self._open_cases(asked_for, others.pop("principals", None), others.pop("request_id", None))
         call = GuardedCall(
             self._judge,
-            self._open_cases(
-                ids, mask_BP, kwargs.pop("principals", None), copies, _asked(options), kwargs.pop("request_id", None)
-            ),
-            np.repeat(mask_BP, copies, 0),
-            eos_ids,
-            refusal,
+            cases,
+            np.repeat(asked_for.mask_BP, asked_for.copies, 0),
+            asked_for.eos_ids,
+            self._tokenizer(self.policy.refusal, add_special_tokens=False)["input_ids"],
             self._tokenizer("\n\n", add_special_tokens=False)["input_ids"],
             end_id,
             self._acts.act,
             self._on_step,
-            any(options[name] for name in _ASSISTED_OPTIONS),
+            asked_for.assisted,
         )
-        processors = [*(kwargs.pop("logits_processor", None) or []), call]
+        processors = [*(others.pop("logits_processor", None) or []), call]
         self.cases, self._call = call.cases, call
         try:
-            output = self._generate(ids, **kwargs, logits_processor=LogitsProcessorList(processors))
+            output = self._generate(asked_for.ids_BP, **others, logits_processor=LogitsProcessorList(processors))
             call.finish((output if isinstance(output, Tensor) else output.sequences).shape[1])
         finally:
             self._call = None
@@ -307,14 +277,9 @@ class Monitor:
         self._acts.check_weights(self._model)
 
     def _open_cases(
-        self,
-        ids_BP: Tensor,
-        mask_BP: np.ndarray,
-        principals: Sequence[str | None] | None,
-        copies: int,
-        asked: Asked,
-        name: str | None,
+        self, asked_for: GenerateArguments, principals: Sequence[str | None] | None, name: str | None
     ) -> list[Case]:
+        ids_BP, mask_BP, copies = asked_for.ids_BP, asked_for.mask_BP, asked_for.copies
         principals = principals or [None] * len(ids_BP)
         if len(principals) != len(ids_BP):
             raise ConfigError(f"{len(principals)} principals for {len(ids_BP)} prompts; give one for each")
@@ -328,7 +293,7 @@ class Monitor:
                 for copy in range(copies):
                     row = index * copies + copy
                     # Copies of a prompt are one question.
-                    told = None if copy else asked
+                    told = None if copy else asked_for.asked
                     cases.append(self._judge.open(f"{name}-{row}" if many else name, prompt, principal, text, told))
                     undo.callback(self._judge.scorer.close, cases[-1].request)
             undo.pop_all()
@@ -340,76 +305,14 @@ class Monitor:
             return None
         return str(self._tokenizer.decode(prompt))
 
-    def _end_ids(self, eos: int | list[int] | None) -> tuple[list[int], int]:
-        """Return the tokens at which ``generate`` ends a row, and the one that is to follow a refusal."""
-        eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    def _end_id(self, eos_ids: Sequence[int]) -> int:
+        """Return the token that is to follow a refusal."""
         end_id = eos_ids[0] if eos_ids else self._tokenizer.eos_token_id
         if end_id is None:
             raise ConfigError(
                 "the model has no end token, so a request cannot be stopped; pass eos_token_id to generate"
             )
-        return eos_ids, end_id
-
-
-def _prompt_ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Take the prompt out of the arguments of ``generate``."""
-    kwargs = dict(kwargs)
-    found = [args[0] if args else None, kwargs.pop("inputs", None), kwargs.pop("input_ids", None)]
-    ids = next((value for value in found if value is not None), None)
-    if not isinstance(ids, Tensor) or ids.dim() != 2 or len(args) > 1:
-        raise ConfigError("a guarded generate needs input_ids as a tensor [batch, tokens], and other arguments by name")
-    for name in _UNSEEN_OPTIONS:
-        if kwargs.get(name) is not None:
-            raise ConfigError(f"{name}: what it makes of the prompt is not scored; leave it out of a guarded generate")
-    return ids, kwargs
-
-
-def _options(kwargs: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """Return the options that ``generate`` will use: its arguments, else the given configuration, else the model's."""
-    configs = (kwargs.get("generation_config"), default)
-    set_values = {
-        name: [value for c in configs if (value := getattr(c, name, None)) is not None] for name in _READ_OPTIONS
-    }
-    return {name: kwargs[name] if name in kwargs else next(iter(values), None) for name, values in set_values.items()}
-
-
-def _check_one_pass(options: Mapping[str, Any], cache: Any) -> None:
-    """Check that one pass will read the whole prompt, so that it can be read again."""
-    chunk, held = options["prefill_chunk_size"], 0 if cache is None else int(cache.get_seq_length())
-    parts = {f"prefill_chunk_size={chunk}": chunk is not None, f"past_key_values, which holds {held} tokens": held > 0}
-    for part, is_set in parts.items():
-        if is_set:
-            raise ConfigError(
-                f"{part}: patch.begin is 'prompt', and a prompt that is read in parts cannot be read again; leave it "
-                "out, or set patch.begin: token in the policy"
-            )
-
-
-def _asked(options: Mapping[str, Any]) -> Asked:
-    """Return how a prompt was asked for, by the options of ``generate`` that the model's configuration does not fix."""
-    bias = options["sequence_bias"] or ()
-    tokens = {
-        token for sequence in (bias if isinstance(bias, dict) else (pair[0] for pair in bias)) for token in sequence
-    }
-    return Asked(
-        parameters={name: options[name] for name in _SAMPLING_OPTIONS if options[name] is not None},
-        biased=tuple(sorted(tokens)),
-        max_tokens=options["max_new_tokens"] or 0,
-    )
-
-
-def _prompt_mask(ids_BP: Tensor, mask: Tensor | None, options: dict[str, Any]) -> np.ndarray:
-    """Return which prompt columns are real tokens, inferred as transformers does where no mask is given."""
-    if mask is None:
-        eos, pad = options["eos_token_id"], options["pad_token_id"]
-        ends = eos if isinstance(eos, list) else [eos]
-        mask = ids_BP != pad if pad is not None and pad not in ends else torch.ones_like(ids_BP)
-    if mask.shape != ids_BP.shape:
-        raise ConfigError(
-            f"attention_mask is {list(mask.shape)}, input_ids are {list(ids_BP.shape)}; with a filled past_key_values, "
-            "pass the tokens that it holds as well"
-        )
-    return mask.cpu().numpy().astype(bool)
+        return int(end_id)
 
 
 def _check_policy(policy: Policy, guard: Guard) -> None:
