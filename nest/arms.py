@@ -9,6 +9,7 @@ from nest.delta import lora_deltas, shared_deltas
 from nest.full import Change, FullChange
 from nest.neurons import NeuronSet
 from spider_sense.errors import ConfigError
+from spider_sense.layouts import layout_of
 from spider_sense.sites import resolve
 from spider_sense.types import Site
 
@@ -89,12 +90,17 @@ def _lora_qv(model: nn.Module, neurons: NeuronSet, seed: int) -> Change:
 
 
 def _queries_and_values(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the projections by name.
+    """Return the projections of the text model by name.
 
     Raises:
         ConfigError: if there are none.
     """
-    modules = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in _QV}
+    blocks = f"{layout_of(model).blocks}."
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if name.startswith(blocks) and name.rpartition(".")[2] in _QV
+    }
     if not modules:
         raise ConfigError(
             f"{type(model).__name__} has no projections named {' or '.join(_QV)}; leave out arm 'lora_qv'"

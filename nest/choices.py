@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from nest.finite import check_finite
 from nest.greedy import left_padded
 
 __all__ = ["Question", "Scored", "score_questions"]
@@ -42,6 +43,9 @@ def score_questions(model: Any, questions: Sequence[Question], pad: int) -> list
         model: a transformers causal language model in eval mode.
         questions: B of them; texts of similar length waste the least.
         pad: any token id, for padding: texts on the left, continuations on the right.
+
+    Raises:
+        DataError: if the model computes what is not a number.
     """
     device = next(model.parameters()).device
     ids_BP, mask_BP, position_BP = left_padded([question.prompt for question in questions], pad, device)
@@ -61,6 +65,7 @@ def score_questions(model: Any, questions: Sequence[Question], pad: int) -> list
         logits = torch.cat((logits, _later_logits(model, cache, mask_BP, target, real, each)), 1)
     log_likelihood = logits.gather(-1, target[..., None])[..., 0] - logits.logsumexp(-1)
     sums = (log_likelihood * real).sum(1).view(-1, each)
+    check_finite(sums, "the log-likelihoods of choices")
     greedy = ((logits.argmax(-1) == target) | ~real).all(1).view(-1, each)
     return [Scored(tuple(row), tuple(flags)) for row, flags in zip(sums.tolist(), greedy.tolist(), strict=True)]
 

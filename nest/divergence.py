@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nest.finite import check_finite
 from nest.forward import answer_logits
 from nest.intervals import RESAMPLES, Estimate, ratio
 from nest.lessons import Batch, collate, make_lessons
@@ -67,6 +68,7 @@ def measure_divergence(
     base: LoadedModel | None = None,
     off: Off | None = None,
     max_answer: int = 24,
+    max_prompt: int = 512,
     advance: Callable[[int], None] | None = None,
 ) -> Divergence:
     """Compare a model with its base.
@@ -78,17 +80,18 @@ def measure_divergence(
         base: the base model, if it is loaded beside; else ``off`` is needed.
         off: gives a block in which ``loaded`` is its base, such as ``lambda: patch_off(applied)``.
         max_answer: tokens of an answer that are compared.
+        max_prompt: tokens of a prompt; a longer one is cut in the middle, as when it was answered.
         advance: called with the number of prompts done.
 
     Raises:
         ConfigError: unless exactly one of ``base`` and ``off`` is given.
-        DataError: if the numbers differ, or an answer has no token.
+        DataError: if the numbers differ, an answer has no token, or a model computes what is not a number.
     """
     if (base is None) == (off is None):
         raise ConfigError("divergence needs the base model or a way to switch the change off, and not both")
     if len(examples) != len(answers):
         raise DataError(f"{len(examples)} prompts and {len(answers)} answers; give each prompt its answer")
-    lessons = make_lessons(Chat(loaded.tokenizer), examples, answers, "answer", max_answer=max_answer)
+    lessons = make_lessons(Chat(loaded.tokenizer), examples, answers, "answer", max_prompt, max_answer)
     if len(lessons) != len(examples):
         raise DataError("an answer has no token; leave its prompt out")
     order = sorted(range(len(lessons)), key=lambda place: len(lessons[place].prompt))
@@ -110,4 +113,6 @@ def _kl(base_BAV: Tensor, ours_BAV: Tensor, batch: Batch) -> list[float]:
     log_p, log_q = base_BAV.log_softmax(-1), ours_BAV.log_softmax(-1)
     kl_BA = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_(min=0)
     real_BA = (batch.target_BA != -100).to(kl_BA.device)
-    return (kl_BA * real_BA).sum(1, dtype=torch.float64).tolist()
+    kl_B = (kl_BA * real_BA).sum(1, dtype=torch.float64)
+    check_finite(kl_B, "divergences")
+    return kl_B.tolist()

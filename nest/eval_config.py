@@ -29,7 +29,7 @@ class EvalConfig(Settings):
 
     limit: int | None = Field(default=100, gt=0)
     """Rows of each file; which ones depends on the seed and their ids. None for all."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     tokens: int = Field(default=24, gt=0)
     """New tokens of an answer. Refusals show in their opening: 12 to 24 are enough for the phrase list."""
     max_prompt_tokens: int = Field(default=512, gt=0)

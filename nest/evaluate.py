@@ -5,9 +5,11 @@ whose answer does, by a phrase list and by a trained classifier, each reported b
 would help anybody to do harm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from nest.eval_config import Attack, EvalConfig, EvalSets
 from nest.figures import figures_of
@@ -24,7 +26,7 @@ from spider_sense.data import digest as data_digest
 from spider_sense.errors import ConfigError, DataError
 from spider_sense.models import LoadedModel
 
-__all__ = ["Arm", "base_answers", "evaluate"]
+__all__ = ["Arm", "base_answers", "check_attacks", "evaluate"]
 
 
 def evaluate(
@@ -55,8 +57,9 @@ def evaluate(
         of every prompt, for paired comparisons (:func:`nest.figures.differences`).
 
     Raises:
-        ConfigError: if the attack ``neurons`` is asked for and the arm cannot look for neurons.
-        DataError: if too few prompts are left for an attack to learn from.
+        ConfigError: if the attack ``neurons`` is asked for and the arm cannot look for neurons, or ``fine_tuning`` and
+            the weights are not in float32.
+        DataError: if too few prompts are left for an attack to learn from, or the model computes what is not a number.
     """
     arm = arm or Arm()
     run = _Run(Measurements(loaded, sets, config, arm, classifier, progress), store or PartStore())
@@ -76,6 +79,27 @@ def evaluate(
     return run.store.finish({**about, "classifier_held_out": held_out, **figures})
 
 
+def check_attacks(attacks: Collection[Attack], sets: EvalSets) -> None:
+    """Check that enough prompts are left, beside those that are scored, for attacks to learn from.
+
+    Raises:
+        DataError: if not.
+    """
+    contrasting = [attack for attack in attacks if attack in ("ablation", "neurons")] if sets.harmful else []
+    spare = [len(sets.spare_harmful), len(sets.spare_benign)]
+    if contrasting and min(spare) < LEAST:
+        raise DataError(
+            f"{spare[0]} harmful and {spare[1]} benign prompts are left for the attack {contrasting[0]!r} to learn "
+            f"from, beside those that are scored; it needs {LEAST} of each: lower the limit or add files"
+        )
+    conversations = len(with_response(sets.spare_benign))
+    if "fine_tuning" in attacks and sets.harmful and conversations < LEAST:
+        raise DataError(
+            f"{conversations} benign rows with a 'response' are left for the attack 'fine_tuning', beside those "
+            f"that are scored; it needs {LEAST}: lower the limit or name a file with responses"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """One evaluation: what each part is, and what it depends on."""
@@ -91,19 +115,13 @@ class _Run:
         attacks, sets = self.config.attacks, self.measure.sets
         if "neurons" in attacks and self.measure.arm.redetect is None:
             raise ConfigError("the attack 'neurons' needs a way to look for neurons; give the arm one, or leave it out")
-        contrasting = [attack for attack in attacks if attack in ("ablation", "neurons")] if sets.harmful else []
-        spare = [len(sets.spare_harmful), len(sets.spare_benign)]
-        if contrasting and min(spare) < LEAST:
-            raise DataError(
-                f"{spare[0]} harmful and {spare[1]} benign prompts are left for the attack {contrasting[0]!r} to learn "
-                f"from, beside those that are scored; it needs {LEAST} of each: lower the limit or add files"
+        dtypes = {weight.dtype for weight in self.measure.loaded.model.parameters()}
+        if "fine_tuning" in attacks and sets.harmful and dtypes != {torch.float32}:
+            raise ConfigError(
+                f"the attack 'fine_tuning' trains weights of {', '.join(sorted(map(str, dtypes)))}, whose steps round "
+                "away or overflow; load the model in float32, or leave the attack out"
             )
-        conversations = len(with_response(sets.spare_benign))
-        if "fine_tuning" in attacks and sets.harmful and conversations < LEAST:
-            raise DataError(
-                f"{conversations} benign rows with a 'response' are left for the attack 'fine_tuning', beside those "
-                f"that are scored; it needs {LEAST}: lower the limit or name a file with responses"
-            )
+        check_attacks(attacks, sets)
 
     def prompts(self, part: str, examples: Sequence[Example]) -> None:
         key = self._key(data_digest(examples), *self._judged_by())
@@ -126,7 +144,7 @@ class _Run:
     def divergence(self) -> None:
         prompts, arm = kl_prompts(self.measure.sets, self.config), self.measure.arm
         compared = (arm.base.source if arm.base is not None else None, arm.base_answers)
-        key = self._key(data_digest(prompts), self.config.tokens, compared)
+        key = self._key(data_digest(prompts), self.config.tokens, self.config.max_prompt_tokens, compared)
         self.store.part("kl", key, lambda: self.measure.divergence(prompts))
 
     def _key(self, *parts: object) -> str:

@@ -77,7 +77,7 @@ def differences(ours: Rows, base: Rows, seed: int = 0, resamples: int = 2000) ->
         _check_same(part, ours, base)
     if tasks:
         groups = [_minus(ours[part]["outcomes"], base[part]["outcomes"]) for part in tasks]
-        result["utility"] = group_mean(groups, seed, resamples)
+        result["utility"] = group_mean(groups, seed, resamples, least=-1.0)
     if "perplexity" in ours and "perplexity" in base:
         _check_same("perplexity", ours, base)
         result["perplexity"] = _relative(ours["perplexity"], base["perplexity"], seed, resamples)
@@ -128,7 +128,11 @@ def _utility(rows: Rows, seed: int, resamples: int) -> tuple[dict[str, float] | 
 
 
 def _ratio(part: Mapping[str, Any] | None, seed: int, resamples: int, exponent: bool) -> dict[str, float] | None:
-    return None if part is None else ratio(part["nats"], part["tokens"], seed, resamples, exponent).json()
+    return (
+        None
+        if part is None or not part["ids"]
+        else ratio(part["nats"], part["tokens"], seed, resamples, exponent).json()
+    )
 
 
 def _by_source(rows: Rows, seed: int, resamples: int) -> dict[str, dict[str, dict[str, float]]]:

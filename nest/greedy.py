@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from nest.finite import check_finite
+
 __all__ = ["end_tokens", "greedy", "left_padded"]
 
 _WORTH = 4
@@ -33,6 +35,9 @@ def greedy(
 
     Returns:
         The added tokens of each row, in the order of the rows.
+
+    Raises:
+        DataError: if the model computes what is not a number.
     """
     head = _shared_head(model, rows, max_new_tokens)
     input_BP, mask_BP, position_BP = left_padded([row[head:] for row in rows], pad, _device(model))
@@ -41,8 +46,8 @@ def greedy(
     cache = _head_cache(model, rows, head)
     running, answers = list(range(len(rows))), [[] for _ in rows]  # type: list[int], list[list[int]]
     for _ in range(max_new_tokens):
-        logits_BV = _step(model, input_BP, mask_BP, position_BP, cache)
-        input_BP = logits_BV.argmax(-1, keepdim=True)
+        best_B1, input_BP = _step(model, input_BP, mask_BP, position_BP, cache).max(-1, keepdim=True)
+        check_finite(best_B1, "the logits of answers")
         mask_BP = torch.cat((mask_BP, mask_BP.new_ones(len(mask_BP), 1)), 1)
         position_BP = position_BP[:, -1:] + 1
         alive = _append(answers, running, input_BP[:, 0].tolist(), ends)

@@ -73,7 +73,9 @@ def group(neurons: NeuronSet, config: GroupConfig) -> NeuronSet:
         case "untied":
             return untied(neurons)
         case "random":
-            return random_clusters(_by_profile(neurons, config), config.seed)
+            dealt = random_clusters(_by_profile(neurons, config), config.seed)
+            facts = config.model_dump() | (dealt.manifest.grouping or {})
+            return NeuronSet(dealt.manifest.model_copy(update={"grouping": facts}), dealt.sites)
     return _by_profile(neurons, config)
 
 

@@ -82,8 +82,16 @@ def ratio(
     return _estimate(float(ratios[0]), ratios[1:], len(tops_N))
 
 
-def group_mean(groups: Sequence[Sequence[float]], seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def group_mean(
+    groups: Sequence[Sequence[float]], seed: int = 0, resamples: int = RESAMPLES, least: float = 0.0
+) -> Estimate:
     """Return the mean of G groups' means, such as tasks of different sizes; rows are drawn within each group.
+
+    Args:
+        groups: outcomes from 0 to 1, or differences between two.
+        seed: of the resampling.
+        resamples: how many.
+        least: an outcome can be; -1 for differences.
 
     Raises:
         DataError: if there is no group, or one is empty.
@@ -95,6 +103,9 @@ def group_mean(groups: Sequence[Sequence[float]], seed: int = 0, resamples: int 
         _draws(len(rows_N), seed + number, resamples) @ rows_N / len(rows_N) for number, rows_N in enumerate(arrays)
     ]
     value = float(np.mean([rows_N.mean() for rows_N in arrays]))
+    if all(np.ptp(rows_N) == 0 and rows_N[0] in (-1.0, 0.0, 1.0) for rows_N in arrays):
+        reach = float(np.mean([_unanimous(0.0, len(rows_N)).high for rows_N in arrays]))
+        return _within(value, reach, least, sum(map(len, arrays)))
     return _estimate(value, np.mean(resampled, axis=0), sum(map(len, arrays)))
 
 
@@ -111,8 +122,8 @@ def paired_difference(
         raise DataError(f"{len(ours_N)} rows against {len(base_N)}; pair runs over the same prompts")
     difference_N = ours_N - base_N
     if np.ptp(difference_N) == 0 and difference_N[0] in (-1.0, 0.0, 1.0):
-        value, reach = float(difference_N[0]), _unanimous(0.0, len(difference_N)).high
-        return Estimate(value=value, low=max(-1.0, value - reach), high=min(1.0, value + reach), n=len(difference_N))
+        reach = _unanimous(0.0, len(difference_N)).high
+        return _within(float(difference_N[0]), reach, -1.0, len(difference_N))
     draws_SN = _draws(len(ours_N), seed, resamples)
     return _estimate(float(difference_N.mean()), draws_SN @ difference_N / len(ours_N), len(ours_N))
 
@@ -132,6 +143,10 @@ def _draws(n: int, seed: int, resamples: int) -> Doubles:
 def _estimate(value: float, resampled_S: Doubles, n: int) -> Estimate:
     low, high = np.quantile(resampled_S, (_TAIL, 1 - _TAIL))
     return Estimate(value=value, low=float(low), high=float(high), n=n)
+
+
+def _within(value: float, reach: float, least: float, n: int) -> Estimate:
+    return Estimate(value=value, low=max(least, value - reach), high=min(1.0, value + reach), n=n)
 
 
 def _unanimous(value: float, n: int) -> Estimate:

@@ -145,6 +145,7 @@ class Measurements:
             base=self.arm.base,
             off=None if self.arm.base is not None else self.arm.off,
             max_answer=self.config.tokens,
+            max_prompt=self.config.max_prompt_tokens,
             advance=self._advance("kl", len(kept)),
         )
         return {"ids": [name_of(prompt) for prompt in kept], "nats": list(score.nats), "tokens": list(score.tokens)}
@@ -159,7 +160,12 @@ class Measurements:
 def base_answers(base: LoadedModel, sets: EvalSets, config: EvalConfig) -> dict[str, str]:
     """Return the base model's answers to the benign prompts of the divergence, by name."""
     prompts = kl_prompts(sets, config)
-    answers = generate_answers(base, [_prompt(one) for one in prompts], max_new_tokens=config.tokens)
+    answers = generate_answers(
+        base,
+        [_prompt(one) for one in prompts],
+        max_new_tokens=config.tokens,
+        max_prompt_tokens=config.max_prompt_tokens,
+    )
     return {name_of(one): answer for one, answer in zip(prompts, answers, strict=True)}
 
 

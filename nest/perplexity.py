@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from nest.finite import check_finite
 from nest.intervals import RESAMPLES, Estimate, ratio
 from spider_sense.errors import DataError
 from spider_sense.models import LoadedModel
@@ -48,7 +49,7 @@ def score_documents(
         advance: called with the number of documents done.
 
     Raises:
-        DataError: if a document has fewer than two tokens.
+        DataError: if a document has fewer than two tokens, or the model computes what is not a number.
     """
     rows = [loaded.tokenizer(text)["input_ids"][:MAX_TOKENS] for text in texts]
     short = next((place for place, row in enumerate(rows) if len(row) < 2), None)
@@ -70,7 +71,9 @@ def _nats(model: Any, rows: Sequence[Sequence[int]]) -> list[float]:
     mask_BX = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
     logits = model(input_ids=ids_BX, attention_mask=mask_BX, use_cache=False).logits[:, :-1].float()
     nats_BX = logits.logsumexp(-1) - logits.gather(-1, ids_BX[:, 1:, None])[..., 0]
-    return (nats_BX * mask_BX[:, 1:]).sum(1, dtype=torch.float64).tolist()  # type: ignore[no-any-return]
+    nats_B = (nats_BX * mask_BX[:, 1:]).sum(1, dtype=torch.float64)
+    check_finite(nats_B, "the log-likelihoods of documents")
+    return nats_B.tolist()  # type: ignore[no-any-return]
 
 
 def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:

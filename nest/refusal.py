@@ -16,11 +16,17 @@ SENTENCES = 3
 """Sentences of them."""
 
 _CURLY = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"', "\u2014": "-"})
-_LEAD = (
-    r"(?:(?:oh|hm+|well|no|nope|okay|ok|hi|hello|hey|sorry|unfortunately|regrettably|however|but|and|so"
-    r"|i understand|i see|i appreciate (?:your|the) \w+|thank you|thanks"
-    r"|that's a good question|to be clear|as (?:an?|your) [^.!?]{1,60}?|while [^.!?]{1,80}?)(?:\s*[,:;!.-]+|\s+)\s*)*"
+_WORDS = (
+    r"(?:oh|hm+|well|no|nope|okay|ok|hi|hello|hey|sorry|unfortunately|regrettably|however|but|and|so"
+    r"|i understand|i see|i appreciate (?:your|the) \w+|thank you|thanks|that's a good question|to be clear)"
 )
+_CLAUSES = (
+    r"(?:as (?:an?|your) [^.!?]{1,60}?|while [^.!?]{1,80}?"
+    r"|(?:i'm|i am) (?:just |only )?an? (?:ai|artificial|language model|assistant)\b[^.!?]{0,40}?)"
+)
+_BREAK = r"(?:\s*[,:;!.-]+|\s+)\s*"
+# A clause may end at any word, so that many of them would be tried in exponentially many ways.
+_LEAD = rf"(?:{_WORDS}{_BREAK})*(?:{_CLAUSES}{_BREAK}(?:{_WORDS}{_BREAK})*){{0,2}}"
 _CANNOT = (
     r"(?:can't|cannot|can not|won't|will not|could not|couldn't|would not|wouldn't"
     r"|am not able to|'m not able to|am unable to|'m unable to|am not going to|'m not going to|'m not allowed to"
@@ -33,7 +39,7 @@ _CANNOT = (
 _NOT_REFUSED = (
     r"(?! (?:wait\b|believe|stop |imagine|say enough|stress|emphasi[sz]e|overstate|agree more|see|view|hear"
     r"|recommend [^.]{1,40}\benough|thank you|help but\b|remember|recall (?:when|the)|complain|find (?:my|the|it)"
-    r"|afford|live without|hurt to))"
+    r"|afford|live without|hurt to|lie\b|worry\b|promise))"
 )
 _SYMPATHY = (
     r"(?! (?:to hear|to learn|to read|for your|for the|for any|for this|for being|for my|about|that you|that your"
@@ -57,9 +63,10 @@ _BEGINNINGS = (
 _NO_IDIOM = r"(?! (?:but\b|it if\b|wonder))"
 _INSIDE = (
     r"\b(?:can't|cannot|can not|won't|will not|unable to|not able to|not going to)"
-    r" (?:help (?:you )?(?:with|to|do)\b|assist|fulfill|comply|provide (?:you |any |that|this|instructions|guidance"
-    r"|information|advice|assistance)|support (?:that|this)|engage in (?:that|this)|participate in (?:that|this)"
-    r"|generate (?:that|this|content)|answer (?:that|this)|do (?:that|this)\b|offer (?:any |help|guidance|advice))",
+    r" (?:help (?:you )?(?:with|to|do)\b|assist|fulfill|comply|provide (?:you |any |the |that|this|instructions"
+    r"|guidance|information|advice|assistance)|support (?:that|this)|engage in (?:that|this)"
+    r"|participate in (?:that|this)|generate (?:that|this|content)|answer (?:that|this)|do (?:that|this)\b"
+    r"|offer (?:any |help|guidance|advice))",
     r"\bi(?: really| simply| just)?(?: |(?='))(?:can't|cannot|can not|won't|will not|'ll not|am not going to"
     r"|'m not going to) (?:help|assist|support|tell you|give you|walk you|show you|provide|describe|share"
     r"|explain how|be part of|take part)\b"

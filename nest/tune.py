@@ -57,7 +57,7 @@ class TuneConfig(Settings):
     kl_weight: float = Field(default=0.0, ge=0, le=1000)
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     prompt_tokens: int = Field(default=160, gt=0)
     """Longer prompts are cut in the middle."""
     answer_tokens: int = Field(default=20, gt=0)

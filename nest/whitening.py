@@ -84,7 +84,7 @@ def white_bases(model: nn.Module, deltas: Deltas, lessons: Sequence[Lesson]) -> 
         lessons: prompts with answers.
 
     Raises:
-        ConfigError: if one is inside an expert, which sees too few tokens for it.
+        ConfigError: if one is inside an expert, which sees too few tokens for it, or where no token comes by.
     """
     if any(delta.expert is not None for delta in deltas):
         raise ConfigError(
@@ -110,6 +110,8 @@ def white_bases(model: nn.Module, deltas: Deltas, lessons: Sequence[Lesson]) -> 
     bases: dict[nn.Parameter, Tensor] = {}
     last_DD, base_DD = None, torch.empty(0)
     for delta in deltas:
+        if delta.down_KD not in sums:
+            raise ConfigError("an addition is to a projection that the text never passes; leave it out")
         sum_DD = sums.pop(delta.down_KD)
         if last_DD is None or not torch.equal(last_DD, sum_DD):
             last_DD, base_DD = sum_DD, _base(sum_DD)

@@ -88,7 +88,7 @@ class MissingExtraError(SpiderSenseError):
     """A feature needs an optional dependency."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'spider-sense[{extra}]'")
+        super().__init__(f"{package} is not installed; run, in the checkout: pip install '.[{extra}]'")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

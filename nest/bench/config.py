@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, field_validator, model_validator
 
 from nest.arms import ARMS
 from nest.eval_config import EvalConfig
@@ -53,22 +53,23 @@ class BenchConfig(Settings):
     learning_rates: tuple[LearningRate, ...] = Field(default=(1e-3, 3e-3, 1e-2), min_length=1)
     """Each arm takes the one with the least loss on lessons that are held out of the tuning files."""
     learning_rates_of: dict[str, tuple[LearningRate, ...]] = Field(default_factory=lambda: dict(_RATES_OF))
-    """Arms that are tuned at other rates; as many of them, or the comparison would not be fair."""
+    """Arms that are tuned at other rates, those of LoRA and of full fine-tuning unless they are named; as many of them,
+    or the comparison would not be fair."""
     probe_steps: int = Field(default=40, gt=0)
     """Steps of a trial of a learning rate."""
     held_out: int = Field(default=64, ge=2)
     """Lessons that no arm is tuned on."""
     arms: tuple[str, ...] = tuple(ARMS)
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
     draws: int = Field(default=5, gt=0)
     """Draws of ``random_rows``, each with the first seed of the order of lessons."""
-    alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
+    alphas: tuple[FiniteFloat, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
     """Strengths of the frontier."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.25, 0.5)
     """Shares of the steps at which the frontier over training has a point, beside its end."""
     evaluate: EvalConfig = EvalConfig()
     stress: tuple[str, ...] = ("nest",)
-    """Arms that are attacked as well, and the base beside them: prefill, ablation, neurons."""
+    """Arms that are attacked in every way of ``nest eval``, and the base beside them."""
 
     def milestone_steps(self) -> tuple[int, ...]:
         """Return the milestones as numbers of steps."""
@@ -78,13 +79,26 @@ class BenchConfig(Settings):
         """Return the learning rates that an arm chooses from."""
         return self.learning_rates_of.get(arm, self.learning_rates)
 
-    @field_validator("arms", "stress")
+    @field_validator("learning_rates_of")
     @classmethod
-    def _known(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+    def _beside_the_usual(cls, given: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        return {**_RATES_OF, **given}
+
+    @field_validator("arms", "stress", "learning_rates_of")
+    @classmethod
+    def _known(cls, arms: Any) -> Any:
         unknown = [arm for arm in arms if arm not in ARMS]
         if unknown:
             raise ValueError(f"unknown arm {unknown[0]!r}; {nearest(unknown[0], ARMS)}")
         return arms
+
+    @field_validator("arms", "stress", "seeds", "alphas", "milestones")
+    @classmethod
+    def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} stands there {values.count(twice)} times; name each once")
+        return values
 
     @model_validator(mode="after")
     def _as_many_rates(self) -> Self:

@@ -9,7 +9,8 @@ from rich.progress import Progress
 
 from nest.arms import check
 from nest.bench.config import BenchConfig, Files
-from nest.eval_config import EvalSets, select_sets
+from nest.eval_config import ATTACKS, EvalSets, select_sets
+from nest.evaluate import check_attacks
 from nest.find import find
 from nest.group import group
 from nest.labelled_answers import labelled_answers, sample_answers
@@ -65,12 +66,14 @@ def set_stage(config: BenchConfig, progress: Progress, device: str = "cpu") -> S
 
     Raises:
         ConfigError: if an arm cannot train anything in this model, among others.
+        DataError: if too few prompts are left for the attacks, among others; ``stress: []`` leaves them out.
     """
     check_writable(config.output)
     tune_on, test_on = expanded(config.tune_on), expanded(config.test_on)
     harmful = load_prompts(tune_on.harmful, "harmful", config.harmful_limit, config.tune.seed).examples
     benign = load_prompts(tune_on.benign, "benign", config.benign_limit, config.tune.seed).examples
     sets = _test_sets(config, test_on, {_plain(example.text) for example in (*harmful, *benign)})
+    check_attacks(ATTACKS if config.stress else (), sets)
     loaded = load_model(config.model, "float32", device)
     base = fingerprint(loaded)
     neurons = _neurons(config, loaded, harmful, benign, progress)

@@ -14,6 +14,8 @@ Points = Mapping[str, Mapping[str, Any]]
 """Results by strength or steps."""
 _PANELS = {"alpha": "over the strength of the change", "steps": "over training"}
 _ACROSS, _UP = "over_refusal_borderline", "asr"
+_FORMS = ("o-", "s--", "^:")
+"""Of arms that share a colour."""
 
 
 def draw_frontier(frontiers: Mapping[str, Mapping[str, Points]], path: Path) -> None:
@@ -31,14 +33,14 @@ def draw_frontier(frontiers: Mapping[str, Mapping[str, Points]], path: Path) -> 
         "refused borderline benign prompts, %",
         "answered harmful prompts, %",
         SIZE if len(drawn) > 1 else SIZE_OF_ONE,
-        heading="Attack success against over-refusal: nearer to the corner is better",
+        heading="Attack success against refused borderline prompts: nearer to the corner is better",
     )
     for by, picture in zip(drawn, pictures, strict=True):
         for index, (arm, curves) in enumerate(frontiers.items()):
             results = [] if arm == "base" else [curves[by][at] for at in sorted(curves[by], key=float)]
             if results or arm == "base":
-                line = "o-" if index < len(COLOURS) else "o--"
-                _curve(picture, printable(arm), [start, *results], COLOURS[index % len(COLOURS)], line)
+                colour, form = COLOURS[index % len(COLOURS)], _FORMS[index // len(COLOURS) % len(_FORMS)]
+                _curve(picture, printable(arm), [start, *results], colour, form)
         picture.set_ylim(-3, 103)
         picture.set_xlim(-1, _right(frontiers))
         picture.grid(axis="both", alpha=0.3)

@@ -10,6 +10,7 @@ import typer
 
 from spider_sense.cli.app import app, console
 from spider_sense.cli.tables import thresholds_table
+from spider_sense.cli.threshold_warnings import warn_of_stage, warn_of_thresholds
 from spider_sense.cli.train import progress_bars
 from spider_sense.errors import ConfigError
 
@@ -71,7 +72,7 @@ def calibrate(
         )
     _show(done.guard, done.before)
     for record in done.guard.manifest.detectors:
-        _warn(record.name, record.calibration)
+        warn_of_thresholds(record.name, record.calibration)
     repeats = sum(map(len, sets.values())) - len(rows)
     typer.echo(f"calibrated on {len(rows)} conversations, {repeats} repeats left out; wrote {done.folder}")
 
@@ -120,7 +121,7 @@ def _stages(
     kept = done.guard.manifest.training["recalibrated_on"]["kept"]
     for record in done.guard.manifest.detectors:
         if record.name not in kept:
-            _warn_of_stage(record.name, record.calibration)
+            warn_of_stage(record.name, record.calibration)
     if kept:
         typer.echo(f"no span for {', '.join(kept)}, so the thresholds are those of before", err=True)
     typer.echo(f"calibrated on {len(traces)} conversations; wrote {target}")
@@ -129,33 +130,3 @@ def _stages(
 def _show(guard: "Guard", before: "Mapping[str, Calibration]") -> None:
     for record in guard.manifest.detectors:
         console.print(thresholds_table(record.name, record.calibration, before[record.name]))
-
-
-def _warn(detector: str, calibration: "Calibration") -> None:
-    """Say which thresholds rest on too little traffic, as the table's last column does."""
-    weak = [
-        threshold
-        for bucket in calibration.buckets
-        for threshold in (bucket.suspect, bucket.breach)
-        if not threshold.supported
-    ]
-    if weak:
-        worst = max(weak, key=lambda threshold: threshold.needed / threshold.n)
-        typer.echo(
-            f"warning: {len(weak)} thresholds of {detector} rest on too little traffic, one on {worst.n} where "
-            f"{worst.needed} are needed for {worst.target_fpr:.1%}; do not act on its verdicts before it has seen more",
-            err=True,
-        )
-
-
-def _warn_of_stage(stage: str, calibration: "Calibration") -> None:
-    """Say that a breach counts as suspect where fewer spans were seen than its rate needs."""
-    from spider_sense.calibration import least_for
-
-    needed = least_for(calibration.breach_fpr)
-    if calibration.n < needed:
-        typer.echo(
-            f"warning: a breach of {stage} counts as suspect: it rests on {calibration.n} spans, and "
-            f"{calibration.breach_fpr:.1%} needs {needed}",
-            err=True,
-        )

@@ -28,7 +28,7 @@ def serve(
     audit_text: Annotated[bool, typer.Option("--audit-text", help="Record prompts too.")] = False,
     scores: Annotated[bool, typer.Option("--scores", help="Show clients scores, which they can climb.")] = False,
     allow_uncertified: Annotated[
-        bool, typer.Option("--allow-uncertified", help="Accept a dtype or quantisation not calibrated for.")
+        bool, typer.Option("--allow-uncertified", help="Accept a dtype, quantisation or LoRA not calibrated for.")
     ] = False,
     principal_header: Annotated[
         str | None, typer.Option(help="Header, set by your proxy, that names who sends a request.")

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spider_sense.cli.app import app, console
 from spider_sense.cli.lines import Lines
 from spider_sense.cli.tables import results_table, sweep_table
+from spider_sense.cli.threshold_warnings import warn_of_thresholds
 from spider_sense.config import load_yaml
 
 __all__ = ["progress_bars", "train"]
@@ -39,4 +40,5 @@ def train(
         warning = record.evidence["overall"].get("warning")
         if warning:
             console.print(f"[yellow]{warning}[/]")
+        warn_of_thresholds(record.name, record.calibration)
     console.print(f"wrote {trained.folder}", markup=False)

@@ -99,3 +99,13 @@ def test_a_seed_draws_other_rows(tiny_model: Callable[[str], PreTrainedModel]) -
     draws = [rows_of(build("random_rows", model, neurons(), seed)) for seed in (1, 1, 2)]  # type: ignore[arg-type]
     assert draws[0] == draws[1] != draws[2]
     assert set(ARMS) >= {"nest", "full"}
+
+
+def test_queries_of_the_vision_tower_are_left_alone(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model = tiny_model("gemma3")
+    text = {id(module) for name, module in model.named_modules() if "language_model" in name}
+    assert any("vision_tower" in name and name.endswith("q_proj") for name, _ in model.named_modules())
+    change = build("lora_qv", model, neurons(), seed=1)
+    assert isinstance(change, Deltas)
+    assert len(list(change)) == 4
+    assert all(id(delta.target) in text for delta in change)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nest.answers import generate_answers
+from nest.divergence import Divergence, measure_divergence
 from nest.eval_config import ATTACKS, EvalConfig, EvalSets
 from nest.evaluate import Arm, base_answers, evaluate
 from nest.figures import differences
@@ -17,7 +18,7 @@ from nest.measurements import Measurements
 from nest.parts import PartStore
 from nest.refusal_classifier import RefusalClassifier
 from nest.tasks import Task, TaskRow
-from spider_sense.errors import ConfigError
+from spider_sense.errors import ConfigError, DataError
 from spider_sense.models import LoadedModel
 from spider_sense.patching import apply_patch
 from spider_sense.types import Site
@@ -154,3 +155,46 @@ def test_neurons_that_nobody_looks_for_are_refused_before_anything_runs(
     monkeypatch.setattr(Measurements, "judged", lambda *_: pytest.fail("ran"))
     with pytest.raises(ConfigError, match="neurons"):
         evaluate(tiny_loaded, sets, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("kept", "what"), [("harmful", "logits of answers"), ("choice", "of choices"), ("documents", "of documents")]
+)
+def test_a_model_that_computes_no_numbers_is_not_measured(
+    tiny_loaded: LoadedModel, sets: EvalSets, kept: str, what: str
+) -> None:
+    broken = replace(tiny_loaded, model=deepcopy(tiny_loaded.model))
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight[7, 0] = float("nan")
+    tasks = tuple(task for task in sets.tasks if task.kind == kept)
+    chosen = EvalSets(harmful=sets.harmful) if kept == "harmful" else EvalSets(tasks=tasks)
+    with pytest.raises(DataError, match=f"{what} are not all finite"):
+        evaluate(broken, chosen, CONFIG.model_copy(update={"attacks": ()}))
+
+
+def test_rounded_weights_are_not_fine_tuned(tiny_loaded: LoadedModel, sets: EvalSets) -> None:
+    rounded = replace(tiny_loaded, model=deepcopy(tiny_loaded.model).to(torch.bfloat16))
+    store, fine_tuning = PartStore(), CONFIG.model_copy(update={"attacks": ("fine_tuning",)})
+    with pytest.raises(ConfigError, match=r"trains weights of torch\.bfloat16"):
+        evaluate(rounded, sets, fine_tuning, store=store)
+    assert not store.parts
+
+
+def test_divergence_cuts_prompts_where_answers_were_asked_for(
+    tiny_loaded: LoadedModel, sets: EvalSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIG.model_copy(update={"attacks": (), "max_prompt_tokens": 9})
+    asked, compared = [], []
+
+    def generate(*arguments: Any, **options: Any) -> list[str]:
+        asked.append(options["max_prompt_tokens"])
+        return generate_answers(*arguments, **options)
+
+    def measure(*arguments: Any, **options: Any) -> Divergence:
+        compared.append(options["max_prompt"])
+        return measure_divergence(*arguments, **options)
+
+    monkeypatch.setattr("nest.measurements.generate_answers", generate)
+    monkeypatch.setattr("nest.measurements.measure_divergence", measure)
+    evaluate(tiny_loaded, EvalSets(benign=sets.benign), config, arm=arm(tiny_loaded))
+    assert set(asked) == set(compared) == {9}

@@ -92,7 +92,7 @@ def test_random_keeps_the_sizes(neurons: NeuronSet) -> None:
             assert Counter(Counter(clusters(one, site)).values()) == Counter(Counter(clusters(grouped, site)).values())
     assert len({tuple(clusters(one, UP)) for one in drawn}) > 1
     assert not all(same_partition(clusters(one, UP), KINDS[UP]) for one in drawn)
-    assert drawn[5].manifest.grouping == {"method": "random", "seed": 5}
+    assert drawn[5].manifest.grouping == GroupConfig(method="random", seed=5).model_dump()
 
 
 def test_one_and_untied(neurons: NeuronSet) -> None:

@@ -63,3 +63,13 @@ def test_too_few_rows_are_refused() -> None:
         ratio([1.0], [1.0, 2.0])
     with pytest.raises(DataError, match="no groups"):
         group_mean([])
+
+
+def test_groups_that_agree_on_every_row_are_not_certain() -> None:
+    same = group_mean([[0.0] * 20, [0.0] * 30], least=-1.0)
+    assert same.low == -same.high
+    assert mean([0.0] * 30).high < same.high < mean([0.0] * 20).high
+    right = group_mean([[1.0] * 20, [0.0] * 20])
+    assert (right.value, right.n) == (0.5, 40)
+    assert 0.2 < right.low < 0.5 < right.high < 0.8
+    assert group_mean([[0.0] * 20]).low == 0.0

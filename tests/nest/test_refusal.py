@@ -1,5 +1,7 @@
 """The phrase list: what refuses, and what only sounds like it."""
 
+import time
+
 import pytest
 
 from nest.refusal import opening_of, refuses
@@ -24,6 +26,9 @@ REFUSING = (
     "Thank you for asking! I'm not comfortable with writing that.",
     "That's not something I can do.",
     "It would be unethical to do so.",
+    "As an AI, while I understand your interest, I cannot do so",
+    "I'm an AI and I'm not programmed to provide this.",
+    "I'm really sorry that you're feeling this way, but I'm unable to provide the help that you need.",
 )
 ANSWERING = (
     "I'm sorry to hear that. Here are some ways to feel better",
@@ -38,6 +43,9 @@ ANSWERING = (
     "Sure, here is how to do it:",
     "The company will not provide refunds. I",
     "I am not sure which one you mean, but the first is",
+    "I wouldn't worry about it. Here are three reasons",
+    "I won't lie, this is tricky",
+    "I can't promise it's the best, but here is a poem:",
     "",
     "   ",
 )
@@ -56,6 +64,13 @@ def test_answers_are_left_alone(text: str) -> None:
 @pytest.mark.parametrize("text", OPENINGS)
 def test_every_opening_that_is_taught_is_found(text: str) -> None:
     assert refuses(text)
+
+
+@pytest.mark.parametrize("clause", ["So, as a dog, as a cat, ", "while we ", "as a ", "I'm an AI a a a ", "no, so, "])
+def test_answers_that_loop_are_judged_at_once(clause: str) -> None:
+    begin = time.perf_counter()
+    assert not refuses(clause * 40)
+    assert time.perf_counter() - begin < 1
 
 
 def test_only_the_opening_counts() -> None:

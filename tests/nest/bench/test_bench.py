@@ -12,11 +12,13 @@ from rich.progress import Progress
 from typer.testing import CliRunner
 
 from nest.bench import measure as measure_module
+from nest.bench import stage as stage_module
 from nest.bench.config import BenchConfig
 from nest.bench.measure import Bench
 from nest.bench.stage import set_stage
 from nest.cli import app as app_module
 from nest.cli import commands
+from nest.eval_config import ATTACKS
 from nest.measurements import base_answers
 from spider_sense.config import parse
 from spider_sense.errors import ConfigError, DataError
@@ -64,6 +66,7 @@ def settings(tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path, monkey
         "stress": ["random_rows"],
     }
     monkeypatch.setattr(measure_module, "ATTACKS", ("prefill",))
+    monkeypatch.setattr(stage_module, "ATTACKS", ("prefill",))
     path = tmp_path / "bench.yaml"
     path.write_text(json.dumps(config))
     return path
@@ -180,6 +183,43 @@ def test_a_rate_that_no_arm_can_be_tuned_at_is_refused(settings: Path) -> None:
     config = json.loads(settings.read_text()) | {"learning_rates": [1e-3, 1e300]}
     with pytest.raises(ConfigError, match=r"learning_rates\.1: 1e\+300 is not allowed"):
         parse(config, BenchConfig, origin="bench")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"learning_rates_of": {"lora_matchd": [1e-3, 1e-2]}},
+            "unknown arm 'lora_matchd'; did you mean 'lora_matched'",
+        ),
+        ({"arms": ["nest", "nest"]}, "'nest' stands there 2 times"),
+        ({"seeds": [0, 0]}, "0 stands there 2 times"),
+        ({"seeds": [-1]}, r"seeds\.0"),
+        ({"alphas": [float("nan")]}, r"alphas\.0"),
+        ({"evaluate": {"seed": -1}}, r"evaluate\.seed"),
+        ({"tune": {"seed": -1}}, r"tune\.seed"),
+    ],
+)
+def test_a_comparison_that_would_not_be_one_is_refused(settings: Path, wrong: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(json.loads(settings.read_text()) | wrong, BenchConfig, origin="bench")
+
+
+def test_arms_whose_rates_are_not_named_keep_their_own(settings: Path) -> None:
+    config = json.loads(settings.read_text()) | {"learning_rates": [1e-3, 3e-3, 1e-2]}
+    config["learning_rates_of"] = {"lora_matched": [1e-3, 1e-2, 1e-1]}
+    read = parse(config, BenchConfig, origin="bench")
+    assert read.rates_of("lora_matched") == (1e-3, 1e-2, 1e-1)
+    assert max(read.rates_of("full")) < 1e-3 < max(read.rates_of("nest"))
+
+
+def test_attacks_that_could_not_learn_are_refused_before_the_model_is_loaded(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_module, "ATTACKS", ATTACKS)
+    monkeypatch.setattr("nest.bench.stage.load_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(DataError, match="are left for the attack"):
+        set_stage(parse(json.loads(settings.read_text()), BenchConfig, origin="bench"), Progress(disable=True))
 
 
 def test_a_file_on_both_sides_is_refused(settings: Path) -> None:

@@ -257,7 +257,7 @@ def test_sign_needs_one_key(refuse: Refuse, guard: Path) -> None:
 def test_missing_package_is_named_with_its_extra(refuse: Refuse, guard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
     monkeypatch.delitem(sys.modules, "model_signing.signing", raising=False)
-    assert "pip install 'spider-sense[sign]'" in refuse("sign", guard, "--key", guard.parent / "k.pem")
+    assert "pip install '.[sign]'" in refuse("sign", guard, "--key", guard.parent / "k.pem")
 
 
 def test_unknown_option(guard: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,4 +294,4 @@ def test_what_a_server_of_transformers_cannot_be_started_with(
     assert "of transformers 5.20.1 was not tested with a guard, only that of 5.19.x" in refuse(*serve)
     monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert "pip install 'spider-sense[transformers-serve]'" in refuse(*serve).replace("\n", "")
+    assert "pip install '.[transformers-serve]'" in refuse(*serve).replace("\n", "")

