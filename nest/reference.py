@@ -6,16 +6,18 @@ in this way is a lower bound of the whole one (data-processing inequality) and h
 Shape letters: N lessons, A tokens of an answer, K kept tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nest.forward import answer_logits
 from nest.lessons import Batch, Lesson, collate
 
-__all__ = ["Reference", "divergence", "read_reference"]
+__all__ = ["Reference", "divergence", "keep_references", "kept_references", "read_reference"]
 
 KEPT = 64
 
@@ -69,6 +71,32 @@ def read_reference(
         if advance is not None:
             advance(len(chosen))
     return result
+
+
+def keep_references(file: Path, references: Mapping[int, Reference]) -> None:
+    """Write what :func:`read_reference` returned, all answers one after the other."""
+    rows = list(references.values())
+    tensors = {
+        "place": torch.tensor(list(references)),
+        "length": torch.tensor([len(row.rest_A) for row in rows]),
+        "token": torch.cat([row.token_AK for row in rows]).to(torch.int32),
+        "log": torch.cat([row.log_AK for row in rows]),
+        "rest": torch.cat([row.rest_A for row in rows]),
+    }
+    beside = file.with_name(f".{file.name}.part")
+    save_file(tensors, beside)
+    beside.replace(file)
+
+
+def kept_references(file: Path) -> dict[int, Reference]:
+    """Read what :func:`keep_references` wrote."""
+    tensors = load_file(file)
+    lengths = tensors["length"].tolist()
+    parts = (tensors[name].split(lengths) for name in ("token", "log", "rest"))
+    return {
+        place: Reference(token_AK.long(), log_AK, rest_A)
+        for place, token_AK, log_AK, rest_A in zip(tensors["place"].tolist(), *parts, strict=True)
+    }
 
 
 def divergence(log_BAV: Tensor, batch: Batch, references: dict[int, Reference]) -> Tensor:

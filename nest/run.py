@@ -1,6 +1,7 @@
 """From grouped neurons and prompts to a patch."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.progress import Progress
@@ -10,7 +11,7 @@ from nest.delta import patch_targets, shared_deltas
 from nest.lessons import Lesson
 from nest.neurons import Neurons, NeuronSet
 from nest.parts import key_of
-from nest.reference import Reference, read_reference
+from nest.reference import Reference, keep_references, kept_references, read_reference
 from nest.tune import Losses, TuneConfig, processes, tune
 from spider_sense.data import Example, digest
 from spider_sense.fingerprint import Fingerprint, check_match, fingerprint
@@ -37,7 +38,7 @@ def tune_patch(
         harmful: prompts to refuse.
         benign: prompts to go on answering.
         config: how.
-        work: folder for the base model's answers and for checkpoints; a run that was interrupted goes on from it.
+        work: folder for what the base model says and for checkpoints; a run that was interrupted goes on from it.
         progress: where the bars are shown.
 
     Raises:
@@ -100,8 +101,14 @@ def read_lessons(
     lessons = make_curriculum(loaded, harmful, benign, answers, config.prompt_tokens, config.answer_tokens)
     if not config.kl_weight:
         return lessons, {}
+    file = work / f"references-{key_of(found.weight_digest, lessons)}.safetensors"
     bar = progress.add_task("reading its distributions", total=len(benign))
-    references = read_reference(loaded.model, lessons, _pad(loaded), advance=lambda done: progress.advance(bar, done))
+    with processes(loaded.model).main_process_first():
+        if file.is_file():
+            return lessons, kept_references(file)
+        advance = partial(progress.advance, bar)
+        references = read_reference(loaded.model, lessons, _pad(loaded), advance=advance)
+        keep_references(file, references)
     return lessons, references
 
 

@@ -14,6 +14,7 @@ from nest.curriculum import make_curriculum, own_answers
 from nest.group import GroupConfig, group
 from nest.model_folder import weights_digest
 from nest.neurons import NeuronSet
+from nest.reference import keep_references, kept_references, read_reference
 from nest.revert import write_reverted
 from nest.run import tune_patch
 from nest.tune import TuneConfig
@@ -93,6 +94,7 @@ def test_a_second_run_goes_on_from_the_first(
         raise AssertionError("it was done already")
 
     monkeypatch.setattr(curriculum, "generate_answers", never)
+    monkeypatch.setattr("nest.run.read_reference", never)
     monkeypatch.setattr("nest.tune._step", never)
     again = tuned(tiny_loaded, grouped, tiny_neurons.prompt_rows, tmp_path)
     for site, target in first.targets.items():
@@ -133,3 +135,16 @@ def test_harmful_prompts_get_refusals_and_benign_ones_the_given_answers(
     assert [lesson.kind for lesson in lessons] == ["refuse"] * 3 + ["answer"] * 2
     words = tiny_loaded.tokenizer.convert_tokens_to_ids(["w1", "w2", "<|im_end|>"])
     assert list(lessons[3].answer) == words
+
+
+def test_distributions_are_kept_as_they_were_read(tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path) -> None:
+    harmful, benign = tiny_neurons.prompt_rows(3, "w9", 0), tiny_neurons.prompt_rows(4, None, 1)
+    lessons = make_curriculum(tiny_loaded, harmful, benign, ["w1 w2", "w3", "w4 w5 w6", "w7"], 99, 5)
+    read = read_reference(tiny_loaded.model, lessons, 0)
+    keep_references(tmp_path / "kept.safetensors", read)
+    kept = kept_references(tmp_path / "kept.safetensors")
+    assert list(kept) == list(read)
+    for place, one in kept.items():
+        assert one.token_AK.equal(read[place].token_AK)
+        assert one.log_AK.equal(read[place].log_AK)
+        assert one.rest_A.equal(read[place].rest_A)
