@@ -134,7 +134,8 @@ def file_results(
 
     Returns:
         The detector's :func:`spider_sense.evidence.evidence` and ``at_thresholds``: the false and true
-        positive rate at the guard's own thresholds.
+        positive rate at the guard's own thresholds, of prompts alone. A threshold's own rate is of conversations with
+        their answers, in which a running maximum can only grow.
     """
     part = {name: values[where] for name, values in scores.items()}
     guard_scores = part.pop("guard")

@@ -56,7 +56,8 @@ def evidence_table(detector: str, overall: Mapping[str, Any]) -> Table:
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """Return per file and overall: the guard, each control, and the rates at the guard's thresholds."""
-    table = Table(title=f"Detector {results['detector']}")
+    caption = "Prompts alone were read; an answer can only raise a score, and with it the rates at breach."
+    table = Table(title=f"Detector {results['detector']}", caption=caption)
     for name in (
         "set",
         "system",

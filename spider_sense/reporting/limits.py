@@ -62,7 +62,8 @@ def _of_detector(detector: DetectorFacts) -> Iterator[str]:
         negatives = detector.n - detector.positives
         yield (
             f"tested on {detector.positives} positive and {negatives} benign prompts; one benign prompt is "
-            f"{percent(1 / negatives) if negatives else 'n/a'} of false positives, and no finer rate was measured."
+            f"{percent(1 / negatives) if negatives else 'n/a'} of false positives, and no finer rate was measured. "
+            "Answers were not read, in which a running maximum can only grow: rates in service are higher."
         )
     yield from _of_calibration(detector)
 

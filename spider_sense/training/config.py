@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -81,18 +82,30 @@ class TrainConfig(Settings):
         return self
 
 
-def read_sets(patterns: tuple[str, ...], require_label: bool = True) -> dict[str, list[Example]]:
+def read_sets(
+    patterns: tuple[str, ...], require_label: bool = True, without: tuple[str, ...] = ()
+) -> dict[str, list[Example]]:
     """Read prompt sets by file stem.
 
     Args:
         patterns: paths, in which variables are filled in and ``*`` matches.
         require_label: whether a row without a label is an error.
+        without: paths of the same kind that are left out where ``patterns`` match them too.
 
     Raises:
         ConfigError: if a variable is not set, a pattern matches nothing, or two files have the same stem.
         DataError: if a file cannot be read as a prompt set.
     """
-    result: dict[str, list[Example]] = {}
+    apart = {file.stem: file.resolve() for file in _matching(without)}
+    files: dict[str, Path] = {}
+    for file in _matching(patterns):
+        if file.stem in files or apart.get(file.stem, file.resolve()) != file.resolve():
+            raise ConfigError(f"two files are called {file.stem!r}; rename one, results are listed by that name")
+        files[file.stem] = file
+    return {stem: read_jsonl(file, require_label) for stem, file in files.items() if stem not in apart}
+
+
+def _matching(patterns: tuple[str, ...]) -> Iterator[Path]:
     for pattern in patterns:
         path = os.path.expandvars(os.path.expanduser(pattern))
         if "$" in path:
@@ -102,8 +115,4 @@ def read_sets(patterns: tuple[str, ...], require_label: bool = True) -> dict[str
         files = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
         if not files:
             raise ConfigError(f"{pattern!r} matches no file; name JSONL files")
-        for file in map(Path, files):
-            if file.stem in result:
-                raise ConfigError(f"two files are called {file.stem!r}; rename one, results are listed by that name")
-            result[file.stem] = read_jsonl(file, require_label)
-    return result
+        yield from map(Path, files)

@@ -62,7 +62,7 @@ def choose_parts(config: TrainConfig) -> Parts:
         DataError: if a detector lacks a class in any part.
     """
     test = {name: _named(rows) for name, rows in read_sets(config.test).items()}
-    files = {name: rows for name, rows in read_sets(config.data).items() if name not in test}
+    files = read_sets(config.data, without=config.test)
     rows = [example for examples in files.values() for example in _capped(examples, config)]
     rows = _named([*(load_corpus() if config.corpus else []), *rows])
     known = frozenset(label for item in config.detectors for label in (*item.positive, *item.negative))
