@@ -57,6 +57,7 @@ def test_train(tiny_training: Any, tiny_run: Any, tmp_path: Path) -> None:
     assert "Detector misuse" in output
     assert "shuffled_labels" in output
     warned = "does not beat TF-IDF" in output.replace("\n", " ")
+    assert "rest on too little traffic" in output
     guard = Guard.from_pretrained(tmp_path / "guard")
     assert warned == ("warning" in guard.manifest.detectors[0].evidence["overall"])
     assert guard.manifest.probes_digest == tiny_run.trained.guard.manifest.probes_digest
