@@ -63,11 +63,15 @@ class ContinuousCalls:
         self._judge.step(
             logits_TC, [RequestRows(self.cases[_name(item)].request, item.rows, item.positions) for item in sequences]
         )
-        for case in self._judge.decide(self._judge.read([self.cases[_name(item)] for item in sequences])):
+        self._judge.decide(self._judge.read([self.cases[_name(item)] for item in sequences]))
+        for item in sequences:
+            case = self.cases[_name(item)]
             if case.decision.action == "stop":
-                state = self._running[case.request.id].handle
-                # The engine compares this with the tokens so far when it takes in the step's token.
-                state._new_tokens_limit = case.stopped_after = state.generated_len() + 1
+                # The engine compares this with the tokens so far when it takes in the step's token. A preempted request
+                # may come back in a record with a limit of its own, whatever was said of the one before.
+                item.handle._new_tokens_limit = item.handle.generated_len() + 1
+                if case.stopped_after is None:
+                    case.stopped_after = _generated(item) + 1
         self._act(self._acted_on())
 
     def close(self) -> None:
@@ -116,3 +120,9 @@ class ContinuousCalls:
 def _name(item: SequenceRows) -> str:
     assert isinstance(item.key, str)
     return item.key
+
+
+def _generated(item: SequenceRows) -> int:
+    """Return how many tokens were generated, those included that a preempted request has as part of its prompt."""
+    assert item.prompt is not None
+    return len(item.handle.initial_tokens) - len(item.prompt) + int(item.handle.generated_len())

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
-from transformers.generation.continuous_batching.requests import RequestState
+from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
 from spider_sense.audit import AuditEvent, AuditLog
+from spider_sense.continuous import ContinuousCalls
+from spider_sense.forward import SequenceRows
 from spider_sense.guard import Guard
+from spider_sense.judge import Judge
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor
 from spider_sense.policy import Policy, Rule, Steer
@@ -155,6 +159,30 @@ def test_a_preempted_request_goes_on_where_it_was(
     ):
         said = run(what, prompts, num_blocks=14)
     assert said == [new[: TOKENS - 1] if index == row else new for index, new in enumerate(free)]
+
+
+def test_a_stop_in_the_middle_of_a_prompt_outlives_a_preemption(guards: Any, what: LoadedModel) -> None:
+    judge = Judge(guards.guard(what, [guards.probe("mean", "mean", "resid.0")]), Policy.default())
+    calls = ContinuousCalls(judge, lambda _: None, lambda _: None, lambda: None)
+
+    def compute(state: Any, start: int, end: int) -> None:
+        rows, prompt = np.arange(end - start), state.initial_tokens[: state._true_initial_tokens or None]
+        item = SequenceRows("r", rows, rows + start, prompt, state, lambda: True)
+        calls.begin([item])
+        calls.scored(torch.zeros(end - start, 1), [item])
+
+    state = RequestState("r", [1, 5, *range(20, 30)], max_new_tokens=TOKENS)
+    compute(state, 4, 8)  # what was before is missing
+    assert calls.cases["r"].decision.action == "stop"
+    assert calls.cases["r"].stopped_after == 1
+    for before in (0, 3):
+        state.generated_tokens = list(range(40, 40 + before))
+        state = state.create_equivalent_initial_request()
+        compute(state, 0, 12 + before)
+        state.status = RequestStatus.DECODING
+        assert state.update_and_check_completion(50, None)
+        assert state.generated_tokens == [50]
+    assert calls.cases["r"].stopped_after == 1
 
 
 def test_a_request_is_attributed_and_its_end_is_told(guards: Any, what: LoadedModel) -> None:
