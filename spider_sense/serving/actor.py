@@ -78,7 +78,7 @@ class Actor:
         stopped = {name for name in findings.stops if _runs(scheduler, name)}
         for name in stopped:
             output.sampled_token_ids[output.req_id_to_index[name]] = []
-            # Without a new token vLLM expects none of these.
+            # Without a new token vLLM expects none of these, and without an answer a client is told none.
             for extra in _extras(output):
                 extra.pop(name, None)
         self._give_back(scheduler, output)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from spider_sense.policy import SEVERITY
 from spider_sense.serving.settings import KEY
+from spider_sense.serving.withheld import withhold_prompt
 from spider_sense.types import Zone
 
 __all__ = ["Said", "collected", "gathered", "verdict_of", "verdicts_of"]
@@ -63,11 +64,13 @@ def collected(
         args: passed on; the fifth is what the engine says with its tokens.
         options: passed on; an abort gives all by name, and says nothing.
     """
+    told = args[4] if len(args) > 4 else options.get("kv_transfer_params")
+    said = (told or {}).get(KEY)
+    if said is not None and said["action"] == "stop":
+        withhold_prompt(state)
     result, parent = original(*args, **options), state.parent_req
     if parent is None:
         return result
-    told = args[4] if len(args) > 4 else options.get("kv_transfer_params")
-    said = (told or {}).get(KEY)
     known: dict[int, Said] = getattr(parent, _SAID, {})
     if said is not None:
         known[state.request_index] = said

@@ -136,6 +136,7 @@ def test_a_breach_ends_its_request_before_the_next_token_and_no_other(
     stopped = []
     for one, before, trace in zip(found, bare, traces, strict=True):
         assert list(one["said"]["detectors"]["head0"]) == ["zone"], "a client is told no score"
+        assert one["prompt_logprobs"] == len(one["prompt"])
         over = (trace >= threshold).nonzero()
         if not len(over):
             assert one["tokens"] == before["tokens"]

@@ -203,6 +203,41 @@ def test_misuse_is_stopped_and_its_batch_mates_are_not(
         assert one["stop"].startswith("spider_sense: misuse breach")
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_misuse_is_refused_where_the_prompt_is_echoed_with_its_log_probabilities(
+    stream: bool, server: tuple[str, Path], loaded: LoadedModel
+) -> None:
+    misuse = [row.text for row in load_corpus() if row.label == "harmful"][::75]
+    prompts = [list(Chat(loaded.tokenizer).render(text).ids) for text in misuse]
+    answers = asyncio.run(_echoed(server[0], prompts, stream))
+    stopped = [one for one in answers if one["said"]["action"] == "stop"]
+    assert len(stopped) >= 4, "the guard was trained"
+    for one in stopped:
+        assert one["text"].endswith(REFUSAL)
+        length = len(one["prompt"])
+        assert one["logprobs"][:length] == [None] * length
+        assert set(one["logprobs"][length:]) == {0.0}
+    for one in answers:
+        assert one["said"]["action"] == "stop" or None not in one["logprobs"][1:]
+
+
+async def _echoed(address: str, prompts: Sequence[list[int]], stream: bool) -> list[dict[str, Any]]:
+    asked: dict[str, Any] = {"model": "smollm2", "echo": True, "logprobs": 1, "max_tokens": 2, "stream": stream}
+
+    async def ask(client: Any, prompt: list[int]) -> dict[str, Any]:
+        answer = await client.completions.create(prompt=prompt, **asked)
+        one: dict[str, Any] = {"prompt": prompt, "text": "", "logprobs": [], "said": None}
+        for part in [chunk async for chunk in answer] if stream else [answer]:
+            one["said"] = ((part.model_extra or {}).get("kv_transfer_params") or {}).get("spider_sense", one["said"])
+            for choice in part.choices:
+                one["text"] += choice.text
+                one["logprobs"] += choice.logprobs.token_logprobs
+        return one
+
+    async with _client(address) as client:
+        return list(await asyncio.gather(*(ask(client, prompt) for prompt in prompts)))
+
+
 def test_a_stream_is_stopped_in_the_middle(
     server: tuple[str, Path], served: Path, greeted: Any, loaded: LoadedModel, offline: Callable[..., Any]
 ) -> None:

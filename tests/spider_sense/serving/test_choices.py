@@ -38,7 +38,7 @@ class Parent:
         self.n, self.streams, self.running = n, streams, n
 
     def child(self, index: int) -> Callable[..., Any]:
-        state = SimpleNamespace(parent_req=self, request_index=index)
+        state = SimpleNamespace(parent_req=self, request_index=index, logprobs_processor=None)
 
         def original(tokens: Any, pooled: Any, finish: Any, stop: Any, kv: Any = None, ec: Any = None) -> Any:
             self.running -= finish is not None
@@ -94,6 +94,29 @@ def test_a_single_choice_passes_as_it_is() -> None:
     )
     assert result.kv_transfer_params is params
     assert verdicts_of(result) == [CLEAR]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "told", "want"),
+    [
+        (BREACH, [None], [None] * 4),
+        (BREACH, [None, {5: 0.5}, {6: 0.5}, {7: 0.5}], [None, {5: 0.5}, {6: 0.5}, {7: 0.5}]),
+        (BREACH, [], []),
+        (BREACH, None, None),
+        (SUSPECT, [None], [None]),
+    ],
+    ids=["not yet told", "known before", "handed out", "not asked for", "not stopped"],
+)
+def test_each_token_of_a_stopped_prompt_has_its_place_among_what_is_told(verdict: Any, told: Any, want: Any) -> None:
+    processor = SimpleNamespace(prompt_logprobs=told)
+    state = SimpleNamespace(
+        parent_req=None, request_index=0, logprobs_processor=processor, prompt_token_ids=[4, 5, 6, 7]
+    )
+
+    def original(*args: Any) -> Any:
+        return SimpleNamespace(kv_transfer_params=args[4], prompt_logprobs=list(told) if told is not None else None)
+
+    assert collected(original, state, [7], None, "stop", None, said(verdict)).prompt_logprobs == want
 
 
 def gather(*results: Any) -> Any:
