@@ -22,6 +22,7 @@ from spider_sense.extraction.observation import Asked
 from spider_sense.extraction.standing import Standing
 from spider_sense.extraction.watch import Heard, Watch
 from spider_sense.guard import Guard
+from spider_sense.lost_events import LostEvents
 from spider_sense.policy import SEVERITY, Decision, Policy
 from spider_sense.scoring import Bank, Probe, Request, RequestRows, Scorer
 from spider_sense.types import UNKNOWN, Coverage, Verdict, Zone
@@ -32,6 +33,7 @@ Event = Literal["open", "verdict", "action", "close"]
 
 _BREACH = 2
 NOTHING, _EXEMPT = "nothing asks for an action", "its principal is exempt: nothing is done about it"
+_UNRECORDED = Decision(action="stop", verdict=None, reason="it could not be recorded: what is not recorded is stopped")
 _ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
 
 
@@ -116,6 +118,8 @@ class Judge:
         exempt: principals whose requests are scored and recorded, and never acted on.
         watch: looks for extraction; what it reads of a prompt is scored by the same bank, after the guard's heads.
         on_close: called when a request has ended, however it did.
+        lost: counts the events that ``audit`` does not take, whose requests are stopped, those of exempt principals
+            too; None lets the log's error through, to whoever feeds the judge.
     """
 
     def __init__(
@@ -131,11 +135,12 @@ class Judge:
         exempt: Collection[str] = (),
         watch: Watch | None = None,
         on_close: Callable[[Case], None] | None = None,
+        lost: LostEvents | None = None,
     ) -> None:
         _check_spans(guard)
         policy.check_watched(watch is not None)
         self._watch, self._unread = watch, dict[int, Case]()
-        self._audit, self._keep_history = audit, keep_history
+        self._audit, self._lost, self._keep_history = audit, lost, keep_history
         self._on_decision, self._on_close = on_decision, on_close
         self._exempt = frozenset(exempt)
         self.bank = Bank(self._probes(guard), device, rows, dtype)
@@ -193,7 +198,8 @@ class Judge:
         )
         with ExitStack() as undo:
             undo.callback(self.scorer.close, request)
-            self._record(case, "open", text=text)
+            if not self._record(case, "open", text=text):
+                case.decision = _UNRECORDED
             undo.pop_all()
         if self._watch is not None and asked is not None:
             case.standing = self._watch.standing(principal or UNKNOWN)
@@ -275,6 +281,10 @@ class Judge:
         """Return what became of the requests that extraction was told of since the last call, None if nothing."""
         return None if self._watch is None else self._watch.feed.counts.take()
 
+    def take_lost(self) -> int:
+        """Return how many events the audit log did not take since the last call."""
+        return 0 if self._lost is None else self._lost.take()
+
     def close(self, case: Case) -> None:
         """End a request and forget its state; its last verdicts stay readable."""
         self._unread.pop(case.request.slot, None)
@@ -289,23 +299,28 @@ class Judge:
         decision = self.policy.decide(case.verdicts, standing)
         if case.request.principal in self._exempt:
             decision = replace(decision, action="observe", reason=f"{decision.reason}, but {_EXEMPT}")
-        self._record(case, "verdict", decision)
+        decision = self._recorded(case, "verdict", decision)
         if SEVERITY.index(decision.action) <= SEVERITY.index(case.decision.action):
             return False
-        case.decision = decision
-        self._record(case, "action", decision)
+        case.decision = self._recorded(case, "action", decision)
         if self._on_decision is not None:
             self._on_decision(case)
         return True
+
+    def _recorded(self, case: Case, event: Event, decision: Decision) -> Decision:
+        """Record a decision, and return the one that holds: a request of which nothing is recorded is stopped."""
+        recorded = self._record(case, event, decision)
+        return decision if recorded or decision.action == "stop" else _UNRECORDED
 
     def _thresholds(self, prompt_tokens: int) -> np.ndarray:
         buckets = [detector.calibration.thresholds(prompt_tokens) for detector in self.guard.manifest.detectors]
         pairs = [[bucket.suspect.value for bucket in buckets], [bucket.breach.value for bucket in buckets]]
         return np.array(pairs, dtype=np.float32)
 
-    def _record(self, case: Case, event: Event, decision: Decision | None = None, text: str | None = None) -> None:
+    def _record(self, case: Case, event: Event, decision: Decision | None = None, text: str | None = None) -> bool:
+        """Record an event; return whether the log has it, or there is none."""
         if self._audit is None:
-            return
+            return True
         verdict = decision.verdict if decision else None
         about = AuditEvent(
             request=case.request.id,
@@ -322,7 +337,14 @@ class Judge:
         if verdict is not None:
             fields = ("detector", "zone", "score", "threshold")
             about = about.model_copy(update={name: getattr(verdict, name) for name in fields})
-        self._audit.write(about)
+        try:
+            self._audit.write(about)
+        except OSError as error:
+            if self._lost is None:
+                raise
+            self._lost.add(error)
+            return False
+        return True
 
 
 def _heard(case: Case) -> Heard:

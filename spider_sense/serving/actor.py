@@ -129,6 +129,8 @@ class Actor:
                 note["hushed"] = list(findings.hushed)
             if findings.extraction is not None:
                 note["extraction"] = findings.extraction
+            if findings.unrecorded:
+                note["unrecorded"] = findings.unrecorded
         if any(note.values()) or self._seconds > _WORTH_TELLING:
             note["seconds"], self._seconds = self._seconds, 0.0
             self._tell(outputs, note)

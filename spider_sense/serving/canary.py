@@ -31,11 +31,14 @@ class CanaryWatch:
             f"{REQUEST} {place}": canary for place, canary in enumerate(canaries.prompts)
         }
         self._peaks: dict[str, np.ndarray] = {}
+        self.unrecorded = 0
+        """Events that the audit log did not take meanwhile; whose request is not recorded is not scored."""
 
     def update(self, original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:
         """Take what a step says; the arguments are those of :meth:`spider_sense.serving.actor.Actor.update`."""
         findings = getattr(output, "spider_sense", None)
         if findings is not None:
+            self.unrecorded += findings.unrecorded
             for name, peak_H, coverage in zip(findings.ids, findings.peak_BH, findings.coverage_B3, strict=True):
                 self._take(name, peak_H, coverage.tolist())
         return original(step, output)

@@ -208,6 +208,11 @@ def _try_canaries(core: Any, settings: ServingSettings) -> Drift | None:
     except Exception as error:
         # Whatever it is, requests may be left behind in the engine, so it is no refusal after which one goes on.
         raise RuntimeError(f"the engine failed while it replayed the guard's canaries: {error}") from error
+    if watch.unrecorded:
+        raise ConfigError(
+            f"the audit log did not take {watch.unrecorded} events of the guard's canaries; the worker's log says why: "
+            "let it have room on its disk"
+        )
     drift = watch.drift(tuple(detector.name for detector in manifest.detectors))
     check_drift(drift, manifest, settings.allow_uncertified)
     logger.info("the guard's canaries: %s", drift)

@@ -178,7 +178,7 @@ class EngineGuard:
                     self.judge.scorer.blocks.catch_up(served.tokens, served.chain)
             stricter = self.judge.decide(step.reading)
             seconds = step.seconds + time.perf_counter() - started
-            return findings_of(cases, seconds, stricter, self.judge.take_counts())
+            return findings_of(cases, seconds, stricter, self.judge.take_counts(), self.judge.take_lost())
 
     def close(self) -> None:
         """Close every request, each of them even if another cannot be recorded."""

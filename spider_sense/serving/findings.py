@@ -43,6 +43,8 @@ class Note(TypedDict, total=False):
     """Principals whose next answers are to be given without reasoning."""
     extraction: FeedNote
     """What became of the requests that the extraction feed was offered."""
+    unrecorded: int
+    """Events that the audit log did not take."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +71,8 @@ class Findings:
     secret: tuple[bool, ...] = ()
     """Of each request whether it is acted on because of its principal's standing, which a client is not told."""
     extraction: FeedNote | None = None
+    unrecorded: int = 0
+    """Events that the audit log did not take since the last step."""
 
     @property
     def stops(self) -> dict[str, str]:
@@ -140,6 +144,7 @@ def findings_of(
     seconds: float = 0.0,
     stricter: Sequence[Case] = (),
     extraction: FeedNote | None = None,
+    unrecorded: int = 0,
 ) -> Findings:
     """Collect what is known of some requests, whose ids are the names that they were opened with.
 
@@ -148,6 +153,7 @@ def findings_of(
         seconds: what it took to know.
         stricter: those whose decision has become stricter: their principals may have to be slowed or hushed.
         extraction: what became of what the feed was offered.
+        unrecorded: events that the audit log did not take.
     """
     heads = len(cases[0].peak) if cases else 0
     requests = [case.request for case in cases]
@@ -166,6 +172,7 @@ def findings_of(
         hushed=_principals(stricter, "omit_reasoning"),
         secret=tuple(case.decision.secret for case in cases),
         extraction=extraction,
+        unrecorded=unrecorded,
     )
 
 

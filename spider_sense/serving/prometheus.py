@@ -41,6 +41,7 @@ NOT_NUMBERS = Counter(
 )
 TOKENS = Counter("spider_sense_tokens_total", "Tokens of requests that ended, by what is known of them.", ["coverage"])
 INCOMPLETE = Counter("spider_sense_incomplete_requests_total", "Requests that ended with tokens missing.")
+UNRECORDED = Counter("spider_sense_unrecorded_events_total", "Events that the audit log did not take.")
 SECONDS = Counter("spider_sense_host_seconds_total", "Time that folding and judging took in the workers.")
 EXTRACTION_REQUESTS = Counter(
     "spider_sense_extraction_requests_total",
@@ -113,6 +114,7 @@ class GuardMetrics:
     def count(self, note: Note) -> None:
         """Count what one step adds."""
         SECONDS.inc(note["seconds"])
+        UNRECORDED.inc(note.get("unrecorded", 0))
         for ended in note["ended"]:
             self._count(ended)
         if "extraction" in note:

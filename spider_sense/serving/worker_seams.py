@@ -12,6 +12,7 @@ from spider_sense.errors import MismatchError, SpiderSenseError
 from spider_sense.extraction.online import open_watch
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
+from spider_sense.lost_events import LostEvents
 from spider_sense.serving import patch_seams
 from spider_sense.serving.checks import exchange, graph_of
 from spider_sense.serving.engine_config import serving_of, tokenizer_of
@@ -93,6 +94,7 @@ def _loaded(original: Callable[..., Any], worker: Any, *args: Any, **options: An
         rows=config.scheduler_config.max_num_batched_tokens,
         exempt=settings.exempt_principals,
         watch=watch,
+        lost=LostEvents(),
     )
     attach_taps(worker.model_runner.get_model(), judge.bank)
     decode = tokenizer_of(config).decode if settings.audit is not None and settings.audit_text else None

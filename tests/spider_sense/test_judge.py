@@ -12,6 +12,7 @@ import torch
 from spider_sense.audit import AuditEvent, AuditLog
 from spider_sense.guard import Guard
 from spider_sense.judge import Case, Judge
+from spider_sense.lost_events import LostEvents
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
 from spider_sense.scoring import Aggregator, Probe, RequestRows, SiteMap
@@ -46,6 +47,57 @@ def clear_prompt(judge: Judge, length: int = len(PROMPT)) -> Case:
     case = judge.open("r", (PROMPT * 4)[:length])
     feed(judge, case, [(0.0, 0.0)] * length)
     return case
+
+
+class Refusing:
+    """As much of an audit log as the judge touches, on a disk that is full for some events."""
+
+    def __init__(self, *refused: str) -> None:
+        self.refused, self.written = refused, list[AuditEvent]()
+
+    def write(self, event: AuditEvent) -> None:
+        if event.event in self.refused:
+            raise OSError("No space left on device")
+        self.written.append(event)
+
+
+@pytest.mark.parametrize(
+    ("refused", "value", "exempt", "action", "reason", "lost"),
+    [
+        (["open"], 0.0, False, "stop", "could not be recorded", 1),
+        (["open"], 0.0, True, "stop", "could not be recorded", 1),
+        (["open", "verdict", "action", "close"], 2.0, False, "stop", "could not be recorded", 2),
+        (["verdict"], 1.0, False, "stop", "could not be recorded", 1),
+        (["verdict"], 1.0, True, "stop", "could not be recorded", 1),
+        (["verdict"], 2.0, False, "stop", "rule 1", 1),
+        (["action"], 1.0, False, "stop", "could not be recorded", 1),
+        (["action"], 2.0, False, "stop", "rule 1", 1),
+        (["close"], 1.0, False, "flag", "rule 2", 1),
+        ([], 1.0, False, "flag", "rule 2", 0),
+    ],
+)
+def test_what_cannot_be_recorded_is_stopped_alone(
+    guard: Guard, refused: list[str], value: float, exempt: bool, action: str, reason: str, lost: int
+) -> None:
+    log: Any = Refusing(*refused)
+    judge = Judge(guard, Policy.default(), log, exempt=["p"] if exempt else (), lost=LostEvents())
+    case = judge.open("r", PROMPT, "p")
+    feed(judge, case, [(value, value)] * len(PROMPT))
+    judge.close(case)
+    assert case.decision.action == action
+    assert reason in case.decision.reason
+    assert judge.take_lost() == lost
+    assert judge.take_lost() == 0
+    assert not {event.event for event in log.written} & set(refused)
+    assert len(judge.scorer.stream._free) == len(judge.scorer.stream._state)
+
+
+def test_without_whom_to_tell_an_event_that_is_lost_is_an_error(guard: Guard) -> None:
+    log: Any = Refusing("open")
+    judge = Judge(guard, Policy.default(), log)
+    with pytest.raises(OSError, match="No space left"):
+        judge.open("r", PROMPT)
+    assert len(judge.scorer.stream._free) == len(judge.scorer.stream._state)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.vllm
 Offline = Callable[[Path, list[int], int], tuple[torch.Tensor, torch.Tensor]]
 SHADOW = Path(__file__).parents[2] / "configs" / "policy-shadow.yaml"
 REFUSAL = "I can't help with that."
+FULL = Path("/dev/full")
 
 
 def assert_equals_offline(one: dict[str, Any], guard: Path, offline: Offline) -> None:
@@ -243,6 +244,23 @@ def test_a_guard_without_canaries_says_so_once(
     said = core_seams.in_force(core)
     assert said is not None
     assert (said["guard"]["detectors"][0]["name"], said["canaries"]) == ("head0", None)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+def test_what_cannot_be_recorded_is_refused_and_the_engine_goes_on(
+    guard: Path,
+    prompts: list[list[int]],
+    run_engine: Callable[..., Any],
+    refusals: Callable[..., list[str]],
+    one_head: Callable[[str, float, float], Path],
+) -> None:
+    few = prompts[:3]
+    first, second = run_engine([few, few], {"guard": str(one_head("head0", 1e6, 2e6)), "audit": str(FULL)})
+    for one in (*first, *second):
+        assert (one["text"], one["finish_reason"]) == (REFUSAL, "stop")
+        assert one["stop_reason"] == "spider_sense: it could not be recorded: what is not recorded is stopped"
+    (canaries,) = refusals(({"guard": str(guard), "audit": str(FULL)}, {}))
+    assert re.search(r"the audit log did not take \d+ events of the guard's canaries", canaries)
 
 
 @pytest.mark.parametrize("second_runner", [False, True], ids=["first", "second"])

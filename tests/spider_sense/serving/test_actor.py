@@ -217,6 +217,14 @@ def test_what_the_guard_took_is_told_now_and_then_and_none_of_it_is_lost(actor: 
     assert [note["seconds"] for note in scheduler.told[3:]] == [pytest.approx(0.02)]
 
 
+def test_events_that_were_not_recorded_are_told_with_their_step(actor: tuple[Actor, Scheduler]) -> None:
+    one, scheduler = actor
+    scheduler.add("a")
+    for lost in (0, 2, 0):
+        update(one, scheduler, replace(findings("a"), unrecorded=lost), a=[9])
+    assert [note.get("unrecorded") for note in scheduler.told] == [None, 2, None]
+
+
 def test_a_request_that_is_left_in_its_first_step_is_counted(actor: tuple[Actor, Scheduler]) -> None:
     one, scheduler = actor
     output = SimpleNamespace(req_id_to_index={"a": 0}, sampled_token_ids=[[9]], spider_sense=findings("a"))

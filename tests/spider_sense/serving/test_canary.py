@@ -16,11 +16,19 @@ from spider_sense.serving.canary import CanaryWatch, check_drift, report
 def said(**found: tuple[float, int]) -> Any:
     """Return the output of a step with the findings of some requests: score, tokens so far."""
     findings = SimpleNamespace(
+        unrecorded=0,
         ids=tuple(found),
         peak_BH=np.array([[peak] for peak, _ in found.values()], np.float32),
         coverage_B3=np.array([[tokens, 0, 0] for _, tokens in found.values()]),
     )
     return SimpleNamespace(spider_sense=findings)
+
+
+def test_what_the_log_did_not_take_meanwhile_is_known(watch: CanaryWatch) -> None:
+    output = said(**{next(iter(watch.requests)): (0.5, 2)})
+    output.spider_sense.unrecorded = 2
+    watched(watch, output, output, SimpleNamespace())
+    assert watch.unrecorded == 4
 
 
 def watched(watch: CanaryWatch, *outputs: Any) -> Drift:

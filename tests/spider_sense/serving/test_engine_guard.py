@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spider_sense.audit import AuditEvent
 from spider_sense.errors import SpiderSenseError
 from spider_sense.fingerprint import serving_config
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
+from spider_sense.lost_events import LostEvents
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy, Rule
 from spider_sense.serving import engine_guard
@@ -344,6 +346,43 @@ def test_a_prompt_that_is_read_again_is_scored_once_and_loses_the_token_that_fol
     engine.step({"a": 100})
     assert served.again is None
     assert served.tokens == [*prompt, *range(20, 30)]
+
+
+class FullFor:
+    """As much of an audit log as a judge touches, which takes no event of one request."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.taken = name, list[tuple[str, str]]()
+
+    def write(self, event: AuditEvent) -> None:
+        if event.request == self.name:
+            raise OSError("No space left on device")
+        self.taken.append((event.request, event.event))
+
+
+def test_a_request_that_cannot_be_recorded_is_stopped_and_no_other(tiny_loaded: LoadedModel, guards: Any) -> None:
+    which = guards.guard(tiny_loaded, guards.many_probes()[:1])
+    engine = guards.Engine(tiny_loaded, which, guards, cached=False)
+    log: Any = FullFor("a")
+    engine.guard = EngineGuard(Judge(which, Policy.default(), log, lost=LostEvents()))
+    for name in "ab":
+        engine.add(name, [1, 5, 10, 11], [12, 13])
+    # Before its prompt is read.
+    engine.step({"a": 2, "b": 2})
+    findings, _ = engine.found["a"]
+    assert list(findings.stops) == ["a"]
+    assert "could not be recorded" in findings.stops["a"]
+    assert findings.unrecorded == 1
+    engine.finished = {"a"}
+    engine.step({"b": 100})
+    engine.check("b", guards)
+    assert engine.found["b"][0].stops == {}
+    assert engine.found["b"][0].unrecorded == 1, "its end was not recorded either"
+    engine.finished = {"b"}
+    engine.step({})
+    assert log.taken == [("b", "open"), ("b", "close")]
+    scorer = engine.guard.judge.scorer
+    assert len(scorer.stream._free) == len(scorer.stream._state)
 
 
 def throttling(tiny_loaded: LoadedModel, guards: Any, *exempt: str) -> Any:

@@ -52,6 +52,7 @@ NOTE: Note = {
         "seconds": [0.02, 0.3],
         "waiting": 7,
     },
+    "unrecorded": 6,
 }
 WANT = {
     ("spider_sense_requests_total", "observe"): 2,
@@ -81,6 +82,7 @@ WANT = {
     ("spider_sense_tokens_total", "missing"): 3,
     ("spider_sense_incomplete_requests_total",): 1,
     ("spider_sense_host_seconds_total",): 0.5,
+    ("spider_sense_unrecorded_events_total",): 6,
 }
 
 
