@@ -1,5 +1,6 @@
 """Only seams of vLLM's engine core: what a guard does while no request runs, at the start and on a reload."""
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -16,10 +17,12 @@ from spider_sense.serving.letters import announce
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 from spider_sense.types import Action
 
-__all__ = ["RUN", "begun", "in_force", "made", "read_canaries", "reload_guard", "reloaded", "run_core"]
+__all__ = ["RUN", "WAIT", "begun", "in_force", "made", "read_canaries", "reload_guard", "reloaded", "run_core"]
 
 RUN = "_spider_sense_run_engine_core"
 """Attribute of an engine core's class that holds vLLM's own function in the place of :func:`run_core`."""
+WAIT = 60.0
+"""Seconds that a reload waits for the requests that run, unless it is told; nobody else is let in meanwhile."""
 _SAID = "_spider_sense_said"
 """Attribute of an engine core: what is in force in it, as of ``about``, and how far its canaries drift."""
 _SURE_FROM_THE_START: Mapping[Action, str] = {
@@ -117,7 +120,9 @@ def reloaded(core: Any, new_actor: Callable[[Any, ServingSettings], Any], guard:
     return {"canaries": said["canaries"]}
 
 
-async def reload_guard(engine: Any, guard: Path, policy: Path | None = None) -> Mapping[str, Any] | None:
+async def reload_guard(
+    engine: Any, guard: Path, policy: Path | None = None, wait_seconds: float = WAIT
+) -> Mapping[str, Any] | None:
     """Exchange the guard of an ``AsyncLLM`` while it serves.
 
     Requests that run end under the guard of before, those that come meanwhile wait; the KV cache is emptied.
@@ -126,18 +131,19 @@ async def reload_guard(engine: Any, guard: Path, policy: Path | None = None) -> 
         engine: of one engine core.
         guard: folder of the new guard, of the same model, sites and columns.
         policy: its policy; by default the file of before, read anew.
+        wait_seconds: how long it waits for the requests that run to end.
 
     Returns:
         As of :func:`read_canaries`.
 
     Raises:
         MismatchError: if the engine refuses the guard; it goes on with that of before.
-        SpiderSenseError: if the engine is paused already.
+        SpiderSenseError: if the engine is paused already, or requests still run when the wait is over.
     """
     if await engine.is_paused():
         raise SpiderSenseError("the engine is paused; resume it, and reload the guard then")
     try:
-        await engine.pause_generation(mode="wait", clear_cache=True)
+        await _pause(engine, wait_seconds)
         paths = [None if path is None else str(path.resolve()) for path in (guard, policy)]
         result = await engine.engine_core.call_utility_async("spider_sense_reload", *paths)
     finally:
@@ -146,6 +152,16 @@ async def reload_guard(engine: Any, guard: Path, policy: Path | None = None) -> 
         raise MismatchError(f"{result['refused']}. The engine goes on with the guard of before")
     found: Mapping[str, Any] | None = result["canaries"]
     return found
+
+
+async def _pause(engine: Any, wait_seconds: float) -> None:
+    try:
+        await asyncio.wait_for(engine.pause_generation(mode="wait", clear_cache=True), wait_seconds)
+    except TimeoutError as error:
+        raise SpiderSenseError(
+            f"requests still run: they did not end within {wait_seconds:g} seconds, in which nobody else was let in. "
+            "The engine goes on with the guard of before; try again when fewer run, or with a larger wait_seconds"
+        ) from error
 
 
 def _wanted(core: Any, settings: ServingSettings | None, guard: str, policy: str | None) -> ServingSettings:

@@ -9,10 +9,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, PositiveFloat
+
 from spider_sense.config import Settings, parse
 from spider_sense.errors import ConfigError, SpiderSenseError
 from spider_sense.serving.asgi import Message, Receive, Send, body_of, reply
-from spider_sense.serving.core_seams import reload_guard
+from spider_sense.serving.core_seams import WAIT, reload_guard
 
 __all__ = ["PATH", "Reload", "reload_key"]
 
@@ -31,6 +33,8 @@ class _Wanted(Settings):
     """Folder of the new guard, on the server."""
     policy: Path | None = None
     """Its policy; by default the file of before, read anew."""
+    wait_seconds: PositiveFloat = Field(default=WAIT, allow_inf_nan=False)
+    """How long to wait for the requests that run to end; the others wait meanwhile."""
 
 
 def reload_key(clients: Collection[str] = ()) -> str | None:
@@ -81,7 +85,7 @@ class Reload:
             return
         try:
             async with self._one_at_a_time:
-                canaries = await reload_guard(self.engine, wanted.guard, wanted.policy)
+                canaries = await reload_guard(self.engine, wanted.guard, wanted.policy, wanted.wait_seconds)
         except SpiderSenseError as error:
             await reply(send, 409, {"error": str(error)})
             return

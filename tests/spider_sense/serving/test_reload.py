@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from spider_sense.errors import ConfigError, MismatchError
+from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
 from spider_sense.serving import reload
+from spider_sense.serving.core_seams import reload_guard
 from spider_sense.serving.reload import Reload, reload_key
 
 SECRET = "0123456789abcdef"
@@ -28,8 +29,8 @@ def asked() -> list[Any]:
 def ask(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Return a function that asks the endpoint: the parts of a body, and headers."""
 
-    async def reload_guard(engine: Any, guard: Path, policy: Path | None) -> Any:
-        asked.append((engine, guard, policy))
+    async def reload_guard(engine: Any, guard: Path, policy: Path | None, wait_seconds: float) -> Any:
+        asked.append((engine, guard, policy, wait_seconds))
         if guard == Path("bad"):
             raise MismatchError("it does not fit. The engine goes on with the guard of before")
         return {"accepted": True}
@@ -57,8 +58,8 @@ def ask(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> Ask:
 
 def test_the_operator_exchanges_a_guard(ask: Ask, asked: list[Any]) -> None:
     assert ask(b'{"guard": "ne', b'w"}') == (200, {"canaries": {"accepted": True}})
-    assert ask(b'{"guard": "new", "policy": "p.yaml"}')[0] == 200
-    assert asked == [("engine", Path("new"), None), ("engine", Path("new"), Path("p.yaml"))]
+    assert ask(b'{"guard": "new", "policy": "p.yaml", "wait_seconds": 5}')[0] == 200
+    assert asked == [("engine", Path("new"), None, 60.0), ("engine", Path("new"), Path("p.yaml"), 5.0)]
     status, said = ask(b'{"guard": "bad"}')
     assert status == 409
     assert said["error"].startswith("it does not fit")
@@ -92,6 +93,8 @@ def test_nobody_else_may(headers: list[tuple[bytes, bytes]], ask: Ask, asked: li
         (b"[1]", r"holds \[1\], not keys and values"),
         (b"{}", "guard"),
         (b'{"guard": "new", "polcy": "p"}', "policy"),
+        (b'{"guard": "new", "wait_seconds": 0}', "wait_seconds"),
+        (b'{"guard": "new", "wait_seconds": Infinity}', "wait_seconds"),
         (b'{"guard": "' + b"x" * (1 << 16) + b'"}', "at most 65536 bytes"),
     ],
 )
@@ -100,6 +103,39 @@ def test_a_wrong_body_is_named(body: bytes, says: str, ask: Ask, asked: list[Any
     assert status == 400
     assert re.search(says, said["error"])
     assert not asked
+
+
+class Busy:
+    """As much of an ``AsyncLLM`` as a reload touches, whose requests end after some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.engine_core = seconds, self
+        self.did: list[str] = []
+
+    async def is_paused(self) -> bool:
+        return False
+
+    async def pause_generation(self, mode: str, clear_cache: bool) -> None:
+        assert (mode, clear_cache) == ("wait", True)
+        await asyncio.sleep(self.seconds)
+        self.did.append("paused")
+
+    async def call_utility_async(self, name: str, *_: Any) -> Any:
+        self.did.append(name)
+        return {"canaries": None}
+
+    async def resume_generation(self) -> None:
+        self.did.append("resumed")
+
+
+def test_nobody_is_kept_waiting_longer_than_the_operator_says() -> None:
+    endless = Busy(3600)
+    with pytest.raises(SpiderSenseError, match=r"requests still run: they did not end within 0\.01 seconds"):
+        asyncio.run(reload_guard(endless, Path("new"), wait_seconds=0.01))
+    assert endless.did == ["resumed"]
+    short = Busy(0.01)
+    asyncio.run(reload_guard(short, Path("new"), wait_seconds=60))
+    assert short.did == ["paused", "spider_sense_reload", "resumed"]
 
 
 def test_without_a_key_there_is_no_endpoint_and_a_short_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
