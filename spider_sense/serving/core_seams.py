@@ -61,6 +61,11 @@ def run_core(*args: Any, **options: Any) -> None:
 def _start(core: Any) -> None:
     settings = find_settings(core.vllm_config.additional_config)
     if settings is not None and not hasattr(core, _SAID):
+        if not hasattr(core.scheduler, ACTOR):
+            raise ConfigError(
+                f"nothing of a guard acts in the scheduler {type(core.scheduler).__qualname__}; serve without "
+                "--scheduler-cls, with a subclass of vLLM's Scheduler, or without a guard"
+            )
         said = _said(settings)
         setattr(core, _SAID, {**said, "canaries": report(_try_canaries(core, settings))})
 

@@ -37,6 +37,7 @@ def _scheduling(original: Callable[..., Any], scheduler: Any, *args: Any, **opti
     settings = find_settings(scheduler.vllm_config.additional_config)
     if settings is None:
         return
+    _check_own(type(scheduler))
     patch_seams.scheduling(scheduler, settings)
     setattr(scheduler, ACTOR, new_actor(scheduler, settings))
     guard = Guard.from_pretrained(settings.guard)
@@ -45,6 +46,17 @@ def _scheduling(original: Callable[..., Any], scheduler: Any, *args: Any, **opti
         keep_tail(scheduler.kv_cache_manager, tail)
     if reads_prompts_alone(guard):
         keep_answers_apart(scheduler)
+
+
+def _check_own(kind: type[Any]) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    if kind.update_from_output is not Scheduler.update_from_output:
+        raise ConfigError(
+            f"the scheduler {kind.__module__}.{kind.__qualname__} takes in tokens by an update_from_output of its own, "
+            "where nothing of a guard acts: serve without --scheduler-cls, with one that leaves that method to vLLM's "
+            "Scheduler, or without a guard"
+        )
 
 
 def _updated(original: Callable[..., Any], scheduler: Any, step: Any, output: Any) -> Any:

@@ -19,6 +19,7 @@ from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
 from spider_sense.scoring import Aggregator, Span
 from spider_sense.serving import core_seams
+from spider_sense.serving.actor import ACTOR
 from spider_sense.types import Site
 
 pytestmark = pytest.mark.vllm
@@ -161,18 +162,20 @@ def test_a_guard_for_another_model_does_not_start(
     other = manifest.fingerprint.model_copy(update={"weight_digest": "0" * 64})
     wrong = Guard(manifest.model_copy(update={"fingerprint": other}), Guard.from_pretrained(guard).probes)
     wrong.save_pretrained(tmp_path / "wrong")
-    model, dtype, adapters, name, nowhere = refusals(
+    model, dtype, adapters, name, nowhere, scheduler = refusals(
         ({"guard": str(tmp_path / "wrong")}, {}),
         ({"guard": str(guard)}, {"dtype": "bfloat16"}),
         ({"guard": str(guard)}, {"enable_lora": True}),
         ({"gaurd": str(guard)}, {}),
         ({"guard": str(tmp_path / "to_come")}, {}),
+        ({"guard": str(guard)}, {"scheduler_cls": "own_scheduler.OwnScheduler"}),
     )
     assert re.search(r"weight_digest is .* expected '0000", model)
     assert re.search(r"uncertified serving configuration .*bfloat16", dtype)
     assert re.search(r"uncertified serving configuration .*LoRA", adapters)
     assert "gaurd" in name
     assert "to_come/guard.json does not exist" in nowhere
+    assert "own_scheduler.OwnScheduler takes in tokens by an update_from_output of its own" in scheduler
 
 
 def test_an_engine_that_scores_otherwise_does_not_start(
@@ -234,7 +237,9 @@ def test_a_guard_without_canaries_says_so_once(
     lines: list[str] = []
     monkeypatch.setattr(logging.getLogger("vllm.spider_sense"), "warning", lambda text, *_: lines.append(text))
     settings = {"spider_sense": {"guard": str(one_head("head0", 1.0, 2.0))}}
-    core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config=settings))
+    core = SimpleNamespace(
+        vllm_config=SimpleNamespace(additional_config=settings), scheduler=SimpleNamespace(**{ACTOR: None})
+    )
     begun: list[bool] = []
     for _ in range(2):
         core_seams.begun(lambda: begun.append(True), core)
