@@ -93,7 +93,8 @@ class Findings:
             row: place among ``ids``.
             detectors: names of the heads.
             guard: digest.
-            scores: whether to show scores and thresholds; a score is a hill to climb for whoever attacks.
+            scores: whether to show scores and thresholds, and which tokens were cached; a score is a hill to climb for
+                whoever attacks, and what is cached of a prompt tells what others have sent.
         """
         said: dict[str, Any] = {}
         for head, name in enumerate(detectors):
@@ -109,7 +110,7 @@ class Findings:
             "zone": _ZONES[int(self.zone_BH[row].max(initial=0))],
             **self._said(row),
             "detectors": said,
-            "coverage": self._coverage(row),
+            "coverage": self._coverage(row) if scores else self._covered(row),
         } | self._patched(row)
 
     def _patched(self, row: int) -> dict[str, int]:
@@ -137,6 +138,10 @@ class Findings:
 
     def _coverage(self, row: int) -> dict[str, int]:
         return dict(zip(("scored", "cached", "missing"), self.coverage_B3[row].tolist(), strict=True))
+
+    def _covered(self, row: int) -> dict[str, int]:
+        scored, cached, missing = self.coverage_B3[row].tolist()
+        return {"scored": scored + cached, "missing": missing}
 
 
 def findings_of(

@@ -113,6 +113,7 @@ def test_two_of_eight_are_patched_and_nobody_else_is_touched(
             "guard": str(one_head("head0", threshold, threshold)),
             "policy": str(smol.policy),
             "audit": str(tmp_path / "a"),
+            "scores": True,
         },
         sampling,
         **engine,
@@ -224,7 +225,7 @@ def test_a_suspected_prompt_is_read_again_from_its_first_token_on(
     for place, (first, second, before) in enumerate(zip(found, later, plain, strict=True)):
         coverage = first["said"]["coverage"]
         # Of drafts that are accepted, the last may lie past the answer's end.
-        spare = coverage["scored"] + coverage["cached"] - len(before["prompt"]) - 11
+        spare = coverage["scored"] - len(before["prompt"]) - 11
         assert 0 <= spare <= engine.get("speculative_config", {}).get("num_speculative_tokens", 0)
         # In its answer any may come to be suspected, and is patched from there on.
         starts = {one["said"].get("patched_from", 999) for one in (first, second)}

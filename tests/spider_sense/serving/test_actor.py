@@ -151,6 +151,16 @@ def test_a_stopped_request_gets_the_refusal_in_place_of_its_token(actor: tuple[A
     assert verdict["coverage"] == {"scored": 5, "cached": 4, "missing": 0}
 
 
+def test_a_client_is_not_told_what_others_have_sent(settings: ServingSettings) -> None:
+    one, scheduler = acting(settings.model_copy(update={"scores": False}))
+    scheduler.add("a")
+    outputs = update(one, scheduler, findings("a"), a=[2])
+    said = outputs[0].outputs[0].kv_transfer_params["spider_sense"]
+    assert said["coverage"] == {"scored": 9, "missing": 0}
+    assert said["detectors"] == {"attention": {"zone": "clear"}}
+    assert scheduler.told[0]["ended"][0]["coverage"] == {"scored": 5, "cached": 4, "missing": 0}, "the metrics are"
+
+
 def test_what_ends_by_itself_carries_its_latest_verdict(actor: tuple[Actor, Scheduler]) -> None:
     one, scheduler = actor
     scheduler.add("a")
