@@ -72,6 +72,8 @@ class GuardedCall:
         self._reading: Reading | None = None
         self._judged = True
         self._reads_prompt = self._again = False
+        # What could not be recorded gets no token.
+        self._end_stopped(mask_BP.shape[1])
 
     def name_rows(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Forward:
         """Name the rows of the next forward pass, and commit the drafts that it shows to be accepted."""
@@ -199,16 +201,19 @@ class GuardedCall:
         return [case for row, case in enumerate(self.cases) if self._alive[row]]
 
     def _decide(self, reading: Reading, column: int) -> None:
-        changed = {id(case) for case in self._judge.decide(reading)}
-        for row, case in enumerate(self.cases):
-            if id(case) in changed and case.decision.action == "stop" and self._alive[row]:
-                self.stopped_at[row] = column
-                case.stopped_after = column - self._mask_BP.shape[1]
-                self._alive[row] = False
+        changed = self._judge.decide(reading)
+        self._end_stopped(column)
         if self._on_step is not None:
             self._on_step(reading.cases)
         if changed:
             self._act({row: case for row, case in enumerate(self.cases) if case.acted_on})
+
+    def _end_stopped(self, column: int) -> None:
+        for row, case in enumerate(self.cases):
+            if case.decision.action == "stop" and self._alive[row]:
+                self.stopped_at[row] = column
+                case.stopped_after = column - self._mask_BP.shape[1]
+                self._alive[row] = False
 
     def _fold(self, logits_TC: Tensor, sequences: Sequence[SequenceRows]) -> None:
         rows = [RequestRows(self.cases[_row(item)].request, item.rows, item.positions) for item in sequences]

@@ -200,6 +200,8 @@ class Judge:
             undo.callback(self.scorer.close, request)
             if not self._record(case, "open", text=text):
                 case.decision = _UNRECORDED
+                if self._on_decision is not None:
+                    self._on_decision(case)
             undo.pop_all()
         if self._watch is not None and asked is not None:
             case.standing = self._watch.standing(principal or UNKNOWN)

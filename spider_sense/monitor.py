@@ -37,6 +37,7 @@ from spider_sense.guard import Guard
 from spider_sense.interventions import Interventions, choose_patch, choose_vector
 from spider_sense.judge import Case, Judge
 from spider_sense.live_patch import LivePatch
+from spider_sense.lost_events import LostEvents
 from spider_sense.models import LoadedModel
 from spider_sense.patch import NeuronPatch
 from spider_sense.policy import Policy
@@ -62,6 +63,8 @@ class Monitor:
         extraction: watches who mines the model, by the principals that ``generate`` is handed; None for nobody.
         on_close: called when a request has ended, however it did.
         principal: says who sends a request of continuous batching, by the engine's id; None where nobody knows.
+        lost: counts the events that ``audit`` does not take, whose requests are stopped; None ends the call with the
+            log's error.
     """
 
     def __init__(
@@ -76,9 +79,10 @@ class Monitor:
         extraction: Watch | None = None,
         on_close: Callable[[Case], None] | None = None,
         principal: Callable[[str], str | None] | None = None,
+        lost: LostEvents | None = None,
     ) -> None:
         self.guard, self.policy = guard, policy or Policy.default()
-        self._audit, self._keep_history = audit, keep_history
+        self._audit, self._lost, self._keep_history = audit, lost, keep_history
         self._on_decision, self._on_step = on_decision, on_step
         self._watch, self._on_close, self._principal = extraction, on_close, principal
         self.cases: list[Case] = []
@@ -129,6 +133,7 @@ class Monitor:
             model.dtype,
             watch=self._watch,
             on_close=self._on_close,
+            lost=self._lost,
         )
         self._model, self._tokenizer = model, tokenizer
         patch = None if self._patch is None else LivePatch(loaded, self._patch, _alpha(self.policy))

@@ -14,6 +14,7 @@ from spider_sense.canary import Drift
 from spider_sense.errors import ConfigError, SpiderSenseError
 from spider_sense.guard import Guard
 from spider_sense.judge import Case
+from spider_sense.lost_events import LostEvents
 from spider_sense.monitor import Monitor
 from spider_sense.policy import Policy
 from spider_sense.serving.about import about
@@ -53,7 +54,10 @@ class Served:
             log = None if settings.audit is None else AuditLog(settings.audit, settings.audit_text)
             if log is not None:
                 closing.callback(log.close)
-            self.monitor = Monitor(guard, self.policy, log, on_close=self._count, principal=self._senders.get)
+            self._lost = LostEvents()
+            self.monitor = Monitor(
+                guard, self.policy, log, on_close=self._count, principal=self._senders.get, lost=self._lost
+            )
             closing.callback(self.monitor.detach)
             self.front = Front(guard, self.policy, version("spider-sense"))
             self._closing = closing.pop_all()
@@ -105,7 +109,8 @@ class Served:
         self._closing.close()
 
     def _count(self, case: Case) -> None:
-        self.front.take(Note(seconds=0.0, ended=[findings_of([case]).ended(0)], throttled=[]))
+        ended = [findings_of([case]).ended(0)]
+        self.front.take(Note(seconds=0.0, ended=ended, throttled=[], unrecorded=self._lost.take()))
 
 
 def with_verdict(answer: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:

@@ -80,11 +80,20 @@ def test_what_cannot_be_recorded_is_stopped_alone(
     guard: Guard, refused: list[str], value: float, exempt: bool, action: str, reason: str, lost: int
 ) -> None:
     log: Any = Refusing(*refused)
-    judge = Judge(guard, Policy.default(), log, exempt=["p"] if exempt else (), lost=LostEvents())
+    stricter: list[str] = []
+    judge = Judge(
+        guard,
+        Policy.default(),
+        log,
+        exempt=["p"] if exempt else (),
+        lost=LostEvents(),
+        on_decision=lambda case: stricter.append(case.decision.action),
+    )
     case = judge.open("r", PROMPT, "p")
     feed(judge, case, [(value, value)] * len(PROMPT))
     judge.close(case)
     assert case.decision.action == action
+    assert stricter == [action]
     assert reason in case.decision.reason
     assert judge.take_lost() == lost
     assert judge.take_lost() == 0

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from spider_sense.audit import AuditEvent, AuditLog
 from spider_sense.bench import random_patch
 from spider_sense.canary import Canaries, Canary
 from spider_sense.chat import unscored
@@ -339,6 +340,35 @@ def test_a_breach_in_the_prompt_is_answered_by_the_refusal_alone(
     assert found[0].split()[extra:] == REFUSAL.split()
     assert answer.choices[0].text.split()[extra:] == REFUSAL.split()
     assert _verdict(answer)["action"] == answer.choices[0].finish_reason == "stop"
+
+
+def test_a_request_that_cannot_be_recorded_is_refused_and_the_server_goes_on(
+    serve: Serve, guards: Any, tiny: LoadedModel, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, full = AuditLog.write, [True]
+
+    def refuse(log: AuditLog, event: AuditEvent) -> None:
+        if event.event == "open" and full[0]:
+            raise OSError("No space left on device")
+        write(log, event)
+
+    monkeypatch.setattr(AuditLog, "write", refuse)
+    guard = guards.guard(tiny, guards.many_probes())
+    with serve(guard, packed) as address:
+        before = _unrecorded(address)
+        for said, verdict, choice in _ask(address, *(_chat(TEXTS[1], stream) for stream in (False, True))):
+            assert said.split() == REFUSAL.split()
+            assert (verdict["action"], choice.finish_reason) == ("stop", "stop")
+            assert "could not be recorded" in choice.model_extra["stop_reason"]
+        _wait(lambda: _unrecorded(address) == before + 2, 10)
+        full[0] = False
+        check(tiny, guard, TEXTS[2], _ask(address, _chat(TEXTS[2]))[0])
+
+
+def _unrecorded(address: str) -> float:
+    lines = _get(address, "/metrics").splitlines()
+    (line,) = (one for one in lines if one.startswith("spider_sense_unrecorded_events_total "))
+    return float(line.split()[-1])
 
 
 def _stopped(address: str) -> float:
