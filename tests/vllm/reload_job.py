@@ -20,9 +20,14 @@ async def main(job: dict[str, Any]) -> dict[str, Any]:
         refused: list[str] = []
         result: dict[str, Any] = {"started": await read_canaries(engine), "refused": refused}
         result["before"] = await _ask(engine, "before", job["prompts"])
-        # One request runs when the reload is asked for, and others come while it waits for that one's end.
+        # One request runs when a reload is asked for that does not wait for it, and another that does. More come while
+        # that one waits.
         running = asyncio.create_task(_ask(engine, "running", job["prompts"][:1], 120))
         await asyncio.sleep(0.5)
+        try:
+            await reload_guard(engine, Path(job["good"]), wait_seconds=0.05)
+        except SpiderSenseError as error:
+            result["impatient"] = str(error), await engine.is_paused()
         reload = asyncio.create_task(reload_guard(engine, Path(job["good"])))
         while not (reload.done() or await engine.is_paused()):
             await asyncio.sleep(0.02)

@@ -69,6 +69,9 @@ def test_running_requests_end_under_the_old_guard_and_later_ones_under_the_new(
     }
     # The engine core and its worker are processes of their own, and the model is traced with the taps of the old guard.
     found = run_job("reload_job.py", job, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_CI_ENV": "1"})
+    said, still_paused = found["impatient"]
+    assert said.startswith("requests still run")
+    assert not still_paused
     assert found["reload_waited"]
     for canaries in (found["started"], found["reloaded"]):
         assert canaries["accepted"]
