@@ -175,6 +175,7 @@ class Judge:
         principal: str | None = None,
         text: str | None = None,
         asked: Asked | None = None,
+        canary: bool = False,
     ) -> Case:
         """Start a request.
 
@@ -183,7 +184,9 @@ class Judge:
             prompt: its token ids.
             principal: whom it is attributed to.
             text: the prompt, recorded only by an audit log that was asked to.
-            asked: how it was asked for; None of a request that extraction is not to hear of.
+            asked: how it was asked for; None of a request that extraction is not to hear of, such as the second answer
+                to a prompt. How its principal stands holds for it all the same.
+            canary: whether it is the guard's own, and no principal's.
         """
         template = self.guard.manifest.template
         request = self.scorer.open(name, len(prompt), unscored(template.head, prompt), template.tail, principal)
@@ -203,10 +206,11 @@ class Judge:
                 if self._on_decision is not None:
                     self._on_decision(case)
             undo.pop_all()
-        if self._watch is not None and asked is not None:
+        if self._watch is not None and not canary:
             case.standing = self._watch.standing(principal or UNKNOWN)
-            case.prompt, case.asked = prompt, asked
-            self._unread[request.slot] = case
+            if asked is not None:
+                case.prompt, case.asked = prompt, asked
+                self._unread[request.slot] = case
         return case
 
     def step(self, logits_TC: Tensor, rows: Sequence[RequestRows]) -> None:

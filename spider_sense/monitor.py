@@ -297,7 +297,7 @@ class Monitor:
                 text = self._text(prompt)
                 for copy in range(copies):
                     row = index * copies + copy
-                    # Copies of a prompt are one question.
+                    # Copies of a prompt are one question, and each is judged.
                     told = None if copy else asked_for.asked
                     cases.append(self._judge.open(f"{name}-{row}" if many else name, prompt, principal, text, told))
                     undo.callback(self._judge.scorer.close, cases[-1].request)

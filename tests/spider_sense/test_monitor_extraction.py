@@ -70,6 +70,17 @@ def test_one_that_is_acted_on_is_refused_and_its_neighbours_are_not(
     assert f"extraction {level} (why): extraction.{name} says stop" in reasons
 
 
+def test_each_answer_to_a_prompt_is_refused_where_its_principal_is(guards: Any, tiny_loaded: LoadedModel) -> None:
+    watch, recorder = guards.watch()
+    recorder.standings = {"bob": Standing("act", "why")}
+    monitor = Monitor(guards.guard(tiny_loaded, guards.many_probes()), policy(), extraction=watch)
+    sampled = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 4}
+    with monitor.attach(tiny_loaded.model, tiny_loaded.tokenizer):
+        tiny_loaded.model.generate(**guards.pad(PROMPTS[:2]), **sampled, principals=["ann", "bob"])
+    assert [case.decision.action for case in monitor.cases] == ["observe"] * 3 + ["stop"] * 3
+    assert [seen.principal for seen in recorder.seen] == ["ann", "bob"]
+
+
 def test_a_policy_and_a_watch_come_together(guards: Any, tiny_loaded: LoadedModel) -> None:
     guard = guards.guard(tiny_loaded, guards.many_probes())
     with pytest.raises(ConfigError, match="nothing watches for it"):

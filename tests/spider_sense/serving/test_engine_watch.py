@@ -88,6 +88,18 @@ def test_a_client_is_not_told_how_its_principal_stands(tiny_loaded: LoadedModel,
     assert cases["lost"].decision.reason == "extraction unknown (down): extraction.on_unknown says stop"
 
 
+def test_how_a_principal_stands_holds_for_each_choice_of_an_answer(tiny_loaded: LoadedModel, guards: Any) -> None:
+    watch, recorder = guards.watch()
+    recorder.standings = {"miner": Standing("act", "own: moved"), "unknown": Standing("act", "own: moved")}
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards, watch=watch)
+    names = ["0_chat", "1_chat", "2_chat", "spider_sense canary 0"]
+    for name in names:
+        engine.add(name, [1, 5, *range(10, 20)], [12, 13], "miner" if "chat" in name else None)
+    engine.step(dict.fromkeys(names, 100))
+    assert engine.found["0_chat"][0].stops == dict.fromkeys(names[:3], "refused"), "and a canary is nobody's"
+    assert [seen.principal for seen in recorder.seen] == ["miner"], "they are one question"
+
+
 def test_another_guard_leaves_the_watch_as_it_was(tiny_loaded: LoadedModel, guards: Any) -> None:
     watch, recorder = guards.watch()
     first, second = (guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=seed),)) for seed in (1, 2))
