@@ -23,7 +23,7 @@ from spider_sense.scoring import Aggregator, Bank, Probe, Scorer, SiteMap
 from spider_sense.scoring.bank import EPS
 from spider_sense.serving.engine_guard import EngineGuard
 from spider_sense.serving.findings import Findings
-from spider_sense.serving.principals import name_principal
+from spider_sense.serving.origin import name_principal
 from spider_sense.sites import resolve
 from spider_sense.types import Site
 

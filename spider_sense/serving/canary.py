@@ -14,8 +14,8 @@ from spider_sense.guard import Manifest
 
 __all__ = ["CanaryWatch", "check_drift", "report"]
 
-REQUEST = "spider_sense canary"
-"""How the name of a canary's request begins; what clients send is called otherwise."""
+_REQUEST = "spider_sense canary"
+"""How the name of a canary's request begins. It proves nothing: clients can choose names that begin so."""
 
 
 class CanaryWatch:
@@ -28,7 +28,7 @@ class CanaryWatch:
     def __init__(self, canaries: Canaries) -> None:
         self._canaries = canaries
         self.requests: Mapping[str, Canary] = {
-            f"{REQUEST} {place}": canary for place, canary in enumerate(canaries.prompts)
+            f"{_REQUEST} {place}": canary for place, canary in enumerate(canaries.prompts)
         }
         self._peaks: dict[str, np.ndarray] = {}
         self.unrecorded = 0

@@ -14,6 +14,7 @@ from spider_sense.serving.about import about
 from spider_sense.serving.actor import ACTOR
 from spider_sense.serving.canary import CanaryWatch, check_drift, report
 from spider_sense.serving.letters import announce
+from spider_sense.serving.origin import CANARY
 from spider_sense.serving.settings import KEY, ServingSettings, find_settings
 from spider_sense.types import Action
 
@@ -283,5 +284,7 @@ def _request(name: str, canary: Canary, block_hasher: Any) -> Any:
     from vllm.v1.request import Request
 
     # A prompt in the cache is neither computed nor, since it was not looked up, counted.
-    sampling = SamplingParams(temperature=0.0, max_tokens=_NEW, ignore_eos=True, skip_reading_prefix_cache=True)
+    sampling = SamplingParams(
+        temperature=0.0, max_tokens=_NEW, ignore_eos=True, skip_reading_prefix_cache=True, extra_args=dict(CANARY)
+    )
     return Request(name, list(canary.tokens), sampling, None, block_hasher=block_hasher)

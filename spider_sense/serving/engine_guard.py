@@ -21,10 +21,9 @@ from spider_sense.judge import Judge
 from spider_sense.policy import Policy
 from spider_sense.scoring import BlockStates, Request, RequestRows, TokenChain
 from spider_sense.serving.asked import asked_of
-from spider_sense.serving.canary import REQUEST
 from spider_sense.serving.engine_step import Served, Step
 from spider_sense.serving.findings import Findings, findings_of
-from spider_sense.serving.principals import principal_of
+from spider_sense.serving.origin import is_canary, principal_of
 from spider_sense.serving.settings import PATCHED
 
 __all__ = ["EngineGuard"]
@@ -279,7 +278,7 @@ class EngineGuard:
         asked = asked_of(new, self._longest) if self.judge.watches else None
         # The list grows with the answer.
         kept = tuple(prompt) if asked else prompt
-        principal, canary = principal_of(new.sampling_params), name.startswith(REQUEST)
+        principal, canary = principal_of(new.sampling_params), is_canary(new.sampling_params)
         case = self.judge.open(name, kept, principal, text, asked, canary)
         chain = None
         if self.judge.scorer.blocks is not None:

@@ -11,7 +11,7 @@ from spider_sense.guard import Guard
 from spider_sense.policy import Policy
 from spider_sense.serving.door import PRINCIPAL, THROTTLE, Door, principals_of
 from spider_sense.serving.letters import opened
-from spider_sense.serving.principals import name_principal
+from spider_sense.serving.origin import name_principal
 from spider_sense.serving.reload import PATH as RELOAD
 from spider_sense.serving.reload import Reload, reload_key
 from spider_sense.serving.settings import KEY, find_settings
@@ -84,7 +84,7 @@ def _began(original: Callable[..., Any], engine: Any, *args: Any, **options: Any
 
 
 async def _named(original: Callable[..., Any], client: Any, request: Any) -> Any:
-    """Send a request to the engine under its principal's name, whatever the client says there."""
+    """Send a request to the engine under its principal's name, without what its client wrote there."""
     front: Front | None = getattr(client, _FRONT, None)
     if front is not None and request.sampling_params is not None:
         principal = PRINCIPAL.get()

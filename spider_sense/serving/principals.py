@@ -1,20 +1,12 @@
-"""Who sends a request: the value of a header that the operator's proxy sets, or a digest of the API key.
-
-The front end names the principal in the request's sampling parameters, over whatever a client put there, and so it
-reaches the engine.
-"""
+"""Who sends a request: the value of a header that the operator's proxy sets, or a digest of the API key."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from spider_sense.errors import ConfigError
 from spider_sense.types import UNKNOWN
 
-__all__ = ["UNKNOWN", "Principals", "name_principal", "principal_of"]
-
-_ARGUMENT = "spider_sense_principal"
-"""Key in ``SamplingParams.extra_args``, which clients can fill too (``vllm_xargs``)."""
+__all__ = ["UNKNOWN", "Principals"]
 
 
 class Principals:
@@ -62,19 +54,6 @@ class Principals:
         digest = _digest(key)
         # Some paths are open to clients without a key, who may send any.
         return digest if scheme.lower() == "bearer" and digest in self._known else UNKNOWN
-
-
-def name_principal(params: Any, principal: str | None) -> None:
-    """Write a principal into the sampling parameters of a request, or out of them if it is None."""
-    others = {key: value for key, value in (params.extra_args or {}).items() if key != _ARGUMENT}
-    named = {} if principal is None else {_ARGUMENT: principal}
-    params.extra_args = {**others, **named} or None
-
-
-def principal_of(params: Any) -> str | None:
-    """Return the principal that the front end has written into sampling parameters."""
-    found = None if params is None else (params.extra_args or {}).get(_ARGUMENT)
-    return found if isinstance(found, str) else None
 
 
 def _digest(key: str) -> str:

@@ -1,12 +1,14 @@
 """Who mines the model is watched for inside a real vLLM engine: what is read, where it goes, and what comes back."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from live_server import get, messages, serving
 
 from spider_sense.chat import unscored
 from spider_sense.extraction import Decision, Key, PrincipalState
@@ -106,6 +108,40 @@ def test_the_choices_of_a_prompt_are_one_request_and_each_shows_logits(
     assert state["revealed"] == 2 * 2 * 3 * 3
 
 
+def test_a_client_cannot_pass_for_a_choice_or_a_canary(
+    settings: dict[str, Any], new_cache: Callable[[], Path], tmp_path: Path
+) -> None:
+    forged = {"model": "smollm2", "vllm_xargs": {"spider_sense_choice": [1, 2], "spider_sense_canary": True}}
+    (said,) = messages(1)
+
+    with serving(tmp_path, new_cache(), settings | {"principal_header": "X-Who"}, "--enforce-eager") as address:
+
+        def ask(path: str, **body: Any) -> None:
+            get(f"{address}/v1/{path}", None, forged | body, **{"X-Who": "team-a"})
+
+        for name in ("1_x", "spider_sense canary 0"):
+            ask("responses", input=said[0]["content"], max_output_tokens=2, request_id=name)
+        ask("chat/completions", messages=said, max_tokens=2, n=3, temperature=1.0)
+        assert _requests_of("team-a", tmp_path / "store", 3) == 3
+    events = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    opened = [event["request"] for event in events if event["event"] == "open"]
+    assert [name.split("-")[0] for name in opened if name.startswith(("1_", "spider_sense canary 0"))] == [
+        "spider_sense canary 0", "1_x_0", "spider_sense canary 0_0", "1_chatcmpl"
+    ]  # fmt: skip
+
+
+def _requests_of(principal: str, store: Path, wanted: int) -> int:
+    """Return how many requests of a principal a server has folded, as soon as they are so many."""
+    opened, deadline = open_store(str(store)), time.monotonic() + 30
+    count = 0
+    while count < wanted and time.monotonic() < deadline:
+        state = opened.read(principal)
+        count = int(PrincipalState.from_bytes(state).states[0]["count"]) if state else 0
+        time.sleep(0.2)
+    opened.close()
+    return count
+
+
 def test_what_was_found_comes_back_and_a_client_is_not_told_why(
     settings: dict[str, Any], prompts: list[list[int]], run_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -117,7 +153,9 @@ def test_what_was_found_comes_back_and_a_client_is_not_told_why(
     store.update({"team-a": lambda old: Entry(PrincipalState.open(Key(KEY).seed("team-a")).to_bytes())})
     store.mark_groups({"team-a": text_of(found)})
     store.close()
-    (answers,) = run_engine([prompts[:3]], settings, as_sent_by("team-a"))
+    asked = as_sent_by("team-a") | {"n": 2, "temperature": 1.0}
+    (answers,) = run_engine([prompts[:3]], settings, asked)
+    assert len(answers) == 6
     for one in answers:
         assert (one["finish_reason"], one["stop_reason"]) == ("stop", "spider_sense: refused")
         assert (one["said"]["action"], one["said"]["reason"], one["said"]["zone"]) == ("stop", "refused", "clear")

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from spider_sense.extraction import Event
-from spider_sense.serving.asked import asked_of, numbered
+from spider_sense.serving.asked import asked_of
+from spider_sense.serving.origin import CANARY, numbered
 
 
-def asked(**params: Any) -> Any:
+def asked(name: str = "chat-1", **params: Any) -> Any:
     unset = {"max_tokens": 1, "logit_bias": None, "logprobs": None, "logprob_token_ids": None, "extra_args": None}
-    new = SimpleNamespace(req_id="chat-1", prompt_token_ids=[1, 2], sampling_params=SimpleNamespace(**unset | params))
+    new = SimpleNamespace(req_id=name, prompt_token_ids=[1, 2], sampling_params=SimpleNamespace(**unset | params))
     return asked_of(new, 1000)
 
 
@@ -37,28 +38,18 @@ def test_all_logits_are_more_than_any_number() -> None:
     Event(principal="ann", time=1.0, biased=found.biased, top_logprobs=found.top_logprobs)
 
 
-def test_the_first_of_several_choices_says_how_many_there_are() -> None:
+@pytest.mark.parametrize("n", [5, 10**12])
+def test_of_several_choices_the_first_says_how_many_there_are(n: int) -> None:
     """vLLM tells each choice that it is one of one."""
-    shared = {"spider_sense_choices": 1, "own": 2}
-    params = SimpleNamespace(extra_args=shared, max_tokens=1, logit_bias={7: 1.0}, logprobs=1, logprob_token_ids=None)
-    parent = SimpleNamespace(n=5)
-    for index in range(2):
-        name, told = numbered(lambda index: (f"{index}_chat", params), parent, index)
-        new = SimpleNamespace(req_id=name, prompt_token_ids=[1], sampling_params=told)
-        found = asked_of(new, 1000)
-        assert (found and found.choices) == (None if index else 5)
-    assert params.extra_args == {"spider_sense_choices": 5, "own": 2}
-    assert shared["spider_sense_choices"] == 1, "what others share is left as it is"
+    shared = SimpleNamespace(extra_args={"own": 2})
+    told = [numbered(lambda index: ("chat", shared), SimpleNamespace(n=n), index)[1] for index in range(3)]
+    found = [asked(extra_args=params.extra_args) for params in told]
+    assert [one and one.choices for one in found] == [min(n, 2**16), None, None]
 
 
 @pytest.mark.parametrize(
-    ("told", "choices"), [(None, 1), ({}, 1), ({"own": 3}, 1), (3, 3), (-4, 1), ("9", 1), (1e9, 1)]
+    "name", ["1_x_0-12345678", "12_x-12345678", "spider_sense canary 0", "spider_sense canary_0-12"]
 )
-def test_what_a_client_writes_there_makes_it_count_for_no_less(told: Any, choices: int) -> None:
-    extra = told if told is None or isinstance(told, dict) else {"spider_sense_choices": told}
-    found = asked(extra_args=extra)
-    assert found.choices == choices
-
-
-def test_more_choices_than_can_be_are_cut() -> None:
-    assert asked(extra_args={"spider_sense_choices": 10**12}).choices == 2**16
+def test_a_request_is_a_question_whatever_it_is_called(name: str) -> None:
+    assert asked(name).choices == 1
+    assert asked(name, extra_args=CANARY) is None

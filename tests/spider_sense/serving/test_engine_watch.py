@@ -12,7 +12,14 @@ from spider_sense.extraction.standing import Standing
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
 from spider_sense.serving import checks
+from spider_sense.serving.origin import CANARY
 from spider_sense.serving.settings import ServingSettings
+
+
+def mark_as(engine: Any, name: str, mark: dict[str, Any]) -> None:
+    """Write into a request's sampling parameters what else than its principal vLLM's processes tell one another."""
+    params = engine.requests[name].params
+    params.extra_args = {**(params.extra_args or {}), **mark}
 
 
 def test_a_second_turn_goes_on_from_the_first_ones_answer_and_is_read_whole(
@@ -48,17 +55,24 @@ def test_of_a_prompt_that_was_not_seen_whole_no_numbers_are_told(tiny_loaded: Lo
 def test_what_is_told_of_a_request(tiny_loaded: LoadedModel, guards: Any) -> None:
     watch, recorder = guards.watch()
     engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards, watch=watch)
-    names = {"a": "team-a", "b": None, "spider_sense canary 0": None, "0_c": "team-c", "1_c": "team-c"}
+    names = {"a": "team-a", "b": None, "canary": None, "0_c": "team-c", "1_c": "team-c", "1_d": "team-d"}
     for name, principal in names.items():
         engine.add(name, [1, 5, 10, 11], [12, 13], principal)
+    marks: dict[str, dict[str, Any]] = {
+        "canary": CANARY,
+        "0_c": {"spider_sense_choice": [0, 2]},
+        "1_c": {"spider_sense_choice": [1, 2]},
+    }
+    for name, mark in marks.items():
+        mark_as(engine, name, mark)
     engine.step(dict.fromkeys(names, 4))
-    assert sorted(seen.principal for seen in recorder.seen) == ["team-a", "team-c", "unknown"]
+    assert sorted(seen.principal for seen in recorder.seen) == ["team-a", "team-c", "team-d", "unknown"]
     asked = recorder.seen[0].asked
     assert (asked.biased, asked.top_logprobs, asked.max_tokens) == ((5, 7), 4, 0)
     assert asked.parameters == {"temperature": 0.5}
     findings = engine.found["a"][0]
     assert findings.extraction is not None
-    assert findings.extraction["requests"] == {"folded": 3}
+    assert findings.extraction["requests"] == {"folded": 4}
 
 
 def test_a_client_is_not_told_how_its_principal_stands(tiny_loaded: LoadedModel, guards: Any) -> None:
@@ -93,8 +107,9 @@ def test_how_a_principal_stands_holds_for_each_choice_of_an_answer(tiny_loaded: 
     recorder.standings = {"miner": Standing("act", "own: moved"), "unknown": Standing("act", "own: moved")}
     engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards, watch=watch)
     names = ["0_chat", "1_chat", "2_chat", "spider_sense canary 0"]
-    for name in names:
+    for place, name in enumerate(names):
         engine.add(name, [1, 5, *range(10, 20)], [12, 13], "miner" if "chat" in name else None)
+        mark_as(engine, name, {"spider_sense_choice": [place, 3]} if "chat" in name else CANARY)
     engine.step(dict.fromkeys(names, 100))
     assert engine.found["0_chat"][0].stops == dict.fromkeys(names[:3], "refused"), "and a canary is nobody's"
     assert [seen.principal for seen in recorder.seen] == ["miner"], "they are one question"

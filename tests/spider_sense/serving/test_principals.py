@@ -1,11 +1,10 @@
 """Who sends a request: nobody is who they say they are, unless the operator's proxy or an API key says it."""
 
 import hashlib
-from types import SimpleNamespace
 
 import pytest
 
-from spider_sense.serving.principals import UNKNOWN, Principals, name_principal, principal_of
+from spider_sense.serving.principals import UNKNOWN, Principals
 
 
 def test_the_header_of_the_proxy_is_believed() -> None:
@@ -39,21 +38,3 @@ def test_a_key_tells_by_its_digest_and_never_itself() -> None:
     two = [(b"authorization", b"Bearer other"), (b"authorization", b"Bearer secret")]
     assert by_key.principal(two) == hashlib.sha256(b"other").hexdigest()[:16]
     assert by_key.principal([(b"authorization", b"Bearer wrong"), *two]) == UNKNOWN
-
-
-def test_what_a_client_writes_in_its_place_is_overwritten() -> None:
-    sent = {"spider_sense_principal": "admin", "own": 1}
-    params = SimpleNamespace(extra_args=sent)
-    name_principal(params, "team-a")
-    assert principal_of(params) == "team-a"
-    assert params.extra_args["own"] == 1
-    name_principal(params, None)
-    assert principal_of(params) is None
-    assert params.extra_args == {"own": 1}
-    assert sent["spider_sense_principal"] == "admin", "what others share is left as it is"
-
-
-@pytest.mark.parametrize("extra", [None, {}, {"own": 1}, {"spider_sense_principal": ["a"]}])
-def test_a_request_that_nobody_named_has_no_principal(extra: dict[str, object] | None) -> None:
-    assert principal_of(SimpleNamespace(extra_args=extra)) is None
-    assert principal_of(None) is None
