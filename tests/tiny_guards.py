@@ -225,6 +225,9 @@ class Engine:
             logit_bias={7: 1.0, 5: -1.0},
             logprobs=4,
             logprob_token_ids=None,
+            allowed_token_ids=None,
+            prompt_logprobs=None,
+            prompt_logprob_token_ids=None,
             temperature=0.5,
         )
         name_principal(self.requests[name].params, principal)

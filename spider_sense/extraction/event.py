@@ -43,12 +43,12 @@ class Event:
     links: tuple[tuple[LinkKind, int], ...] = ()
     """Keyed hashes that tell nothing of the content; that of the parameters is added by the detector."""
     biased: tuple[int, ...] = ()
-    """Token ids with a logit bias, or whose logits the client named."""
+    """Token ids that the client chose, see ``Asked``."""
     top_logprobs: int = 0
     max_tokens: int = 0
     """0 if the request set none."""
     choices: int = 1
-    """Answers that were asked for (``n``)."""
+    """Answers that were asked for (``n``), see ``Asked``."""
     known_list: int = -1
     """Index of the known query list that the text stands in, or -1."""
 

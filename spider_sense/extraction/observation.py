@@ -24,12 +24,12 @@ class Asked:
     parameters: Mapping[str, object] = field(default_factory=dict)
     """Sampling parameters that tell one client program from another."""
     biased: tuple[int, ...] = ()
-    """Token ids with a logit bias, or whose logits the client named."""
+    """Token ids that the client chose: with a logit bias, by name, or by allowing no others while logits are told."""
     top_logprobs: int = 0
     max_tokens: int = 0
     """0 if the request set none."""
     choices: int = 1
-    """Answers that were asked for."""
+    """Answers that were asked for, and tokens of the prompt at which logits were asked for by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

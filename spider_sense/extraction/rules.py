@@ -1,11 +1,11 @@
 """Tier 0: rules that need no calibration.
 
-A **logit sweep** steals the output matrix (Carlini et al. 2024, Finlayson et al. 2024): requests with logit biases read
-logits of ever other tokens. Rank r takes r different tokens and r squared logits, even where the matrix of prompts by
-tokens has gaps that low rank completes, so R logits of D different tokens have assembled at most ``min(D, sqrt(R))``.
-Evenly spread they reach ``R / D``, but a sweep can touch many tokens once and read few of them often. A quarter of the
-model's width is what must not be reached; as it is acted on at half of that, answers may be four times as long as they
-are counted.
+A **logit sweep** steals the output matrix (Carlini et al. 2024, Finlayson et al. 2024): requests with logit biases, or
+that name or allow a few tokens, read logits of ever others. Rank r takes r different tokens and r squared logits, even
+where the matrix of prompts by tokens has gaps that low rank completes, so R logits of D different tokens have assembled
+at most ``min(D, sqrt(R))``. Evenly spread they reach ``R / D``, but a sweep can touch many tokens once and read few of
+them often. A quarter of the model's width is what must not be reached; as it is acted on at half of that, answers may
+be four times as long as they are counted.
 
 Shape letters: N principals.
 """
@@ -71,9 +71,9 @@ class Rules:
         if self._sweeps(one)[0, 0]:
             ids_1 = distinct(one["biased_ids"])
             words.append(
-                f"{int(one['biased_requests'][0])} requests with logit biases on about {ids_1[0]:.0f} different tokens "
-                f"showed up to {int(one['revealed'][0])} logits: a rank of up to {_rank(one, ids_1)[0]:.0f} of "
-                f"{self.width}"
+                f"{int(one['biased_requests'][0])} requests that biased, named or allowed about {ids_1[0]:.0f} "
+                f"different tokens showed up to {int(one['revealed'][0])} logits: a rank of up to "
+                f"{_rank(one, ids_1)[0]:.0f} of {self.width}"
             )
         if self._hits(one)[0]:
             hits = int(one["list_hits"].max())

@@ -21,6 +21,7 @@ _PARAMETERS = (
 )
 """Those that tell one client program from another. A seed, which vLLM changes for each choice, does not."""
 _ALL = 2**31 - 1
+"""In the place of -1, by which vLLM is asked for the logits of all tokens."""
 
 
 def asked_of(new: Any, longest: int) -> Asked | None:
@@ -36,12 +37,42 @@ def asked_of(new: Any, longest: int) -> Asked | None:
         return None
     most = params.max_tokens or 0
     unset = most + len(new.prompt_token_ids or ()) >= longest
-    # vLLM tells logits of tokens that are named, and of tokens that are biased into the answer; -1 tells all of them.
-    named, best = params.logprob_token_ids or (), params.logprobs or 0
+    rows = _rows(params)
     return Asked(
         parameters={field: value for field in _PARAMETERS if (value := getattr(params, field, None)) is not None},
-        biased=tuple(sorted({*(params.logit_bias or ()), *named})),
-        top_logprobs=max(best, len(named)) if best >= 0 else _ALL,
+        biased=tuple(sorted(_chosen(params, rows))),
+        top_logprobs=_shown(params, rows),
         max_tokens=0 if unset else most,
-        choices=min(max(choice.choices, 1), CHOICES),
+        choices=min(max(choice.choices, 1) + len(rows), CHOICES),
     )
+
+
+def _rows(params: Any) -> list[list[int]]:
+    """Return the tokens whose logits are asked for by name at each token of the prompt."""
+    found = params.prompt_logprob_token_ids
+    # -1 fills up a row.
+    return [] if found is None else [[int(token) for token in row if token >= 0] for row in found]
+
+
+def _chosen(params: Any, rows: list[list[int]]) -> set[int]:
+    """Return the tokens that a request chose, by a bias or by name, or by allowing them if it is told their logits."""
+    allowed = (params.allowed_token_ids or ()) if _is_told(params) else ()
+    return {
+        *(params.logit_bias or ()),
+        *(params.logprob_token_ids or ()),
+        *allowed,
+        *(one for row in rows for one in row),
+    }
+
+
+def _shown(params: Any, rows: list[list[int]]) -> int:
+    """Return how many logits a token of the answer or the prompt shows; that of the sampled token is never left out."""
+    best = [params.logprobs or 0, params.prompt_logprobs or 0]
+    if min(best) < 0:
+        return _ALL
+    return max(*best, len(params.logprob_token_ids or ()), *map(len, rows), int(_is_told(params)))
+
+
+def _is_told(params: Any) -> bool:
+    """Return whether log-probabilities of the answer are told, those of the sampled tokens at least."""
+    return params.logprobs is not None or bool(params.logprob_token_ids)

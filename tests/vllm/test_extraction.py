@@ -96,16 +96,17 @@ def test_what_is_read_in_the_engine_is_what_is_read_offline(
     assert state["probe"] == pytest.approx(expected, rel=1e-3, abs=24e-4)
 
 
-def test_the_choices_of_a_prompt_are_one_request_and_each_shows_logits(
+def test_choices_are_one_request_and_each_shows_logits_however_they_are_asked_for(
     settings: dict[str, Any], prompts: list[list[int]], run_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
     asked = as_sent_by("team-a") | {"n": 3, "temperature": 1.0, "logprob_token_ids": [7, 9]}
-    run_engine([prompts[:2]], settings, asked)
+    allowed = as_sent_by("team-a") | {"allowed_token_ids": [7, 9], "logprobs": 0}
+    run_engine([prompts[:2], prompts[2:3]], settings, [asked, allowed])
     store = open_store(str(tmp_path / "store"))
     state = PrincipalState.from_bytes(store.read("team-a") or b"").states[0]
     store.close()
-    assert (state["count"], state["biased_requests"]) == (2, 2)
-    assert state["revealed"] == 2 * 2 * 3 * 3
+    assert (state["count"], state["biased_requests"]) == (3, 3)
+    assert state["revealed"] == 2 * 2 * 3 * 3 + 1 * 3
 
 
 def test_a_client_cannot_pass_for_a_choice_or_a_canary(

@@ -126,7 +126,7 @@ def test_evidence_names_the_numbers(uncalibrated: TieredDetector, tiny_streams: 
         decisions += new
     rules = [decision for decision in decisions if decision.tier == "rule"]
     assert [decision.level for decision in rules] == ["watch", "act"]
-    assert "logit biases on about" in rules[-1].evidence[0]
+    assert "biased, named or allowed about" in rules[-1].evidence[0]
     assert f"of {WIDTH}" in rules[-1].evidence[0]
 
 
@@ -146,7 +146,7 @@ def test_what_a_rule_found_hides_no_sweep(uncalibrated: TieredDetector, tiny_str
     ruling = judge(uncalibrated, {"blind": blind})
     (found,) = ruling.highest()["blind"]
     assert found.level == "watch"
-    assert "logit biases on about" in found.evidence[0]
+    assert "biased, named or allowed about" in found.evidence[0]
     assert "activations of 0 of" in found.evidence[1]
     assert strictest(ruling.decisions) == found
     # Each is told once.

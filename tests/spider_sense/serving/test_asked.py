@@ -3,16 +3,29 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from spider_sense.extraction import Event
 from spider_sense.serving.asked import asked_of
 from spider_sense.serving.origin import CANARY, numbered
 
+UNSET = dict.fromkeys(
+    (
+        "logit_bias",
+        "logprobs",
+        "logprob_token_ids",
+        "allowed_token_ids",
+        "prompt_logprobs",
+        "prompt_logprob_token_ids",
+        "extra_args",
+    )
+)
+
 
 def asked(name: str = "chat-1", **params: Any) -> Any:
-    unset = {"max_tokens": 1, "logit_bias": None, "logprobs": None, "logprob_token_ids": None, "extra_args": None}
-    new = SimpleNamespace(req_id=name, prompt_token_ids=[1, 2], sampling_params=SimpleNamespace(**unset | params))
+    sampling = SimpleNamespace(**UNSET | {"max_tokens": 1} | params)
+    new = SimpleNamespace(req_id=name, prompt_token_ids=[1, 2], sampling_params=sampling)
     return asked_of(new, 1000)
 
 
@@ -23,9 +36,18 @@ def asked(name: str = "chat-1", **params: Any) -> Any:
         ({"logit_bias": {7: 100.0, 3: -100.0}, "logprobs": 5}, (3, 7), 5),
         ({"logprob_token_ids": [9, 3, 9]}, (3, 9), 3),
         ({"logit_bias": {7: 1.0}, "logprobs": 1, "logprob_token_ids": [9, 3]}, (3, 7, 9), 2),
+        ({"logit_bias": {7: 100.0}, "logprobs": 0}, (7,), 1),
+        ({"logit_bias": {7: 100.0}}, (7,), 0),
+        ({"logit_bias": {7: 1.0}, "prompt_logprobs": 4}, (7,), 4),
+        ({"allowed_token_ids": [7, 3], "logprobs": 5}, (3, 7), 5),
+        ({"allowed_token_ids": [7], "logprobs": 0}, (7,), 1),
+        ({"allowed_token_ids": [7], "logprob_token_ids": [3]}, (3, 7), 1),
+        # It narrows the answer and is told no logits.
+        ({"allowed_token_ids": [7, 3]}, (), 0),
+        ({"allowed_token_ids": [7, 3], "prompt_logprobs": 4}, (), 4),
     ],
 )
-def test_logits_that_are_asked_for_by_a_bias_or_by_name(
+def test_logits_that_are_asked_for_by_a_bias_by_name_or_by_allowing_no_others(
     params: dict[str, Any], biased: tuple[int, ...], shown: int
 ) -> None:
     found = asked(**params)
@@ -33,9 +55,18 @@ def test_logits_that_are_asked_for_by_a_bias_or_by_name(
 
 
 def test_all_logits_are_more_than_any_number() -> None:
-    found = asked(logit_bias={7: 1.0, 8: 1.0}, logprobs=-1)
+    found = asked(logit_bias={7: 1.0, 8: 1.0}, prompt_logprobs=-1)
+    assert found == asked(logit_bias={7: 1.0, 8: 1.0}, logprobs=-1)
     assert found.top_logprobs >= 10**6
     Event(principal="ann", time=1.0, biased=found.biased, top_logprobs=found.top_logprobs)
+
+
+@pytest.mark.parametrize("rows", [[[7, 3, -1], [9, 7, 4], [3, -1, -1]], [[7, 3], [9, 7, 4], [3]]])
+def test_each_token_of_the_prompt_at_which_logits_are_named_shows_them(rows: list[list[int]]) -> None:
+    ids: Any = np.array(rows) if -1 in rows[0] else rows
+    found = asked(prompt_logprob_token_ids=ids)
+    assert (found.biased, found.top_logprobs, found.choices) == ((3, 4, 7, 9), 3, 1 + 3)
+    Event(principal="ann", time=1.0, biased=found.biased, top_logprobs=found.top_logprobs, choices=found.choices)
 
 
 @pytest.mark.parametrize("n", [5, 10**12])
