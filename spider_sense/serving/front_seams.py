@@ -1,5 +1,6 @@
 """Only seams: where vLLM's front end, the processes that answer clients, is taken hold of."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ from spider_sense.policy import Policy
 from spider_sense.serving.door import PRINCIPAL, THROTTLE, Door, principals_of
 from spider_sense.serving.letters import opened
 from spider_sense.serving.origin import name_principal
+from spider_sense.serving.reasoning import BATCH, CHAT, RESPONSES
 from spider_sense.serving.reload import PATH as RELOAD
 from spider_sense.serving.reload import Reload, reload_key
 from spider_sense.serving.settings import KEY, find_settings
@@ -37,14 +39,18 @@ def install(wrap: Wrap) -> None:
         wrap: puts a function around one of an owner, by its name.
     """
     from vllm import plugins
+    from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
     from vllm.v1.engine import async_llm, core_client, output_processor
 
     wrap(async_llm.AsyncLLM, "__init__", _began)
     for client in (core_client.AsyncMPClient, core_client.DPAsyncMPClient):
         wrap(client, "add_request_async", _named)
     wrap(core_client.AsyncMPClient, "get_output_async", _received)
-    wrap(OpenAIServingChat, "create_chat_completion", _hushed)
+    wrap(OpenAIServingChat, "create_chat_completion", functools.partial(_hushed, CHAT))
+    wrap(OpenAIServingChatBatch, "create_batch_chat_completion", functools.partial(_hushed, BATCH))
+    wrap(OpenAIServingResponses, "create_responses", functools.partial(_hushed, RESPONSES))
     wrap(output_processor.OutputProcessor, "do_tracing", _traced)
     wrap(output_processor, "instrument_manual", _spanned)
     wrap(plugins, "load_endpoint_plugins", _endpoints)
@@ -106,12 +112,19 @@ async def _received(original: Callable[..., Any], client: Any) -> Any:
     return received
 
 
-async def _hushed(original: Callable[..., Any], serving: Any, request: Any, *args: Any, **options: Any) -> Any:
-    """Answer a chat request, without the reasoning if that is what its principal has come to."""
+async def _hushed(
+    fields: Mapping[str, Any],
+    original: Callable[..., Any],
+    serving: Any,
+    request: Any,
+    *args: Any,
+    **options: Any,
+) -> Any:
+    """Answer a request, with other ``fields`` if its principal has come to be answered without reasoning."""
     front: Front | None = getattr(getattr(serving.engine_client, "engine_core", None), _FRONT, None)
     if front is not None and front.hush is not None and PRINCIPAL.get() in front.hush:
-        # As a client may ask for itself; vLLM then holds back the tokens and log-probabilities of the reasoning too.
-        request.include_reasoning = False
+        for name, value in fields.items():
+            setattr(request, name, value)
     return await original(request, *args, **options)
 
 

@@ -1,9 +1,18 @@
 """Principals whose answers are given without their reasoning, in one process that answers clients."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-__all__ = ["Hush"]
+__all__ = ["BATCH", "CHAT", "RESPONSES", "Hush"]
+
+CHAT: Mapping[str, Any] = {"include_reasoning": False}
+"""Fields of vLLM's request whose answer is to leave the reasoning out, as a client may ask for itself; vLLM then holds
+back the tokens and log-probabilities of the reasoning too."""
+BATCH = {**CHAT, "logprobs": False, "top_logprobs": 0, "logprob_token_ids": None, "return_token_ids": False}
+"""The same of several conversations at once, where vLLM would not hold them back."""
+RESPONSES = {**CHAT, "enable_response_messages": False}
+"""The same of ``/v1/responses``, whose messages would hold all tokens as they came."""
 
 
 class Hush:

@@ -13,6 +13,7 @@ from live_server import get, messages, serving
 from spider_sense.chat import unscored
 from spider_sense.extraction import Decision, Key, PrincipalState
 from spider_sense.extraction.artifact import Artifact
+from spider_sense.extraction.decision import Level
 from spider_sense.extraction.fitting import calibrate, fit
 from spider_sense.extraction.layout import SKETCH
 from spider_sense.extraction.simulator.noise import noise_rows
@@ -131,6 +132,35 @@ def test_a_client_cannot_pass_for_a_choice_or_a_canary(
     ]  # fmt: skip
 
 
+def test_whoever_is_to_be_answered_without_reasoning_is_so_wherever_there_is_reasoning(
+    settings: dict[str, Any], new_cache: Callable[[], Path], tmp_path: Path
+) -> None:
+    policy = {"rules": [], "extraction": {"limit": "omit_reasoning", "act": "stop"}}
+    (tmp_path / "policy.yaml").write_text(json.dumps(policy))
+    _find(tmp_path / "store", "limit")
+    forced = "Here is my thought process: hidden. Here is my response: shown."
+    said = {"model": "smollm2", "structured_outputs": {"choice": [forced]}, "temperature": 0.0}
+    (words,), tokens = messages(1), {"max_tokens": 40, "logprobs": True, "top_logprobs": 2, "return_token_ids": True}
+    asked: dict[str, dict[str, Any]] = {
+        "chat/completions": {"messages": words, **tokens},
+        "chat/completions/batch": {"messages": [words, words], **tokens, "logprob_token_ids": [7]},
+        "responses": {"input": words[0]["content"], "max_output_tokens": 40, "enable_response_messages": True},
+    }
+    more = ["--enforce-eager", "--reasoning-parser", "granite", "--structured-outputs-config.enable_in_reasoning=true"]
+
+    with serving(tmp_path, new_cache(), settings | {"principal_header": "X-Who"}, *more) as address:
+
+        def told(who: str) -> list[bool]:
+            found = [get(f"{address}/v1/{path}", None, said | body, **{"X-Who": who}) for path, body in asked.items()]
+            assert all("shown" in one for one in found)
+            return [any(word in one for word in ("hidden", '"token_ids":[', '"top_logprobs":[')) for one in found]
+
+        assert told("team-b") == [True] * 3
+        # The first answer after the start is whole.
+        assert told("team-a") == [True, False, False]
+        assert told("team-a") == [False] * 3
+
+
 def _requests_of(principal: str, store: Path, wanted: int) -> int:
     """Return how many requests of a principal a server has folded, as soon as they are so many."""
     opened, deadline = open_store(str(store)), time.monotonic() + 30
@@ -146,14 +176,7 @@ def _requests_of(principal: str, store: Path, wanted: int) -> int:
 def test_what_was_found_comes_back_and_a_client_is_not_told_why(
     settings: dict[str, Any], prompts: list[list[int]], run_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
-    store = open_store(str(tmp_path / "store"))
-    found = Decision(
-        principal="team-a", level="act", tier="group", score=9.0, threshold=4.0, p_value=0.001, count=64, time=1e9,
-        stratum="", certified=True, evidence=("the same template from four keys",),
-    )  # fmt: skip
-    store.update({"team-a": lambda old: Entry(PrincipalState.open(Key(KEY).seed("team-a")).to_bytes())})
-    store.mark_groups({"team-a": text_of(found)})
-    store.close()
+    _find(tmp_path / "store", "act")
     asked = as_sent_by("team-a") | {"n": 2, "temperature": 1.0}
     (answers,) = run_engine([prompts[:3]], settings, asked)
     assert len(answers) == 6
@@ -162,3 +185,15 @@ def test_what_was_found_comes_back_and_a_client_is_not_told_why(
         assert (one["said"]["action"], one["said"]["reason"], one["said"]["zone"]) == ("stop", "refused", "clear")
     reasons = {json.loads(line)["reason"] for line in (tmp_path / "audit.jsonl").read_text().splitlines()}
     assert any("group: the same template from four keys" in (reason or "") for reason in reasons)
+
+
+def _find(store: Path, level: Level) -> None:
+    """Put into a store that team-a was found."""
+    found = Decision(
+        principal="team-a", level=level, tier="group", score=9.0, threshold=4.0, p_value=0.001, count=64, time=1e9,
+        stratum="", certified=True, evidence=("the same template from four keys",),
+    )  # fmt: skip
+    opened = open_store(str(store))
+    opened.update({"team-a": lambda old: Entry(PrincipalState.open(Key(KEY).seed("team-a")).to_bytes())})
+    opened.mark_groups({"team-a": text_of(found)})
+    opened.close()

@@ -198,17 +198,20 @@ def test_reasoning_is_left_out_for_as_long_as_it_is_to_be(principal: str | None,
     now = [0.0]
     hush = Hush(10, lambda: now[0])
     hush.add(["a"])
-    request = SimpleNamespace(include_reasoning=True)
+    request = SimpleNamespace()
 
     async def original(request: Any, raw: Any) -> Any:
+        assert request.include_reasoning == request.tokens
         return request.include_reasoning, raw
 
     def ask(front: Any) -> Any:
-        request.include_reasoning = True
+        request.include_reasoning = request.tokens = True
         engine = SimpleNamespace(engine_core=SimpleNamespace(**({"_spider_sense_front": front} if front else {})))
         token = PRINCIPAL.set(principal)
         try:
-            return asyncio.run(front_seams._hushed(original, SimpleNamespace(engine_client=engine), request, "raw"))
+            fields = {"include_reasoning": False, "tokens": False}
+            serving = SimpleNamespace(engine_client=engine)
+            return asyncio.run(front_seams._hushed(fields, original, serving, request, "raw"))
         finally:
             PRINCIPAL.reset(token)
 
