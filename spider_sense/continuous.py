@@ -12,8 +12,9 @@ from collections.abc import Callable, Hashable, Sequence, Set
 
 from torch import Tensor
 
+from spider_sense.case import Case
 from spider_sense.forward import SequenceRows
-from spider_sense.judge import Case, Judge
+from spider_sense.judge import Judge
 from spider_sense.scoring import RequestRows
 
 __all__ = ["ContinuousCalls"]

@@ -8,10 +8,10 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from spider_sense.case import Case
 from spider_sense.chat import Chat
 from spider_sense.data import Example
 from spider_sense.guard import Guard
-from spider_sense.judge import Case
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor
 from spider_sense.offline import whole_logits

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spider_sense.case import Case
 from spider_sense.errors import SpiderSenseError
 from spider_sense.forward import Forward, SequenceRows, padded_rows
-from spider_sense.judge import Case, Judge, Reading
+from spider_sense.judge import Judge, Reading
 from spider_sense.kv_cache import cached_columns, empty
 from spider_sense.scoring import RequestRows
 

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from sense_kernels import steer
 from spider_sense.attach import Patcher, Writer
+from spider_sense.case import Case
 from spider_sense.errors import ConfigError, PatchError, nearest
 from spider_sense.forward import Forward, SequenceRows
 from spider_sense.guard import Guard
-from spider_sense.judge import Case
 from spider_sense.kv_marks import mark_altered
 from spider_sense.live_patch import LivePatch, RowStrengths
 from spider_sense.patch import NeuronPatch

@@ -7,7 +7,7 @@ Shape letters: B requests, H heads, T packed rows, C logit columns.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spider_sense.audit import AuditEvent, AuditLog
+from spider_sense.case import Case
 from spider_sense.chat import unscored
 from spider_sense.errors import GuardError
 from spider_sense.extraction.feed_counts import FeedNote
@@ -25,70 +26,15 @@ from spider_sense.guard import Guard
 from spider_sense.lost_events import LostEvents
 from spider_sense.policy import SEVERITY, Decision, Policy
 from spider_sense.scoring import Bank, Probe, Request, RequestRows, Scorer
-from spider_sense.types import UNKNOWN, Coverage, Verdict, Zone
+from spider_sense.types import UNKNOWN
 
-__all__ = ["NOTHING", "Case", "Judge", "Reading"]
+__all__ = ["NOTHING", "Judge", "Reading"]
 
 Event = Literal["open", "verdict", "action", "close"]
 
 _BREACH = 2
 NOTHING, _EXEMPT = "nothing asks for an action", "its principal is exempt: nothing is done about it"
 _UNRECORDED = Decision(action="stop", verdict=None, reason="it could not be recorded: what is not recorded is stopped")
-_ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
-
-
-@dataclass(slots=True)
-class Case:
-    """A request before the judge."""
-
-    request: Request
-    thresholds: np.ndarray
-    """[2, H] float32: suspect and breach for the request's prompt length."""
-    peak: np.ndarray
-    """[H] float32, each head's maximum over time as last read; -inf before the end of the prompt."""
-    zone: np.ndarray
-    """[H] int8; a zone never falls back."""
-    decision: Decision
-    """The strictest decision so far."""
-    position: int = -1
-    """Last token that ``peak`` includes."""
-    missing: int = 0
-    """Tokens known to be missing when it was last judged."""
-    detectors: tuple[str, ...] = ()
-    stopped_after: int | None = None
-    """Tokens that were generated before the request was stopped; None if it was not."""
-    patched_from: int | None = None
-    """Absolute position of the first token that passed through the model under the patch, which stays on from there;
-    the token after it is the first that can come out differently. 0 if the prompt was read again under it; it is scored
-    by its first reading. None if the patch never came on."""
-    steered_from: int | None = None
-    """The same of steering."""
-    prompt: Sequence[int] = ()
-    """Token ids, for whoever watches for extraction."""
-    asked: Asked | None = None
-    """How it was asked for, where an engine can tell."""
-    standing: Standing | None = None
-    """How its principal stood when it began; None if there is nothing to say, and once it was weighed."""
-    history: list[tuple[int, float]] = field(default_factory=list)
-    """(position, readout of the first detector) at each step; filled only by a judge that keeps history."""
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """What each detector says so far."""
-        return tuple(
-            Verdict(name, float(score), float(breach), _ZONES[zone], self.position, self.coverage)
-            for name, score, breach, zone in zip(self.detectors, self.peak, self.thresholds[1], self.zone, strict=True)
-        )
-
-    @property
-    def coverage(self) -> Coverage:
-        """What the verdicts rest on."""
-        return self.request.coverage
-
-    @property
-    def acted_on(self) -> bool:
-        """Whether its hidden states are to be changed: patched or steered."""
-        return self.decision.action in ("patch", "steer")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from transformers import LogitsProcessorList
 
 from spider_sense.attach import Attachment
 from spider_sense.audit import AuditLog
+from spider_sense.case import Case
 from spider_sense.config import load_yaml
 from spider_sense.continuous import ContinuousCalls
 from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
@@ -35,7 +36,7 @@ from spider_sense.generate_arguments import GenerateArguments, read_arguments
 from spider_sense.generation import GuardedCall
 from spider_sense.guard import Guard
 from spider_sense.interventions import Interventions, choose_patch, choose_vector
-from spider_sense.judge import Case, Judge
+from spider_sense.judge import Judge
 from spider_sense.live_patch import LivePatch
 from spider_sense.lost_events import LostEvents
 from spider_sense.models import LoadedModel

@@ -11,11 +11,11 @@ from rich.table import Table
 from transformers.generation.streamers import BaseStreamer
 
 from spider_sense.audit import AuditLog
+from spider_sense.case import Case
 from spider_sense.cli.app import app, console
 from spider_sense.cli.tables import plain
 from spider_sense.config import load_yaml
 from spider_sense.guard import Guard
-from spider_sense.judge import Case
 from spider_sense.policy import Policy
 
 __all__ = ["ColouredStream", "generate"]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from spider_sense.judge import Case, Reading
+from spider_sense.case import Case
+from spider_sense.judge import Reading
 from spider_sense.scoring import Request, TokenChain
 
 __all__ = ["Served", "Step"]

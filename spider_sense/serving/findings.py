@@ -10,8 +10,9 @@ from typing import Any, Required, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from spider_sense.case import Case
 from spider_sense.extraction.feed_counts import FeedNote
-from spider_sense.judge import NOTHING, Case
+from spider_sense.judge import NOTHING
 from spider_sense.types import UNKNOWN, Action, Zone
 
 __all__ = ["Ended", "Findings", "Note", "findings_of"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from uuid import uuid4
 
-from spider_sense.judge import Case
+from spider_sense.case import Case
 from spider_sense.serving.asgi import App, Message, Receive, Send, path_of, reply
 from spider_sense.serving.door import PRINCIPAL, READING
 

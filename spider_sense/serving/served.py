@@ -11,9 +11,9 @@ import torch
 
 from spider_sense.audit import AuditLog
 from spider_sense.canary import Drift
+from spider_sense.case import Case
 from spider_sense.errors import ConfigError, SpiderSenseError
 from spider_sense.guard import Guard
-from spider_sense.judge import Case
 from spider_sense.lost_events import LostEvents
 from spider_sense.monitor import Monitor
 from spider_sense.policy import Policy

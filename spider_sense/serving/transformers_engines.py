@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig
 from transformers.cli.serving import utils
 
-from spider_sense.judge import Case
+from spider_sense.case import Case
 from spider_sense.serving.bodies import check_prompt, check_room
 from spider_sense.serving.reception import ASK, Ask
 from spider_sense.serving.served import Served

@@ -8,9 +8,10 @@ import torch
 from transformers import DynamicCache
 
 from spider_sense.bench import random_guard, random_patch
+from spider_sense.case import Case
 from spider_sense.chat import Chat
 from spider_sense.guard import Guard
-from spider_sense.judge import Case, Judge
+from spider_sense.judge import Judge
 from spider_sense.models import LoadedModel, load_model
 from spider_sense.monitor import Monitor
 from spider_sense.patch import NeuronPatch

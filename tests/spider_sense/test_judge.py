@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from spider_sense.audit import AuditEvent, AuditLog
+from spider_sense.case import Case
 from spider_sense.guard import Guard
-from spider_sense.judge import Case, Judge
+from spider_sense.judge import Judge
 from spider_sense.lost_events import LostEvents
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy

@@ -10,9 +10,9 @@ import torch
 from transformers import GenerationConfig
 
 from spider_sense.audit import AuditEvent, AuditLog
+from spider_sense.case import Case
 from spider_sense.errors import ConfigError, MismatchError, SiteError, SpiderSenseError
 from spider_sense.guard import Guard
-from spider_sense.judge import Case
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor
 from spider_sense.policy import Policy, Rule, Steer

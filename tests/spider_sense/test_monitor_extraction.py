@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from spider_sense.audit import AuditEvent, AuditLog
+from spider_sense.case import Case
 from spider_sense.errors import ConfigError
 from spider_sense.extraction.standing import Standing
-from spider_sense.judge import Case
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor
 from spider_sense.policy import Extraction, Policy

@@ -13,9 +13,9 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from transformers.generation import ContinuousBatchingManager
 
 from spider_sense.bench import random_patch
+from spider_sense.case import Case
 from spider_sense.errors import ConfigError
 from spider_sense.guard import Guard
-from spider_sense.judge import Case
 from spider_sense.kv_cache import empty
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor

@@ -53,5 +53,5 @@ def test_what_it_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=f"{STORAGE}: unknown storage scheme"):
         Throttle(RULE)
     monkeypatch.setitem(sys.modules, "limits", None)
-    with pytest.raises(MissingExtraError, match=r"spider-sense\[serve\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[serve\]'"):
         Throttle(RULE)
