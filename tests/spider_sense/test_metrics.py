@@ -119,7 +119,7 @@ def test_clopper_pearson_refuses_what_is_no_proportion(successes: int, trials: i
 
 def test_missing_scipy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.special", None)
-    with pytest.raises(MissingExtraError, match=r"spider-sense\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[train\]"):
         clopper_pearson(1, 2)
 
 

@@ -255,7 +255,7 @@ def test_gguf_without_its_package_names_the_extra(tmp_path: Path, cache: Path, m
     file = tmp_path / "any.gguf"
     file.write_bytes(b"GGUF")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(MissingExtraError, match=r"spider-sense\[gguf\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[gguf\]"):
         load_model(str(file))
     assert not cache.exists()
 

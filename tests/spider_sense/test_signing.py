@@ -187,7 +187,7 @@ def test_missing_package(guard: Path, keys: tuple[Path, Path], monkeypatch: pyte
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(
-        MissingExtraError, match=r"model-signing is not installed; run: pip install 'spider-sense\[sign"
+        MissingExtraError, match=r"model-signing is not installed; run, in the checkout: pip install '\.\[sign"
     ):
         sign(guard, keys[0])
     monkeypatch.delitem(sys.modules, "model_signing")

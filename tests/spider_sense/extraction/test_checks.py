@@ -104,9 +104,9 @@ def test_a_level_is_not_certified_where_work_has_no_name(fitted: Artifact, tmp_p
 
 def test_packages_are_missed_before_a_log_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spider_sense.extraction.checks.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"scikit-learn is not installed; run: .*\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"scikit-learn is not installed; run, in the checkout: .*\[train\]"):
         check_fit([], [], reads=False)
-    with pytest.raises(MissingExtraError, match=r"matplotlib is not installed; run: .*\[extraction\]"):
+    with pytest.raises(MissingExtraError, match=r"matplotlib is not installed; run, in the checkout: .*\[extraction\]"):
         check_installed("extraction", "matplotlib")
 
 

@@ -166,5 +166,5 @@ def test_a_url_that_cannot_be_read() -> None:
 
 def test_without_redis_py(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(MissingExtraError, match=r"spider-sense\[redis\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[redis\]"):
         RedisStore("redis://127.0.0.1")
