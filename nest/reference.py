@@ -6,6 +6,7 @@ in this way is a lower bound of the whole one (data-processing inequality) and h
 Shape letters: N lessons, A tokens of an answer, K kept tokens, V vocabulary.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ def keep_references(file: Path, references: Mapping[int, Reference]) -> None:
         "log": torch.cat([row.log_AK for row in rows]),
         "rest": torch.cat([row.rest_A for row in rows]),
     }
-    beside = file.with_name(f".{file.name}.part")
+    # Processes of other machines may write it too.
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
     save_file(tensors, beside)
     beside.replace(file)
 

@@ -24,7 +24,7 @@ _CLAUSES = (
     r"(?:as (?:an?|your) [^.!?]{1,60}?|while [^.!?]{1,80}?"
     r"|(?:i'm|i am) (?:just |only )?an? (?:ai|artificial|language model|assistant)\b[^.!?]{0,40}?)"
 )
-_BREAK = r"(?:\s*[,:;!.-]+|\s+)\s*"
+_BREAK = r"(?:\s*[,:;!.-]+\s*|\s+)"
 # A clause may end at any word, so that many of them would be tried in exponentially many ways.
 _LEAD = rf"(?:{_WORDS}{_BREAK})*(?:{_CLAUSES}{_BREAK}(?:{_WORDS}{_BREAK})*){{0,2}}"
 _CANNOT = (
@@ -108,4 +108,4 @@ def opening_of(text: str) -> str:
 def normalised(text: str) -> str:
     """Return a text in lower case with straight quotes and without Markdown marks; runs of blanks become one."""
     plain = re.sub(r"[*_#>`]+", "", text.translate(_CURLY)).strip().lower()
-    return re.sub(r"[ \t]+", " ", plain)
+    return re.sub(r"[^\S\n]+", " ", plain)

@@ -108,7 +108,8 @@ def read_lessons(
             return lessons, kept_references(file)
         advance = partial(progress.advance, bar)
         references = read_reference(loaded.model, lessons, _pad(loaded), advance=advance)
-        keep_references(file, references)
+        if references:
+            keep_references(file, references)
     return lessons, references
 
 

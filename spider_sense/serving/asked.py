@@ -4,6 +4,7 @@ from typing import Any
 
 from spider_sense.extraction.event import CHOICES
 from spider_sense.extraction.observation import Asked
+from spider_sense.extraction.rules import MANY_LONG
 from spider_sense.serving.origin import choice_of, is_canary
 
 __all__ = ["asked_of"]
@@ -22,6 +23,8 @@ _PARAMETERS = (
 """Those that tell one client program from another. A seed, which vLLM changes for each choice, does not."""
 _ALL = 2**31 - 1
 """In the place of -1, by which vLLM is asked for the logits of all tokens."""
+_IDS = 2 * MANY_LONG
+"""Most tokens that are told of a request: more than any rule asks for, and few enough for a long queue."""
 
 
 def asked_of(new: Any, longest: int) -> Asked | None:
@@ -40,7 +43,7 @@ def asked_of(new: Any, longest: int) -> Asked | None:
     rows = _rows(params)
     return Asked(
         parameters={field: value for field in _PARAMETERS if (value := getattr(params, field, None)) is not None},
-        biased=tuple(sorted(_chosen(params, rows))),
+        biased=tuple(sorted(_chosen(params, rows))[:_IDS]),
         top_logprobs=_shown(params, rows),
         max_tokens=0 if unset else most,
         choices=min(max(choice.choices, 1) + len(rows), CHOICES),

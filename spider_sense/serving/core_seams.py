@@ -24,6 +24,7 @@ RUN = "_spider_sense_run_engine_core"
 """Attribute of an engine core's class that holds vLLM's own function in the place of :func:`run_core`."""
 WAIT = 60.0
 """Seconds that a reload waits for the requests that run, unless it is told; nobody else is let in meanwhile."""
+_SEVERAL = "a guard cannot be exchanged in several data-parallel engines at once; start them anew"
 _SAID = "_spider_sense_said"
 """Attribute of an engine core: what is in force in it, as of ``about``, and how far its canaries drift."""
 _SURE_FROM_THE_START: Mapping[Action, str] = {
@@ -143,9 +144,13 @@ async def reload_guard(
         As of :func:`read_canaries`.
 
     Raises:
+        ConfigError: if there are several engine cores (data parallelism).
         MismatchError: if the engine refuses the guard; it goes on with that of before.
         SpiderSenseError: if the engine is paused already, or requests still run when the wait is over.
     """
+    # Each of several engines believes that it is the only one.
+    if engine.vllm_config.parallel_config.data_parallel_size > 1:
+        raise ConfigError(_SEVERAL)
     if await engine.is_paused():
         raise SpiderSenseError("the engine is paused; resume it, and reload the guard then")
     try:
@@ -174,7 +179,7 @@ def _wanted(core: Any, settings: ServingSettings | None, guard: str, policy: str
     if settings is None:
         raise ConfigError("this engine runs without a guard, and its graph has no room for one; start anew with it")
     if core.vllm_config.parallel_config.data_parallel_size > 1:
-        raise ConfigError("a guard cannot be exchanged in several data-parallel engines at once; start them anew")
+        raise ConfigError(_SEVERAL)
     if not core.is_scheduler_paused() or core.scheduler.running:
         raise ConfigError("requests run; pause the engine with mode 'wait' first")
     changes = {"guard": Path(guard)} | ({} if policy is None else {"policy": Path(policy)})

@@ -66,7 +66,9 @@ def test_every_opening_that_is_taught_is_found(text: str) -> None:
     assert refuses(text)
 
 
-@pytest.mark.parametrize("clause", ["So, as a dog, as a cat, ", "while we ", "as a ", "I'm an AI a a a ", "no, so, "])
+@pytest.mark.parametrize(
+    "clause", ["So, as a dog, as a cat, ", "while we ", "as a ", "I'm an AI a a a ", "no, so, ", "so\xa0\xa0", "so\r\r"]
+)
 def test_answers_that_loop_are_judged_at_once(clause: str) -> None:
     begin = time.perf_counter()
     assert not refuses(clause * 40)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spider_sense.extraction import Event
+from spider_sense.extraction.rules import MANY_LONG
 from spider_sense.serving.asked import asked_of
 from spider_sense.serving.origin import CANARY, numbered
 
@@ -52,6 +53,11 @@ def test_logits_that_are_asked_for_by_a_bias_by_name_or_by_allowing_no_others(
 ) -> None:
     found = asked(**params)
     assert (found.biased, found.top_logprobs) == (biased, shown)
+
+
+def test_a_whole_vocabulary_is_told_as_more_than_a_rule_asks_for() -> None:
+    found = asked(allowed_token_ids=list(range(150_000)), logprobs=1)
+    assert MANY_LONG < len(found.biased) < 10_000
 
 
 def test_all_logits_are_more_than_any_number() -> None:

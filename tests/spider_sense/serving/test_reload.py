@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,8 +109,9 @@ def test_a_wrong_body_is_named(body: bytes, says: str, ask: Ask, asked: list[Any
 class Busy:
     """As much of an ``AsyncLLM`` as a reload touches, whose requests end after some seconds."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, cores: int = 1) -> None:
         self.seconds, self.engine_core = seconds, self
+        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=cores))
         self.did: list[str] = []
 
     async def is_paused(self) -> bool:
@@ -136,6 +138,13 @@ def test_nobody_is_kept_waiting_longer_than_the_operator_says() -> None:
     short = Busy(0.01)
     asyncio.run(reload_guard(short, Path("new"), wait_seconds=60))
     assert short.did == ["paused", "spider_sense_reload", "resumed"]
+
+
+def test_several_engines_are_not_asked_of_which_one_alone_would_answer() -> None:
+    several = Busy(0.01, cores=2)
+    with pytest.raises(ConfigError, match="in several data-parallel engines at once"):
+        asyncio.run(reload_guard(several, Path("new")))
+    assert several.did == []
 
 
 def test_without_a_key_there_is_no_endpoint_and_a_short_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
