@@ -76,3 +76,8 @@ def test_other_prompts_are_not_compared(rows: dict[str, Any]) -> None:
     ours["benign"]["ids"] = ["one/99", *rows["benign"]["ids"][1:]]
     with pytest.raises(DataError, match="benign was measured on other prompts"):
         differences(ours, rows)
+
+
+def test_where_the_base_answered_nothing_there_is_no_divergence(rows: dict[str, Any]) -> None:
+    rows["kl"] = {"ids": [], "nats": [], "tokens": [], "seconds": 0.25}
+    assert figures_of(rows, seed=0, resamples=10)["kl"] is None

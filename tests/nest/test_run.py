@@ -12,11 +12,12 @@ from nest import curriculum
 from nest.apply import write_patched
 from nest.curriculum import make_curriculum, own_answers
 from nest.group import GroupConfig, group
+from nest.lessons import Lesson
 from nest.model_folder import weights_digest
 from nest.neurons import NeuronSet
 from nest.reference import keep_references, kept_references, read_reference
 from nest.revert import write_reverted
-from nest.run import tune_patch
+from nest.run import read_lessons, tune_patch
 from nest.tune import TuneConfig
 from spider_sense.errors import DataError, MismatchError
 from spider_sense.fingerprint import fingerprint
@@ -148,3 +149,15 @@ def test_distributions_are_kept_as_they_were_read(tiny_loaded: LoadedModel, tiny
         assert one.token_AK.equal(read[place].token_AK)
         assert one.log_AK.equal(read[place].log_AK)
         assert one.rest_A.equal(read[place].rest_A)
+
+
+def test_where_nothing_was_answered_nothing_is_kept(
+    tiny_loaded: LoadedModel, tiny_neurons: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nest.run.own_answers", lambda *_, **__: [""] * 4)
+    monkeypatch.setattr("nest.run.make_curriculum", lambda *_: [Lesson((3, 4), (5,), "refuse")])
+    prompts, found = tiny_neurons.prompt_rows, fingerprint(tiny_loaded)
+    with Progress(disable=True) as progress:
+        read = read_lessons(tiny_loaded, found, prompts(1, "w9", 0), prompts(4, None, 1), CONFIG, tmp_path, progress)
+    assert read == ([Lesson((3, 4), (5,), "refuse")], {})
+    assert not list(tmp_path.iterdir())

@@ -143,3 +143,10 @@ def test_what_tells_inputs_apart_is_learned_in_fewer_steps() -> None:
             optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[1] < losses[0] - 0.1
+
+
+def test_a_projection_that_no_token_passes_has_no_coordinates(tiny_model: Callable[[str], PreTrainedModel]) -> None:
+    model = tiny_model("gemma3")
+    tower = {name: one for name, one in model.named_modules() if "vision_tower" in name and name.endswith("q_proj")}
+    with pytest.raises(ConfigError, match="a projection that the text never passes"):
+        white_bases(model, lora_deltas(tower, 2, 0), LESSONS[:2])
