@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
 from spider_sense.errors import ConfigError, DataError
-from spider_sense.metrics import clopper_pearson, most_within, rate_above
+from spider_sense.rates import clopper_pearson, most_within, rate_above
 from spider_sense.types import Zone
 
 __all__ = [

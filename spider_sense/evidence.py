@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from spider_sense.metrics import paired_bootstrap_tpr_difference, summary
+from spider_sense.metrics import summary
+from spider_sense.resampling import paired_bootstrap_tpr_difference
 
 __all__ = ["evidence"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sense.metrics import Interval, clopper_pearson
+from spider_sense.rates import Interval, clopper_pearson
 
 __all__ = ["grouped_interval", "rate_interval", "ratio_of_rounds"]
 

@@ -20,8 +20,9 @@ from spider_sense.errors import DataError
 from spider_sense.evidence import evidence
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import SCHEMA_VERSION, Control, Detector, Guard, Manifest, Template
-from spider_sense.metrics import auroc, auroc_interval, log_auroc, tpr_at_fpr, tpr_interval
+from spider_sense.metrics import auroc, log_auroc, tpr_at_fpr
 from spider_sense.models import LoadedModel
+from spider_sense.resampling import auroc_interval, tpr_interval
 from spider_sense.scoring import Probe
 from spider_sense.screening.stage_data import StageData
 from spider_sense.screening.stage_guard import StageGuard

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spider_sense.errors import BankError
-from spider_sense.metrics import most_within
+from spider_sense.rates import most_within
 from spider_sense.screening.signature import Signature, Trial
 
 __all__ = ["Fires", "Traffic"]

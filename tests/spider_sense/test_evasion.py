@@ -18,9 +18,10 @@ from spider_sense.data import Example
 from spider_sense.errors import DataError
 from spider_sense.evasion import TRANSFORMS, evasion_table
 from spider_sense.guard import Guard
-from spider_sense.metrics import auroc, clopper_pearson
+from spider_sense.metrics import auroc
 from spider_sense.models import LoadedModel
 from spider_sense.offline import score_examples
+from spider_sense.rates import clopper_pearson
 
 assert "evade" in commands.__all__
 

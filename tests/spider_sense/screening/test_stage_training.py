@@ -9,7 +9,7 @@ import torch
 
 from spider_sense.activations import ActivationSet
 from spider_sense.data import Example
-from spider_sense.metrics import clopper_pearson
+from spider_sense.rates import clopper_pearson
 from spider_sense.screening import stage_training
 from spider_sense.screening.agent_examples import agent_examples
 from spider_sense.screening.drift import DRIFT

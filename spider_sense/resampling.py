@@ -1,0 +1,138 @@
+"""Intervals of areas and rates by the bootstrap: over whole groups of rows, and of the difference of two systems."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spider_sense.errors import ConfigError
+from spider_sense.metrics import auroc, by_class, tpr_at_fpr
+from spider_sense.rates import Bools, Doubles, Floats, Interval, highest_unflagged
+
+__all__ = ["PairedDifference", "auroc_interval", "paired_bootstrap_tpr_difference", "tpr_interval"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedDifference:
+    """Bootstrap distribution of a difference a - b: its mean and 95% percentile interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def auroc_interval(
+    scores: Floats, labels: Bools, groups: Sequence[str], resamples: int = 1000, seed: int = 0
+) -> Interval | None:
+    """95% percentile interval of the AUROC over resamples of whole groups; None where a class is missing.
+
+    Rows that share a context are no independent evidence, so groups are drawn, with replacement. A resample that lacks
+    a class is drawn again.
+
+    Args:
+        scores: ``[N]``.
+        labels: ``[N]``.
+        groups: N names.
+        resamples: number of bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        DataError: if the shapes differ.
+    """
+    return _grouped(auroc, scores, labels, groups, resamples, seed)
+
+
+def tpr_interval(
+    scores: Floats, labels: Bools, groups: Sequence[str], fpr: float, resamples: int = 1000, seed: int = 0
+) -> Interval | None:
+    """95% interval of the true-positive rate at one false-positive rate, groups as in :func:`auroc_interval`.
+
+    The wider, at either end, of Clopper-Pearson's and of one over resamples of whole groups, in each of which the
+    threshold is chosen anew. No resample has a negative above the highest one there is: where 1% of the negatives is
+    less than one of them, the interval says little of how much higher a threshold for 1% of all would lie.
+
+    Args:
+        scores: ``[N]``.
+        labels: ``[N]``.
+        groups: N names.
+        fpr: false-positive rate to stay within.
+        resamples: number of bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        ConfigError: unless 0 <= fpr < 1.
+        DataError: if the shapes differ.
+    """
+    exact = tpr_at_fpr(scores, labels, fpr).tpr
+    drawn = _grouped(
+        lambda some, kinds: tpr_at_fpr(some, kinds, fpr).tpr.value, scores, labels, groups, resamples, seed
+    )
+    return None if drawn is None else Interval(low=min(exact.low, drawn.low), high=max(exact.high, drawn.high))
+
+
+def paired_bootstrap_tpr_difference(
+    scores_a: Floats, scores_b: Floats, labels: Bools, fpr: float, resamples: int = 1000, seed: int = 0
+) -> PairedDifference | None:
+    """True-positive rate of a minus that of b at one false-positive rate, resampled; None where a class is missing.
+
+    Each resample draws positives and negatives separately with replacement (stratified), the same rows for both systems
+    (paired), and chooses both thresholds anew, so that the uncertainty of the thresholds is in the interval.
+
+    Args:
+        scores_a: ``[N]``.
+        scores_b: ``[N]``, the same rows scored by the other system.
+        labels: ``[N]``.
+        fpr: false-positive rate to stay within.
+        resamples: number of bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        ConfigError: unless 0 <= fpr < 1 and resamples is positive.
+        DataError: if the shapes differ.
+    """
+    if resamples < 1:
+        raise ConfigError(f"resamples={resamples}; choose at least 1, for example 1000")
+    split_a, split_b = by_class(scores_a, labels), by_class(scores_b, labels)
+    positives, negatives = split_a[0].size, split_a[1].size
+    if not positives or not negatives:
+        return None
+    generator = np.random.default_rng(seed)
+    differences = np.empty(resamples)
+    for index in range(resamples):
+        rows = generator.integers(positives, size=positives), generator.integers(negatives, size=negatives)
+        differences[index] = _tpr(split_a, rows, fpr) - _tpr(split_b, rows, fpr)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return PairedDifference(mean=float(differences.mean()), low=float(low), high=float(high))
+
+
+def _grouped(
+    statistic: Callable[[Floats, Bools], float | None],
+    scores: Floats,
+    labels: Bools,
+    groups: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> Interval | None:
+    """95% percentile interval over resamples of whole groups; one of which the statistic is None is drawn again."""
+    positives, negatives = by_class(scores, labels)
+    if not positives.size or not negatives.size:
+        return None
+    generator = np.random.default_rng(seed)
+    _, owner = np.unique(np.array(groups), return_inverse=True)
+    members = [np.flatnonzero(owner == group) for group in range(owner.max() + 1)]
+    found: list[float] = []
+    while len(found) < resamples:
+        rows = np.concatenate([members[group] for group in generator.integers(len(members), size=len(members))])
+        value = statistic(scores[rows], labels[rows])
+        if value is not None:
+            found.append(value)
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Interval(low=float(low), high=float(high))
+
+
+def _tpr(
+    split: tuple[Doubles, Doubles], rows: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]], fpr: float
+) -> float:
+    positives, negatives = split[0][rows[0]], split[1][rows[1]]
+    return float(np.mean(positives > highest_unflagged(negatives, fpr)))
