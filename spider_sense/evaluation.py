@@ -90,36 +90,36 @@ def evaluate(
     scores = {"guard": scored.peak_NH[:, 0], "length": length.scores(texts), "tfidf": tfidf.scores(texts)}
     scores |= {probe.family: scored.peak_NH[:, 1 + place] for place, probe in enumerate(controls)}
     sources = np.array([example.source for example in chosen.examples])
+    groups = np.array([example.group for example in chosen.examples])
+
+    def results(where: np.ndarray) -> dict[str, Any]:
+        return file_results(scores, chosen.labels, scored.tokens, groups, record.calibration, where)
+
     hard = np.isin(sources, guard.manifest.training.get("config", {}).get("hard", []))
     return {
         "detector": record.name,
-        "files": {
-            str(name): file_results(scores, chosen.labels, scored.tokens, record.calibration, sources == name)
-            for name in dict.fromkeys(sources.tolist())
-        },
+        "files": {str(name): results(sources == name) for name in dict.fromkeys(sources.tolist())},
         OVERALL: {
-            **file_results(scores, chosen.labels, scored.tokens, record.calibration, np.ones(len(sources), dtype=bool)),
+            **results(np.ones(len(sources), dtype=bool)),
             "roc": {name: _low_roc(values, chosen.labels) for name, values in scores.items()},
         },
-        "groups": {
-            name: file_results(scores, chosen.labels, scored.tokens, record.calibration, where)
-            for name, where in _groups(chosen.labels, hard).items()
-        },
+        "groups": {name: results(where) for name, where in _comparisons(chosen.labels, hard).items()},
         "ignored": {"rows": chosen.ignored, "labels": dict(chosen.ignored_labels)},
     }
 
 
-def _groups(labels: np.ndarray, hard: np.ndarray) -> dict[str, np.ndarray]:
+def _comparisons(labels: np.ndarray, hard: np.ndarray) -> dict[str, np.ndarray]:
     """Return the rows of each comparison: the same positives against ordinary and against hard benign rows."""
     positives = labels & ~hard
-    groups = {"ordinary benign": positives | (~labels & ~hard), "hard benign": positives | (~labels & hard)}
-    return {name: where for name, where in groups.items() if (labels & where).any() and (~labels & where).any()}
+    found = {"ordinary benign": positives | (~labels & ~hard), "hard benign": positives | (~labels & hard)}
+    return {name: where for name, where in found.items() if (labels & where).any() and (~labels & where).any()}
 
 
 def file_results(
     scores: Mapping[str, np.ndarray],
     labels: np.ndarray,
     tokens: np.ndarray,
+    groups: np.ndarray,
     calibration: Calibration,
     where: np.ndarray,
 ) -> dict[str, Any]:
@@ -129,6 +129,7 @@ def file_results(
         scores: [N] of the guard and of each control.
         labels: [N].
         tokens: [N] prompt lengths, which choose the threshold.
+        groups: [N] names; rows of a group are no independent evidence.
         calibration: the detector's thresholds.
         where: [N] bool, the rows to measure.
 
@@ -140,7 +141,7 @@ def file_results(
     part = {name: values[where] for name, values in scores.items()}
     guard_scores = part.pop("guard")
     return {
-        **evidence(guard_scores, labels[where], part),
+        **evidence(guard_scores, labels[where], part, groups[where].tolist()),
         "at_thresholds": calibration.rates(guard_scores, labels[where], tokens[where]),
     }
 

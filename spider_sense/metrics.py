@@ -5,14 +5,13 @@ Where a class is missing the answer is None, never a guess.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from spider_sense.errors import ConfigError, DataError
 from spider_sense.rates import Bools, Doubles, Floats, Rate, flaggable, highest_unflagged, rate_above, rate_of
 
-__all__ = ["OperatingPoint", "auroc", "by_class", "log_auroc", "roc_points", "summary", "tpr_at_fpr"]
+__all__ = ["OperatingPoint", "auroc", "by_class", "log_auroc", "roc_points", "tpr_at_fpr"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,34 +144,3 @@ def tpr_at_fpr(scores: Floats, labels: Bools, fpr: float) -> OperatingPoint:
     return OperatingPoint(
         fpr=fpr, threshold=threshold, tpr=rate_of(positives > unflagged), achieved_fpr=rate_above(negatives, threshold)
     )
-
-
-def summary(scores: Floats, labels: Bools) -> dict[str, Any]:
-    """The numbers of a report, ready for JSON: counts, both areas, and the rates caught at 1% and 0.1% false positives.
-
-    Args:
-        scores: ``[N]``.
-        labels: ``[N]``.
-
-    Returns:
-        ``n``, ``positives``, ``auroc``, ``log_auroc``, and ``tpr_at_1pct_fpr`` and ``tpr_at_0_1pct_fpr``, each with
-        ``value``, ``low``, ``high``; None wherever a missing class leaves nothing to measure.
-
-    Raises:
-        DataError: if the shapes differ.
-        MissingExtraError: if scipy is not installed.
-    """
-    return {
-        "n": int(labels.size),
-        "positives": int(np.count_nonzero(labels)),
-        "auroc": auroc(scores, labels),
-        "log_auroc": log_auroc(scores, labels),
-        "tpr_at_1pct_fpr": _rate_json(tpr_at_fpr(scores, labels, 0.01).tpr),
-        "tpr_at_0_1pct_fpr": _rate_json(tpr_at_fpr(scores, labels, 0.001).tpr),
-    }
-
-
-def _rate_json(rate: Rate) -> dict[str, float | None]:
-    if rate.value is None:
-        return {"value": None, "low": None, "high": None}
-    return {"value": rate.value, "low": rate.low, "high": rate.high}

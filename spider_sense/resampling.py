@@ -12,6 +12,8 @@ from spider_sense.rates import Bools, Doubles, Floats, Interval, highest_unflagg
 
 __all__ = ["PairedDifference", "auroc_interval", "paired_bootstrap_tpr_difference", "tpr_interval"]
 
+Counts = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
@@ -65,9 +67,7 @@ def tpr_interval(
         DataError: if the shapes differ.
     """
     exact = tpr_at_fpr(scores, labels, fpr).tpr
-    drawn = _grouped(
-        lambda some, kinds: tpr_at_fpr(some, kinds, fpr).tpr.value, scores, labels, groups, resamples, seed
-    )
+    drawn = _grouped(lambda some, kinds: _tpr(*by_class(some, kinds), fpr), scores, labels, groups, resamples, seed)
     return None if drawn is None else Interval(low=min(exact.low, drawn.low), high=max(exact.high, drawn.high))
 
 
@@ -101,7 +101,8 @@ def paired_bootstrap_tpr_difference(
     differences = np.empty(resamples)
     for index in range(resamples):
         rows = generator.integers(positives, size=positives), generator.integers(negatives, size=negatives)
-        differences[index] = _tpr(split_a, rows, fpr) - _tpr(split_b, rows, fpr)
+        one, other = ((some[0][rows[0]], some[1][rows[1]]) for some in (split_a, split_b))
+        differences[index] = _tpr(*one, fpr) - _tpr(*other, fpr)
     low, high = np.percentile(differences, [2.5, 97.5])
     return PairedDifference(mean=float(differences.mean()), low=float(low), high=float(high))
 
@@ -114,25 +115,29 @@ def _grouped(
     resamples: int,
     seed: int,
 ) -> Interval | None:
-    """95% percentile interval over resamples of whole groups; one of which the statistic is None is drawn again."""
+    """95% percentile interval over resamples of whole groups; one that lacks a class is drawn again."""
     positives, negatives = by_class(scores, labels)
     if not positives.size or not negatives.size:
         return None
     generator = np.random.default_rng(seed)
-    _, owner = np.unique(np.array(groups), return_inverse=True)
-    members = [np.flatnonzero(owner == group) for group in range(owner.max() + 1)]
+    _, owner, sizes = np.unique(np.array(groups), return_inverse=True, return_counts=True)
+    by_group, starts = np.argsort(owner, kind="stable"), np.cumsum(sizes) - sizes
     found: list[float] = []
     while len(found) < resamples:
-        rows = np.concatenate([members[group] for group in generator.integers(len(members), size=len(members))])
-        value = statistic(scores[rows], labels[rows])
+        chosen = generator.integers(len(sizes), size=len(sizes))
+        rows = by_group[_ranges(starts[chosen], sizes[chosen])]
+        value = statistic(scores[rows], labels[rows]) if 0 < np.count_nonzero(labels[rows]) < len(rows) else None
         if value is not None:
             found.append(value)
     low, high = np.percentile(found, [2.5, 97.5])
     return Interval(low=float(low), high=float(high))
 
 
-def _tpr(
-    split: tuple[Doubles, Doubles], rows: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]], fpr: float
-) -> float:
-    positives, negatives = split[0][rows[0]], split[1][rows[1]]
+def _ranges(starts: Counts, sizes: Counts) -> Counts:
+    """The integers ``start, start + 1, ...`` of each range, ``size`` of them, one range after the other."""
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(starts - before, sizes) + np.arange(sizes.sum())
+
+
+def _tpr(positives: Doubles, negatives: Doubles, fpr: float) -> float:
     return float(np.mean(positives > highest_unflagged(negatives, fpr)))

@@ -22,7 +22,7 @@ from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import SCHEMA_VERSION, Control, Detector, Guard, Manifest, Template
 from spider_sense.metrics import auroc, log_auroc, tpr_at_fpr
 from spider_sense.models import LoadedModel
-from spider_sense.resampling import auroc_interval, tpr_interval
+from spider_sense.resampling import auroc_interval
 from spider_sense.scoring import Probe
 from spider_sense.screening.stage_data import StageData
 from spider_sense.screening.stage_guard import StageGuard
@@ -214,7 +214,7 @@ def _scored(stage: StageData, chosen: Candidate, train: np.ndarray, test: np.nda
 
 def _pooled(stage: StageData, chosen: Candidate, scored: Sequence[_Scored], options: StageOptions) -> dict[str, Any]:
     """Return, JSON-ready, :func:`spider_sense.evidence.evidence` of all rows with every control, ``interval``, the 95%
-    interval of the AUROC over groups, and what was chosen; rates of the probe have intervals over groups as well."""
+    interval of the AUROC over groups, and what was chosen."""
     rows = np.concatenate([item.rows for item in scored])
     scores = {name: np.concatenate([item.scores[name] for item in scored]) for name in scored[0].scores}
     guard, labels = scores.pop("guard"), stage.labels[rows]
@@ -222,13 +222,8 @@ def _pooled(stage: StageData, chosen: Candidate, scored: Sequence[_Scored], opti
     groups = [stage.groups[index].partition("/")[0] for index in rows]
     interval = auroc_interval(guard, labels, groups, seed=options.seed)
     assert interval is not None
-    found = evidence(guard, labels, scores)
-    for name, rate in (("tpr_at_1pct_fpr", 0.01), ("tpr_at_0_1pct_fpr", 0.001)):
-        caught = tpr_interval(guard, labels, groups, rate, seed=options.seed)
-        assert caught is not None
-        found["guard"][name] |= {"low": caught.low, "high": caught.high}
     return {
-        **found,
+        **evidence(guard, labels, scores, groups),
         "interval": {"low": interval.low, "high": interval.high},
         "family": chosen.probe.family,
         "sites": [str(site) for site in chosen.sites],

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from spider_sense.corpus import load_corpus
 from spider_sense.data import NEGATIVE, Example, LabelledSet, labelled, split
 from spider_sense.errors import DataError
 from spider_sense.training.config import DetectorConfig, TrainConfig, read_sets
+from spider_sense.training.overlap import overlapping
 
 __all__ = ["Parts", "choose_parts"]
 
@@ -21,8 +23,8 @@ WITHOUT_TEST_FILES = {"train": 0.5, "validation": 0.12, "calibration": 0.25, "te
 class Parts:
     """The conversations of a run.
 
-    Ids are ``source/id``, unique over all files. A text that is in the test part is nowhere else, and no text occurs
-    twice.
+    Ids are ``source/id``, unique over all files. No text occurs twice, and none outside the test part overlaps one
+    within; see :func:`spider_sense.training.overlap.overlapping`.
     """
 
     examples: tuple[Example, ...]
@@ -32,7 +34,7 @@ class Parts:
     test: dict[str, list[Example]]
     """Test conversations by file."""
     dropped: int
-    """Rows left out because their text was in another part already."""
+    """Rows left out because their text, or half of it, was elsewhere already."""
 
     def labels(self, detector: DetectorConfig) -> tuple[np.ndarray, np.ndarray]:
         """Return which conversations a detector uses [N] and which of them are positive [N]."""
@@ -40,8 +42,15 @@ class Parts:
         return np.array([label is not None for label in classes]), np.array([bool(label) for label in classes])
 
     def respond(self, config: TrainConfig) -> dict[str, int]:
-        """Choose the conversations that get a response: benign ones to calibrate on, both classes to train on."""
-        used, positive = self.labels(config.detectors[0])
+        """Choose the conversations that get a response: of each detector benign ones to calibrate on, both classes to
+        train on."""
+        if not config.respond:
+            return {}
+        chosen = (index for detector in config.detectors for index in self._answered(detector, config))
+        return {self.examples[index].id: config.respond for index in chosen}
+
+    def _answered(self, detector: DetectorConfig, config: TrainConfig) -> list[int]:
+        used, positive = self.labels(detector)
         ordinary = np.array([example.source not in config.hard for example in self.examples])
         order = np.array([_hash(example.id, config.seed) for example in self.examples]).argsort()
         chosen: list[int] = []
@@ -51,7 +60,7 @@ class Parts:
             ("train", positive, config.responses // 4),
         ):
             chosen += [index for index in order if used[index] and wanted[index] and self.part[index] == part][:count]
-        return {self.examples[index].id: config.respond for index in chosen} if config.respond else {}
+        return chosen
 
 
 def choose_parts(config: TrainConfig) -> Parts:
@@ -71,11 +80,14 @@ def choose_parts(config: TrainConfig) -> Parts:
     for detector in config.detectors:
         labelled(kept, detector.label_map)
     placed = _split(kept, WITH_TEST_FILES if test else WITHOUT_TEST_FILES, config.seed)
-    for example in placed.pop("test", ()):
+    drawn = placed.pop("test", ())
+    for example in drawn:
         test.setdefault(example.source, []).append(example)
-    part = np.array([name for name, members in placed.items() for _ in members])
-    examples = tuple(example for members in placed.values() for example in members)
-    parts = Parts(examples, part, test, len(rows) - len(kept))
+    names = [name for name, members in placed.items() for _ in members]
+    examples = [example for members in placed.values() for example in members]
+    apart = _apart(examples, [row.text for members in test.values() for row in members])
+    dropped = len(rows) - len(drawn) - int(apart.sum())
+    parts = Parts(tuple(compress(examples, apart)), np.array(names)[apart], test, dropped)
     for detector in config.detectors:
         _check_parts(parts, detector)
     return parts
@@ -122,6 +134,12 @@ def _unseen(rows: Sequence[Example], seen: set[str]) -> list[Example]:
             repeated.add(row.group)
         seen.add(_key(row))
     return [row for row in rows if row.group not in repeated]
+
+
+def _apart(rows: Sequence[Example], test: Sequence[str]) -> np.ndarray:
+    """Return which rows [N] overlap no test text; a pair goes as a whole here, too."""
+    groups = {rows[index].group for index in overlapping([row.text for row in rows], test)}
+    return np.array([row.group not in groups for row in rows])
 
 
 def _key(row: Example) -> str:

@@ -142,10 +142,17 @@ def check_same_model(guard: Guard, found: Fingerprint, serving: ServingConfig) -
 
 def _with_thresholds(record: Detector, calibration: Calibration) -> Detector:
     """Replace the thresholds; drop the test rates at the old ones from the evidence."""
-    evidence = dict(record.evidence)
-    if "overall" in evidence:
-        evidence["overall"] = {key: value for key, value in evidence["overall"].items() if key != "at_thresholds"}
-    return record.model_copy(update={"calibration": calibration, "evidence": evidence})
+    return record.model_copy(
+        update={"calibration": calibration, "evidence": _without(record.evidence, "at_thresholds")}
+    )
+
+
+def _without(evidence: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {
+        key: _without(value, name) if isinstance(value, Mapping) else value
+        for key, value in evidence.items()
+        if key != name
+    }
 
 
 def _provenance(rows: Sequence[Example], data: ActivationSet, respond: int, replaces: str) -> dict[str, Any]:

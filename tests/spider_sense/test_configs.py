@@ -36,6 +36,11 @@ def test_the_full_run_keeps_its_test_files_apart() -> None:
     assert len(parts.test) == 12
     assert used
     assert not used & tested
+    # Wrappers around a payload: neither it nor another wrapper of the kind is trained on.
+    wrapped = [row.text for row in parts.test["jailbreak_templates"]]
+    assert not [
+        row.text for row in parts.examples if row.source == "alpaca_seed_tasks" and row.text in "\n".join(wrapped)
+    ]
     assert not {row.source for row in parts.examples} & set(parts.test)
     groups: dict[str, set[str]] = {}
     for row, part in zip(parts.examples, parts.part.tolist(), strict=True):

@@ -1,12 +1,10 @@
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spider_sense.errors import ConfigError, DataError
-from spider_sense.metrics import auroc, log_auroc, roc_points, summary, tpr_at_fpr
+from spider_sense.metrics import auroc, log_auroc, roc_points, tpr_at_fpr
 from spider_sense.rates import rate_above
 from tests.labelled_rows import gaussian, rows_of
 
@@ -116,22 +114,3 @@ def test_tpr_at_fpr_refuses_an_impossible_rate(fpr: float) -> None:
 def test_different_shapes_are_refused() -> None:
     with pytest.raises(DataError, match=r"\(3,\) and labels \(2,\)"):
         auroc(np.arange(3.0), np.ones(2, dtype=bool))
-
-
-def test_summary_is_json_and_none_where_a_class_is_missing() -> None:
-    scores, labels = gaussian(3)
-    full = json.loads(json.dumps(summary(scores.astype(np.float32), labels), allow_nan=False))
-    assert (full["n"], full["positives"]) == (800, 400)
-    assert full["auroc"] == pytest.approx(0.983, abs=0.01)
-    for key, fpr in (("tpr_at_1pct_fpr", 0.01), ("tpr_at_0_1pct_fpr", 0.001)):
-        assert full[key]["value"] == tpr_at_fpr(scores.astype(np.float32), labels, fpr).tpr.value
-        assert full[key]["low"] < full[key]["value"] < full[key]["high"]
-    nothing = {"value": None, "low": None, "high": None}
-    assert summary(np.arange(3.0), np.ones(3, dtype=bool)) == {
-        "n": 3,
-        "positives": 3,
-        "auroc": None,
-        "log_auroc": None,
-        "tpr_at_1pct_fpr": nothing,
-        "tpr_at_0_1pct_fpr": nothing,
-    }

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from spider_sense import evidence
 from spider_sense.activations import ActivationSet
 from spider_sense.data import Example
 from spider_sense.rates import clopper_pearson
@@ -77,16 +78,17 @@ def test_nothing_is_found_where_nothing_is_planted() -> None:
 
 def test_rates_and_areas_have_intervals_over_agents(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[str]] = []
-    for name in ("auroc_interval", "tpr_interval"):
-        inner = getattr(stage_training, name)
+    for module, name in ((stage_training, "auroc_interval"), (evidence, "tpr_interval")):
+        inner = getattr(module, name)
 
         def spy(scores: Any, labels: Any, groups: Any, *more: Any, inner: Any = inner, **named: Any) -> Any:
             seen.append(set(groups))
             return inner(scores, labels, groups, *more, **named)
 
-        monkeypatch.setattr(stage_training, name, spy)
+        monkeypatch.setattr(module, name, spy)
     found = folded(planted(1.0, agents=7), "second", StageOptions(folds=3))
-    assert seen == [{f"second:{agent}" for agent in range(7)}] * 3
+    systems, rates = {"guard", "length", "tfidf", "random_direction", "shuffled_labels"}, 2
+    assert seen == [{f"second:{agent}" for agent in range(7)}] * (1 + rates * len(systems & found.keys()))
     rate = found["guard"]["tpr_at_1pct_fpr"]
     exact = clopper_pearson(round(rate["value"] * ROWS / 4), ROWS // 4)
     assert rate["low"] < exact.low or rate["high"] > exact.high

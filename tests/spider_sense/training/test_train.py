@@ -132,6 +132,47 @@ def test_parts_keep_test_texts_out_and_pairs_together(tiny_run: Any) -> None:
     assert len(homes) < len(parts.examples)
 
 
+def test_what_holds_half_of_a_test_text_is_left_out_with_its_pair(
+    tiny_run: Any, tiny_training: Any, tmp_path: Path
+) -> None:
+    rows, held_out = tiny_training.rows(64, seed=1, pairs=10), tiny_training.rows(24, seed=2)
+    before = choose_parts(tiny_training.config(tmp_path, **_sets(tiny_training, tmp_path, rows, held_out)))
+    held_out[0]["text"] += " and then " + rows[0]["text"] + " at the end"
+    after = choose_parts(tiny_training.config(tmp_path, **_sets(tiny_training, tmp_path, rows, held_out)))
+    assert {row.id for row in before.examples} - {row.id for row in after.examples} == {
+        f"traffic/{row['id']}" for row in rows[:2]
+    }
+    assert (before.dropped, after.dropped) == (0, 2)
+
+
+def _sets(tiny_training: Any, folder: Path, rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> Any:
+    files = {"data": ("traffic", rows), "test": ("held_out", held_out)}
+    return {
+        name: (str(tiny_training.write_rows(folder / f"{file}.jsonl", content)),)
+        for name, (file, content) in files.items()
+    }
+
+
+def test_each_detector_has_answered_conversations_to_calibrate_on(tiny_training: Any, tmp_path: Path) -> None:
+    rows = tiny_training.rows(120, seed=1)
+    for index, row in enumerate(rows):
+        row["label"] = {"benign": ("benign", "everyday")[index // 2 % 2]}.get(row["label"], row["label"])
+    kinds = [
+        DetectorConfig(name=name, positive=("harmful",), negative=(negative,))
+        for name, negative in (("misuse", "benign"), ("other", "everyday"))
+    ]
+    sets = _sets(tiny_training, tmp_path, rows, tiny_training.rows(24, seed=2))
+    config = tiny_training.config(tmp_path, detectors=tuple(kinds), responses=4, test=(), data=sets["data"])
+    parts = choose_parts(config)
+    answered = parts.respond(config)
+    for detector in kinds:
+        used, positive = parts.labels(detector)
+        calibrated = [row.id for row, wanted in zip(parts.examples, used & ~positive, strict=True) if wanted]
+        calibration = {row.id for row, part in zip(parts.examples, parts.part, strict=True) if part == "calibration"}
+        assert len(calibration.intersection(calibrated, answered)) == 4
+    assert not parts.respond(config.model_copy(update={"respond": 0}))
+
+
 def test_too_few_rows_for_the_parts(tiny_training: Any, tmp_path: Path) -> None:
     few = tiny_training.write_rows(tmp_path / "few.jsonl", tiny_training.rows(4, seed=3))
     with pytest.raises(DataError, match=r"the (validation|calibration|train) part has no (positive|negative) example"):
