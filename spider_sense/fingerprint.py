@@ -68,6 +68,8 @@ class ServingConfig(BaseModel):
     """Method and bits, such as ``bitsandbytes-4bit``; None for plain weights."""
     adapters: tuple[str, ...]
     """Names of the active PEFT adapters."""
+    kv_cache: str | None = None
+    """Type of the KV cache, such as ``fp8``; None where it is the model's own."""
 
 
 def fingerprint(loaded: "LoadedModel") -> Fingerprint:

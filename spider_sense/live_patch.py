@@ -54,9 +54,9 @@ class RowStrengths:
         if not len(rows):
             self.rest()
             return
-        strength_T = np.zeros(total, np.float32)
-        strength_T[rows] = strength
-        self.tensor[:total].copy_(torch.from_numpy(strength_T), non_blocking=True)
+        strength_T = torch.zeros(total, pin_memory=self.tensor.is_cuda)
+        strength_T[torch.from_numpy(rows)] = strength
+        self.tensor[:total].copy_(strength_T, non_blocking=True)
         self.used = True
 
     def rest(self) -> None:

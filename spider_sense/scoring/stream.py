@@ -116,7 +116,9 @@ class Stream:
         return Snapshot(state_BS, left.count_BG + right.count_BG, torch.maximum(left.peak_BH, right.peak_BH))
 
     def _index(self, slots: list[int]) -> Tensor:
-        return torch.tensor(slots, dtype=torch.int64, device=self._device)
+        # From pageable memory the copy would wait for all that the stream has still to do.
+        pinned = torch.tensor(slots, dtype=torch.int64, pin_memory=self._device.type == "cuda")
+        return pinned.to(self._device, non_blocking=True)
 
     def _grow(self) -> None:
         size = len(self._state)

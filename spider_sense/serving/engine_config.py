@@ -1,5 +1,6 @@
 """Only seams: what of vLLM's configuration decides whether an engine can be guarded."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ from spider_sense.serving import patch_seams
 from spider_sense.serving.checkpoint import checkpoint_fingerprint
 from spider_sense.serving.settings import ServingSettings
 
-__all__ = ["check_engine", "check_guard", "check_model", "check_order", "serving_of", "tokenizer_of"]
+__all__ = [
+    "check_engine",
+    "check_guard",
+    "check_model",
+    "check_order",
+    "keep_ranks_alike",
+    "serving_of",
+    "tokenizer_of",
+]
+
+_log = logging.getLogger(__name__)
 
 ANY_ADAPTER = "LoRA"
 """Stands for every adapter that an engine may come to load."""
@@ -24,15 +35,17 @@ def check_engine(config: Any) -> None:
     Raises:
         ConfigError: naming the options with which it would not.
     """
-    parallel = config.parallel_config
+    parallel, speculative = config.parallel_config, config.speculative_config
     unsupported = {
         "pipeline_parallel_size": parallel.pipeline_parallel_size > 1,
         "speculative_config with async scheduling": bool(
-            config.speculative_config is not None and config.scheduler_config.async_scheduling
+            speculative is not None and config.scheduler_config.async_scheduling
         ),
+        # Drafts are cut on the device alone, so that the host knows no more which row is whose.
+        "enable_adaptive_verification": bool(speculative is not None and speculative.enable_adaptive_verification),
         "kv_transfer_config": config.kv_transfer_config is not None,
         "enable_prompt_embeds": config.model_config.enable_prompt_embeds,
-        "enable_dbo": parallel.enable_dbo,
+        "enable_dbo or ubatch_size": parallel.use_ubatching,
         "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
         "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
         "enable_expert_parallel with tensor and data parallelism": parallel.use_sequence_parallel_moe,
@@ -42,6 +55,18 @@ def check_engine(config: Any) -> None:
     found = [name for name, is_set in unsupported.items() if is_set]
     if found:
         raise ConfigError(f"a guard cannot see every token with {', '.join(found)}; serve without, or without a guard")
+
+
+def keep_ranks_alike(config: Any) -> None:
+    """Switch off what would let the ranks of tensor parallelism compile different collectives.
+
+    Only one rank has taps. Where one reads what an all-reduce returns, the all-reduce is not fused with the norm that
+    follows; on the other ranks it would be, and the two kinds do not answer each other.
+    """
+    passes = config.compilation_config.pass_config
+    if config.parallel_config.tensor_parallel_size > 1 and passes.fuse_allreduce_rms:
+        passes.fuse_allreduce_rms = False
+        _log.warning("pass_config.fuse_allreduce_rms is switched off: a guard's taps would let the ranks differ")
 
 
 def check_model(config: Any, guard: Guard, settings: ServingSettings) -> None:
@@ -97,7 +122,13 @@ def serving_of(config: Any) -> ServingConfig:
     model = config.model_config
     dtype = str(model.dtype).removeprefix("torch.")
     adapters = () if config.lora_config is None else (ANY_ADAPTER,)
-    return ServingConfig(dtype=dtype, quantization=model.quantization, adapters=adapters)
+    cache = config.cache_config.cache_dtype
+    return ServingConfig(
+        dtype=dtype,
+        quantization=model.quantization,
+        adapters=adapters,
+        kv_cache=None if cache in ("auto", dtype) else cache,
+    )
 
 
 def tokenizer_of(config: Any) -> Any:

@@ -13,7 +13,7 @@ from spider_sense.serving import block_keys, front_seams, patch_seams, scheduler
 from spider_sense.serving.checks import check_reasoning, check_settings, graph_of
 from spider_sense.serving.choices import collected, gathered
 from spider_sense.serving.core_seams import RUN, begun, in_force, made, reloaded, run_core
-from spider_sense.serving.engine_config import check_engine, check_model
+from spider_sense.serving.engine_config import check_engine, check_model, keep_ranks_alike
 from spider_sense.serving.origin import numbered
 from spider_sense.serving.settings import KEY, find_settings
 from spider_sense.serving.streams import streamed_chat, streamed_completion
@@ -89,6 +89,7 @@ def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: 
     args.additional_config = {**args.additional_config, KEY: told.model_dump(mode="json")}
     config = original(*rest, **options)
     check_engine(config)
+    keep_ranks_alike(config)
     check_model(config, guard, settings)
     return config
 

@@ -32,8 +32,9 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
             found.setdefault(match[1], {})[int(match[2])] = module
     if len(found) != 1 or (layers := next(iter(found.values()))).keys() != set(range(len(layers))):
         raise SiteError(
-            f"{type(model).__name__} has decoder layers at {sorted(found) or 'no place'}; a guard needs one run of "
-            "them, all on this rank: serve without pipeline parallelism, or another architecture"
+            f"{type(model).__name__} has decoder layers at {sorted(found) or 'no place'}, numbered "
+            f"{[sorted(layers) for layers in found.values()]}; a guard needs one run of them from 0 on. Architectures "
+            "that were tried are in the README"
         )
     return [layers[index] for index in range(len(layers))]
 

@@ -1,0 +1,88 @@
+"""What of vLLM's configuration lets a guard see every token, and how the model is served by it."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from spider_sense.errors import ConfigError
+from spider_sense.fingerprint import ServingConfig
+from spider_sense.serving.engine_config import check_engine, keep_ranks_alike, serving_of
+
+PLAIN: dict[str, dict[str, Any]] = {
+    "parallel_config": {
+        "pipeline_parallel_size": 1,
+        "tensor_parallel_size": 1,
+        "use_ubatching": False,
+        "decode_context_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
+        "use_sequence_parallel_moe": False,
+        "enable_elastic_ep": False,
+    },
+    "scheduler_config": {"async_scheduling": True},
+    "model_config": {"enable_prompt_embeds": False, "dtype": torch.bfloat16, "quantization": None},
+    "cache_config": {"kv_sharing_fast_prefill": False, "cache_dtype": "auto"},
+}
+
+
+def engine(**changes: dict[str, Any]) -> Any:
+    parts = {name: SimpleNamespace(**(fields | changes.get(name, {}))) for name, fields in PLAIN.items()}
+    passes = SimpleNamespace(fuse_allreduce_rms=True)
+    speculative = changes.get("speculative_config")
+    return SimpleNamespace(
+        **parts,
+        speculative_config=speculative and SimpleNamespace(**speculative),
+        kv_transfer_config=None,
+        lora_config=changes.get("lora_config"),
+        compilation_config=SimpleNamespace(pass_config=passes),
+    )
+
+
+def test_a_plain_engine_is_guarded() -> None:
+    check_engine(engine())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("pipeline_parallel_size", {"parallel_config": {"pipeline_parallel_size": 2}}),
+        ("enable_dbo or ubatch_size", {"parallel_config": {"use_ubatching": True}}),
+        (
+            "enable_adaptive_verification",
+            {
+                "scheduler_config": {"async_scheduling": False},
+                "speculative_config": {"enable_adaptive_verification": True},
+            },
+        ),
+        ("speculative_config with async scheduling", {"speculative_config": {"enable_adaptive_verification": False}}),
+        ("kv_sharing_fast_prefill", {"cache_config": {"kv_sharing_fast_prefill": True}}),
+    ],
+)
+def test_what_hides_tokens_is_refused_by_name(name: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"cannot see every token with {name};"):
+        check_engine(engine(**changes))
+
+
+@pytest.mark.parametrize(("ranks", "fused"), [(1, True), (2, False)])
+def test_ranks_compile_the_same_collectives(ranks: int, fused: bool, caplog: pytest.LogCaptureFixture) -> None:
+    config = engine(parallel_config={"tensor_parallel_size": ranks})
+    with caplog.at_level(logging.WARNING):
+        keep_ranks_alike(config)
+    assert config.compilation_config.pass_config.fuse_allreduce_rms is fused
+    assert ("fuse_allreduce_rms is switched off" in caplog.text) is not fused
+
+
+@pytest.mark.parametrize(
+    ("cache", "said"), [("auto", None), ("bfloat16", None), ("fp8", "fp8"), ("float16", "float16")]
+)
+def test_a_cache_of_another_type_is_another_configuration(cache: str, said: str | None) -> None:
+    found = serving_of(engine(cache_config={"cache_dtype": cache}))
+    assert found == ServingConfig(dtype="bfloat16", quantization=None, adapters=(), kv_cache=said)
+
+
+def test_a_guard_from_before_knows_the_models_own_cache_alone() -> None:
+    kept = ServingConfig.model_validate({"dtype": "bfloat16", "quantization": None, "adapters": ()})
+    assert kept == serving_of(engine())
+    assert kept != serving_of(engine(cache_config={"cache_dtype": "fp8"}))
