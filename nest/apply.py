@@ -16,7 +16,7 @@ from torch import Tensor
 from nest.model_folder import save_model, weights_digest, writing
 from spider_sense.errors import PatchError
 from spider_sense.fingerprint import Fingerprint
-from spider_sense.folders import ArtifactKind, Record, sha256
+from spider_sense.folders import ArtifactKind, VersionedRecord, sha256
 from spider_sense.models import LoadedModel
 from spider_sense.patch import NeuronPatch
 from spider_sense.patching import AppliedPatch, apply_patch
@@ -37,7 +37,7 @@ KIND = ArtifactKind(
 )
 
 
-class AppliedManifest(Record):
+class AppliedManifest(VersionedRecord):
     """``applied.json``."""
 
     schema_version: int = KIND.version

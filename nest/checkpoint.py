@@ -8,7 +8,7 @@ from torch import nn
 
 from spider_sense.config import Settings
 from spider_sense.errors import PatchError
-from spider_sense.folders import ArtifactKind, Record, sha256
+from spider_sense.folders import ArtifactKind, VersionedRecord, sha256
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -17,7 +17,7 @@ KIND = ArtifactKind(noun="checkpoint", manifest=MANIFEST, version=1, maker="nest
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-class _Manifest(Record):
+class _Manifest(VersionedRecord):
     schema_version: int = KIND.version
     config: str
     """The run's settings as JSON; a run goes on only under the same ones."""

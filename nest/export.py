@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from nest.model_folder import writing
 from spider_sense.errors import PatchError
 from spider_sense.fingerprint import Fingerprint
-from spider_sense.folders import ArtifactKind, Record
+from spider_sense.folders import ArtifactKind, VersionedRecord
 from spider_sense.models import LoadedModel
 from spider_sense.patch import NeuronPatch, PatchTarget, check_outside_experts
 from spider_sense.patching import fitted_weights, scaled, stores_transposed
@@ -41,7 +41,7 @@ KIND = ArtifactKind(
 )
 
 
-class ExportManifest(Record):
+class ExportManifest(VersionedRecord):
     """``spider_sense_export.json``: which patch an adapter is."""
 
     schema_version: int = KIND.version

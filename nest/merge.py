@@ -16,7 +16,7 @@ from nest.apply import check_unpatched
 from nest.model_folder import save_model, writing
 from spider_sense.errors import ConfigError, PatchError
 from spider_sense.fingerprint import Fingerprint
-from spider_sense.folders import ArtifactKind, Record
+from spider_sense.folders import ArtifactKind, Record, VersionedRecord
 from spider_sense.models import LoadedModel
 from spider_sense.patch import NeuronPatch, PatchTarget
 from spider_sense.patching import apply_patch, fitted_weights, scaled
@@ -41,7 +41,7 @@ class MergedPatch(Record):
     alpha: float = Field(allow_inf_nan=False)
 
 
-class MergeManifest(Record):
+class MergeManifest(VersionedRecord):
     """``spider_sense_merge.json``: where a merged model comes from."""
 
     schema_version: int = KIND.version

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spider_sense.errors import PatchError
 from spider_sense.fingerprint import Fingerprint
-from spider_sense.folders import ArtifactKind, Record, sha256
+from spider_sense.folders import ArtifactKind, Record, VersionedRecord, sha256
 from spider_sense.types import Site
 
 __all__ = ["KIND", "ModuleRecord", "NeuronManifest", "NeuronSet", "Neurons", "PromptCounts"]
@@ -48,7 +48,7 @@ class PromptCounts(Record):
     """SHA-256 over all of these prompts."""
 
 
-class NeuronManifest(Record):
+class NeuronManifest(VersionedRecord):
     """``neurons.json``."""
 
     schema_version: int = KIND.version

@@ -23,7 +23,7 @@ from nest.refusal import normalised
 from nest.subsets import split_off
 from spider_sense.baselines import TfidfBaseline
 from spider_sense.errors import DataError
-from spider_sense.folders import ArtifactKind, Record, sha256
+from spider_sense.folders import ArtifactKind, Record, VersionedRecord, sha256
 
 __all__ = ["KIND", "HeldOut", "RefusalClassifier"]
 
@@ -46,7 +46,7 @@ class HeldOut(Record):
     compliances: int
 
 
-class _Manifest(Record):
+class _Manifest(VersionedRecord):
     schema_version: int = KIND.version
     vocabulary: dict[str, int]
     intercept: float

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spider_sense.forward import Forward, SequenceRows, read_forward
-from spider_sense.sites import resolve_all
+from spider_sense.sites import ResolvedSite, resolve_all
 from spider_sense.types import Site
 
 __all__ = ["Attachment", "Patcher", "Reader", "Writer"]
@@ -129,7 +129,7 @@ class Attachment:
                 return output
 
 
-def _hook_reader(place: Any, reader: Reader) -> torch.utils.hooks.RemovableHandle:
+def _hook_reader(place: ResolvedSite, reader: Reader) -> torch.utils.hooks.RemovableHandle:
     cut = slice(place.start, place.stop)
 
     def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -139,24 +139,24 @@ def _hook_reader(place: Any, reader: Reader) -> torch.utils.hooks.RemovableHandl
         reader(args[0][..., cut])
 
     if place.reads == "input":
-        return place.module.register_forward_pre_hook(on_input)  # type: ignore[no-any-return]
-    return place.module.register_forward_hook(on_output)  # type: ignore[no-any-return]
+        return place.module.register_forward_pre_hook(on_input)
+    return place.module.register_forward_hook(on_output)
 
 
-def _hook_writer(place: Any, writer: Writer) -> torch.utils.hooks.RemovableHandle:
+def _hook_writer(place: ResolvedSite, writer: Writer) -> torch.utils.hooks.RemovableHandle:
     def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
             return (writer(output[0]), *output[1:])
         return writer(output)
 
-    return place.module.register_forward_hook(on_output)  # type: ignore[no-any-return]
+    return place.module.register_forward_hook(on_output)
 
 
-def _hook_patcher(place: Any, patcher: Patcher) -> torch.utils.hooks.RemovableHandle:
+def _hook_patcher(place: ResolvedSite, patcher: Patcher) -> torch.utils.hooks.RemovableHandle:
     def on_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         patcher(output, args[0])
 
-    return place.module.register_forward_hook(on_output)  # type: ignore[no-any-return]
+    return place.module.register_forward_hook(on_output)
 
 
 def _forget_compiled() -> None:

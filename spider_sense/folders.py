@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spider_sense.errors import ConfigError, SpiderSenseError
 
-__all__ = ["ArtifactKind", "Record", "check_file", "check_writable", "sha256"]
+__all__ = ["ArtifactKind", "Record", "VersionedRecord", "check_file", "check_writable", "sha256"]
 
 
 class Record(BaseModel):
@@ -30,7 +30,13 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-RecordT = TypeVar("RecordT", bound=BaseModel)
+class VersionedRecord(Record):
+    """Base of a manifest, which says in what form it is written."""
+
+    schema_version: int
+
+
+RecordT = TypeVar("RecordT", bound=VersionedRecord)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +88,7 @@ class ArtifactKind:
             shutil.rmtree(beside, ignore_errors=True)
 
     def read_manifest(self, folder: Path, record: type[RecordT]) -> RecordT:
-        """Read the manifest of a folder; ``record`` has a field ``schema_version``.
+        """Read the manifest of a folder.
 
         Raises:
             SpiderSenseError: of ``error``'s class, if it is missing, damaged or of another version.
@@ -97,7 +103,7 @@ class ArtifactKind:
             raise self.error(
                 f"{path}: {where or 'file'}: {first['msg']}; it was damaged or made by another version"
             ) from error
-        found = manifest.schema_version  # type: ignore[attr-defined]
+        found = manifest.schema_version
         if found != self.version:
             raise self.error(
                 f"{path} has schema version {found}, this library reads {self.version}; "

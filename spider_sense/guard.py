@@ -19,7 +19,7 @@ from spider_sense.calibration import Calibration
 from spider_sense.canary import Canaries
 from spider_sense.errors import DataError, GuardError, MismatchError, nearest
 from spider_sense.fingerprint import Fingerprint, ServingConfig, check_match
-from spider_sense.folders import ArtifactKind, Record, sha256
+from spider_sense.folders import ArtifactKind, Record, VersionedRecord, sha256
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.types import Site
 
@@ -81,10 +81,9 @@ class Control(Record):
     aggregator: Aggregator
 
 
-class Manifest(Record):
+class Manifest(VersionedRecord):
     """``guard.json``."""
 
-    schema_version: int
     fingerprint: Fingerprint
     template: Template
     detectors: tuple[Detector, ...] = Field(min_length=1)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spider_sense.errors import PatchError, SiteError
 from spider_sense.fingerprint import Fingerprint, check_match
-from spider_sense.folders import ArtifactKind, Record, sha256
+from spider_sense.folders import ArtifactKind, VersionedRecord, sha256
 from spider_sense.types import Site
 
 __all__ = ["KIND", "NeuronPatch", "PatchManifest", "PatchTarget", "by_layer", "check_outside_experts"]
@@ -28,10 +28,9 @@ MANIFEST, TENSORS = "patch.json", "patch.safetensors"
 KIND = ArtifactKind(noun="patch", manifest=MANIFEST, version=1, maker="nest tune", again="tune", error=PatchError)
 
 
-class PatchManifest(Record):
+class PatchManifest(VersionedRecord):
     """``patch.json``."""
 
-    schema_version: int
     base: Fingerprint
     """The model that the patch was tuned for; it fits no other."""
     alpha: float = Field(default=1.0, allow_inf_nan=False)

@@ -22,7 +22,7 @@ from spider_sense.extraction.sketch import Sketch
 from spider_sense.extraction.thresholds import Budget, Calibration
 from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.fingerprint import Fingerprint, check_match
-from spider_sense.folders import ArtifactKind, Record, sha256
+from spider_sense.folders import ArtifactKind, Record, VersionedRecord, sha256
 from spider_sense.types import Site
 
 __all__ = ["KIND", "Artifact", "ExtractionManifest"]
@@ -45,7 +45,7 @@ class ModelRecord(Record):
     spread: float
 
 
-class ExtractionManifest(Record):
+class ExtractionManifest(VersionedRecord):
     """``extraction.json``."""
 
     schema_version: int = VERSION

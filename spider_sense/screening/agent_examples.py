@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from spider_sense.chat import Turn
+from spider_sense.screening.stage import Stage
 from spider_sense.screening.stage_example import Row, StageExample, built, observed, written_call
 
 __all__ = ["WRAPPINGS", "agent_examples", "ordered", "written_plan"]
@@ -51,13 +52,14 @@ def _attacked(source: str, attack: Row, task: str, one: Row, other: Row, place: 
     wrapped = WRAPPINGS[place // 4 % len(WRAPPINGS)].format(attack["text"])
     opened: list[Turn] = [("user", task)]
     # The agent's own tools: another would be rejected because it was not offered, and its name would give it away.
-    stage, turns = (
+    by_stage: tuple[tuple[Stage, list[Turn]], ...] = (
         ("query", [("user", f"{task} {wrapped}")]),
         ("plan", [*opened, ("assistant", written_plan(one["tool"], other["tool"], ordered(attack)))]),
         ("action", [*opened, ("assistant", written_call(one["tool"], {"request": ordered(attack)}))]),
         ("observation", observed(task, one["tool"], f"{one['text']} {wrapped}")),
-    )[place % 4]
-    yield built(stage, source, attack["id"], "injection", turns, kind, group)  # type: ignore[arg-type]
+    )
+    stage, turns = by_stage[place % 4]
+    yield built(stage, source, attack["id"], "injection", turns, kind, group)
 
 
 def _served(
@@ -67,10 +69,11 @@ def _served(
     opened: list[Turn] = [("user", text)]
     plan = written_plan(one["tool"], other["tool"], goal)
     output = f"{one['text']} {next_task['text']} {other['text']}"
-    for stage, turns in (
+    by_stage: tuple[tuple[Stage, list[Turn]], ...] = (
         ("query", [("user", f"{text} {next_task['text']}")]),
         ("plan", [*opened, ("assistant", plan)]),
         ("action", [*opened, ("assistant", written_call(one["tool"], {"request": goal}))]),
         ("observation", observed(text, one["tool"], output)),
-    ):
-        yield built(stage, source, f"{name}-{stage}", "benign", turns, "", group)  # type: ignore[arg-type]
+    )
+    for stage, turns in by_stage:
+        yield built(stage, source, f"{name}-{stage}", "benign", turns, "", group)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spider_sense.errors import BankError, MismatchError, nearest
 from spider_sense.fingerprint import Fingerprint, check_match
-from spider_sense.folders import ArtifactKind, Record, sha256
+from spider_sense.folders import ArtifactKind, VersionedRecord, sha256
 from spider_sense.screening.signature import About, Signature, merged
 from spider_sense.screening.signature_search import FiringSet, SignatureSet, fires
 from spider_sense.screening.traffic import Traffic
@@ -45,10 +45,9 @@ CENTRES_DIFFER = 0.02
 """Largest distance of two centres, over their length, that rounding on another machine may explain."""
 
 
-class Manifest(Record):
+class Manifest(VersionedRecord):
     """``signatures.json``."""
 
-    schema_version: int
     fingerprint: Fingerprint
     """Of the model whose activations these are."""
     site: str
