@@ -29,12 +29,11 @@ from spider_sense.corpus import load_corpus
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel, load_model
 from spider_sense.offline import ScoredSet, score_rendered
-from spider_sense.types import Site, Zone
+from spider_sense.types import ZONES, Site
 
 TOLERANCE = 1e-4
 """Of a score, or of 1 if the score is smaller."""
 MUST_BE_ZERO = ("lost", "wrong", "misattributed", "uncovered", "unrecorded")
-ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 

@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from spider_sense.decision import Decision
 from spider_sense.extraction.observation import Asked
 from spider_sense.extraction.standing import Standing
-from spider_sense.policy import Decision
 from spider_sense.scoring import Request
-from spider_sense.types import Coverage, Verdict, Zone
+from spider_sense.types import ZONES, Coverage, Verdict
 
-__all__ = ["ZONES", "Case"]
-
-ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
+__all__ = ["Case"]
 
 
 @dataclass(slots=True)

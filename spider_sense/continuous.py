@@ -13,11 +13,13 @@ from collections.abc import Callable, Hashable, Sequence, Set
 from torch import Tensor
 
 from spider_sense.case import Case
+from spider_sense.errors import ConfigError
 from spider_sense.forward import SequenceRows
 from spider_sense.judge import Judge
+from spider_sense.policy import Policy
 from spider_sense.scoring import RequestRows
 
-__all__ = ["ContinuousCalls"]
+__all__ = ["ContinuousCalls", "check_policy"]
 
 KEPT = 4096
 """Requests whose verdicts stay readable, the latest ones."""
@@ -116,6 +118,20 @@ class ContinuousCalls:
     def _close(self, name: str) -> None:
         del self._running[name]
         self._judge.close(self.cases[name])
+
+
+def check_policy(policy: Policy) -> None:
+    """Check that continuous batching, which cannot read a prompt again, can do what a policy says.
+
+    Raises:
+        ConfigError: if a patch is to begin with the prompt.
+    """
+    if policy.reads_again:
+        raise ConfigError(
+            "patch.begin is 'prompt', and transformers' continuous batching cannot read a prompt again; call "
+            "model.generate, start the server without --continuous-batching or with vLLM, or leave patch.begin "
+            "out, so that a patch begins at the next token"
+        )
 
 
 def _name(item: SequenceRows) -> str:

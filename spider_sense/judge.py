@@ -17,6 +17,7 @@ from torch import Tensor
 from spider_sense.audit import AuditEvent, AuditLog
 from spider_sense.case import Case
 from spider_sense.chat import unscored
+from spider_sense.decision import Decision
 from spider_sense.errors import GuardError
 from spider_sense.extraction.feed_counts import FeedNote
 from spider_sense.extraction.observation import Asked
@@ -24,7 +25,7 @@ from spider_sense.extraction.standing import Standing
 from spider_sense.extraction.watch import Heard, Watch
 from spider_sense.guard import Guard
 from spider_sense.lost_events import LostEvents
-from spider_sense.policy import SEVERITY, Decision, Policy
+from spider_sense.policy import Policy
 from spider_sense.scoring import Bank, Probe, Request, RequestRows, Scorer
 from spider_sense.types import UNKNOWN
 
@@ -252,7 +253,7 @@ class Judge:
         if case.request.principal in self._exempt:
             decision = replace(decision, action="observe", reason=f"{decision.reason}, but {_EXEMPT}")
         decision = self._recorded(case, "verdict", decision)
-        if SEVERITY.index(decision.action) <= SEVERITY.index(case.decision.action):
+        if decision.severity <= case.decision.severity:
             return False
         case.decision = self._recorded(case, "action", decision)
         if self._on_decision is not None:

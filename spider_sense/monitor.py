@@ -27,7 +27,7 @@ from spider_sense.attach import Attachment
 from spider_sense.audit import AuditLog
 from spider_sense.case import Case
 from spider_sense.config import load_yaml
-from spider_sense.continuous import ContinuousCalls
+from spider_sense.continuous import ContinuousCalls, check_policy
 from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
 from spider_sense.extraction.watch import Watch
 from spider_sense.fingerprint import fingerprint, serving_config
@@ -264,7 +264,7 @@ class Monitor:
         return self._batching(*args, **kwargs)
 
     def _check_continuous(self) -> None:
-        self.policy.check_continuous()
+        check_policy(self.policy)
         if self._watch is not None:
             raise ConfigError(
                 "continuous batching does not say who sends a request, so extraction cannot be watched for; use "

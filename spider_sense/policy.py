@@ -17,31 +17,18 @@ It fails closed: a breach that no rule names is stopped, and so is a request tha
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 
 from spider_sense.config import Settings
+from spider_sense.decision import SEVERITY, Decision
 from spider_sense.errors import ConfigError, nearest
 from spider_sense.extraction.standing import Standing
 from spider_sense.types import Action, Verdict
 
-__all__ = ["SEVERITY", "Decision", "Extraction", "Patch", "Policy", "Rule", "Steer", "Throttle"]
-
-SEVERITY: tuple[Action, ...] = (
-    "observe",
-    "flag",
-    "throttle",
-    "omit_reasoning",
-    "verify",
-    "escalate",
-    "patch",
-    "steer",
-    "stop",
-)
-"""All actions, from mildest to strictest: where several are asked for, the strictest is taken."""
+__all__ = ["Extraction", "Patch", "Policy", "Rule", "Steer", "Throttle"]
 
 ANY = "*"
 
@@ -106,19 +93,6 @@ class Extraction(Settings):
     """What is done while nothing can be told of a principal: the feed is down, or a request of it was lost."""
     reasoning_seconds: PositiveInt = 3600
     """How long ``omit_reasoning`` lasts; it begins anew with every request that asks for it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What is to be done about one request."""
-
-    action: Action
-    verdict: Verdict | None
-    """The verdict that asked for the action; None if all are clear or there is none."""
-    reason: str
-    """Names the detector and the rule, never the score: an untrusted client may read it."""
-    secret: bool = False
-    """Whether it is because of the principal's standing, of which a client learns nothing but what is done."""
 
 
 class Policy(Settings):
@@ -198,19 +172,6 @@ class Policy(Settings):
         """Whether a prompt is read once more, under the patch, where its verdict asks for that."""
         return "patch" in self.actions and self.patch is not None and self.patch.begin == "prompt"
 
-    def check_continuous(self) -> None:
-        """Check that transformers' continuous batching, which cannot read a prompt again, can do what the policy says.
-
-        Raises:
-            ConfigError: if a patch is to begin with the prompt.
-        """
-        if self.reads_again:
-            raise ConfigError(
-                "patch.begin is 'prompt', and transformers' continuous batching cannot read a prompt again; call "
-                "model.generate, start the server without --continuous-batching or with vLLM, or leave patch.begin "
-                "out, so that a patch begins at the next token"
-            )
-
     def check_watched(self, watched: bool) -> None:
         """Check that it says what to do about extraction if that is watched for, and only then.
 
@@ -256,7 +217,7 @@ class Policy(Settings):
         if standing is not None and self.extraction is not None and standing.level != "clear":
             asked.append(self._by_standing(standing, self.extraction))
         clear = Decision(action="observe", verdict=None, reason="all detectors are clear")
-        return max(asked, key=lambda decision: SEVERITY.index(decision.action), default=clear)
+        return max(asked, key=lambda decision: decision.severity, default=clear)
 
     def _asked(self, verdict: Verdict) -> Iterator[Decision]:
         if verdict.zone != "clear":

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from spider_sense.errors import SiteError, nearest
 
-__all__ = ["ACTIONS", "UNKNOWN", "Action", "Coverage", "Place", "Site", "Verdict", "Zone"]
+__all__ = ["ACTIONS", "UNKNOWN", "ZONES", "Action", "Coverage", "Place", "Site", "Verdict", "Zone"]
 
 Place = Literal["resid", "mlp_in", "gate", "up"]
 """resid: the residual stream after a block. mlp_in: what enters a block's MLP. gate, up: the outputs of the two MLP
@@ -16,8 +16,11 @@ projections before the activation function."""
 Zone = Literal["clear", "suspect", "breach"]
 """Where a score lies: below both thresholds, between them, at or above the upper one (or not a number)."""
 
+ZONES: tuple[Zone, ...] = get_args(Zone)
+"""From mildest to strictest."""
+
 Action = Literal["observe", "flag", "steer", "patch", "escalate", "stop", "throttle", "verify", "omit_reasoning"]
-"""What a policy asks for; ``policy.SEVERITY`` orders them."""
+"""What a policy asks for; ``decision.SEVERITY`` orders them."""
 
 ACTIONS: tuple[str, ...] = get_args(Action)
 

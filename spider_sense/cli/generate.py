@@ -17,6 +17,7 @@ from spider_sense.cli.tables import plain
 from spider_sense.config import load_yaml
 from spider_sense.guard import Guard
 from spider_sense.policy import Policy
+from spider_sense.types import ZONES
 
 __all__ = ["ColouredStream", "generate"]
 
@@ -123,5 +124,4 @@ def verdict_table(case: Case) -> Table:
 
 
 def _worst(case: Case) -> str:
-    order = ("clear", "suspect", "breach")
-    return max((verdict.zone for verdict in case.verdicts), key=order.index)
+    return max((verdict.zone for verdict in case.verdicts), key=ZONES.index)

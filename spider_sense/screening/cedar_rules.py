@@ -13,8 +13,8 @@ from typing import Any
 
 from spider_sense.errors import ConfigError, nearest
 from spider_sense.screening.cedar import ACTIONS, literal
-from spider_sense.screening.sensed import ZONES
 from spider_sense.screening.signature import KINDS
+from spider_sense.types import ZONES
 
 __all__ = ["UNNAMED", "read_rules"]
 

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from spider_sense.types import Verdict, Zone
+from spider_sense.types import ZONES, Verdict, Zone
 
-__all__ = ["ZONES", "Sensed"]
-
-ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
-"""From mildest to strictest."""
+__all__ = ["Sensed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

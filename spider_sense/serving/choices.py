@@ -5,12 +5,12 @@ end said, of several prompts in one request what the first said.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
-from spider_sense.policy import SEVERITY
+from spider_sense.decision import SEVERITY
 from spider_sense.serving.settings import KEY
 from spider_sense.serving.withheld import withhold_prompt
-from spider_sense.types import Zone
+from spider_sense.types import ZONES
 
 __all__ = ["Said", "collected", "gathered", "verdict_of", "verdicts_of"]
 
@@ -18,7 +18,6 @@ Said = Mapping[str, Any]
 """What an answer says of one choice, as ``Findings.answer`` returns it."""
 
 _SAID = "_spider_sense_said"
-_ZONES: tuple[str, ...] = get_args(Zone)
 _UNKNOWN: Said = {"zone": None, "action": None, "reason": "a choice has no verdict"}
 
 
@@ -34,8 +33,8 @@ def verdict_of(choices: Sequence[Said | None]) -> dict[str, Any]:
 
 def _badness(said: Said | None) -> tuple[int, int]:
     if said is None:
-        return len(SEVERITY), len(_ZONES)
-    return SEVERITY.index(said["action"]), _ZONES.index(said["zone"])
+        return len(SEVERITY), len(ZONES)
+    return SEVERITY.index(said["action"]), ZONES.index(said["zone"])
 
 
 def verdicts_of(result: Any) -> list[Said | None]:

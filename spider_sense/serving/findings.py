@@ -13,11 +13,9 @@ import numpy.typing as npt
 from spider_sense.case import Case
 from spider_sense.extraction.feed_counts import FeedNote
 from spider_sense.judge import NOTHING
-from spider_sense.types import UNKNOWN, Action, Zone
+from spider_sense.types import UNKNOWN, ZONES, Action, Zone
 
 __all__ = ["Ended", "Findings", "Note", "findings_of"]
-
-_ZONES: tuple[Zone, ...] = ("clear", "suspect", "breach")
 
 
 class Ended(TypedDict):
@@ -99,7 +97,7 @@ class Findings:
         """
         said: dict[str, Any] = {}
         for head, name in enumerate(detectors):
-            said[name] = {"zone": _ZONES[self.zone_BH[row, head]]}
+            said[name] = {"zone": ZONES[self.zone_BH[row, head]]}
             if scores:
                 peak = float(self.peak_BH[row, head])
                 said[name] |= {
@@ -108,7 +106,7 @@ class Findings:
                 }
         return {
             "guard": guard,
-            "zone": _ZONES[int(self.zone_BH[row].max(initial=0))],
+            "zone": ZONES[int(self.zone_BH[row].max(initial=0))],
             **self._said(row),
             "detectors": said,
             "coverage": self._coverage(row) if scores else self._covered(row),
@@ -132,7 +130,7 @@ class Findings:
         """Return what the metrics hear of one request, by its place among ``ids``."""
         return {
             "action": self.actions[row],
-            "zones": [_ZONES[zone] for zone in self.zone_BH[row]],
+            "zones": [ZONES[zone] for zone in self.zone_BH[row]],
             "margins": (self.peak_BH[row] - self.threshold_BH[row]).tolist(),
             "coverage": self._coverage(row),
         }

@@ -17,6 +17,7 @@ from transformers import ContinuousBatchingConfig
 from transformers.cli.serving import utils
 
 from spider_sense.case import Case
+from spider_sense.continuous import check_policy
 from spider_sense.serving.bodies import check_prompt, check_room
 from spider_sense.serving.reception import ASK, Ask
 from spider_sense.serving.served import Served
@@ -35,7 +36,7 @@ class Engines(utils.GenerationState):  # type: ignore[misc]
 
     def __init__(self, served: Served, cb_config: Any, **options: Any) -> None:
         if options.get("continuous_batching"):
-            served.policy.check_continuous()
+            check_policy(served.policy)
         config = cb_config or ContinuousBatchingConfig()
         # The states of a guard do not lie beside the blocks, so what another request computed would go unseen.
         config.allow_block_sharing = False

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from spider_sense.config import load_yaml, parse
+from spider_sense.decision import SEVERITY
 from spider_sense.errors import ConfigError
-from spider_sense.policy import SEVERITY, Extraction, Patch, Policy, Rule, Steer, Throttle
-from spider_sense.types import ACTIONS, Action, Coverage, Verdict, Zone
+from spider_sense.policy import Extraction, Patch, Policy, Rule, Steer, Throttle
+from spider_sense.types import Action, Coverage, Verdict, Zone
 
 TEXT = """
 rules:
@@ -40,11 +41,6 @@ def policy(tmp_path: Path) -> Policy:
     path = tmp_path / "policy.yaml"
     path.write_text(TEXT, encoding="utf-8")
     return load_yaml(path, Policy)
-
-
-def test_severity_orders_every_action() -> None:
-    assert sorted(SEVERITY) == sorted(ACTIONS)
-    assert (SEVERITY[0], SEVERITY[-1]) == ("observe", "stop")
 
 
 def test_the_file_is_read(policy: Policy) -> None:
