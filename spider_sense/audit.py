@@ -19,7 +19,9 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from spider_sense.errors import ConfigError
 from spider_sense.types import Action, Coverage, Zone
 
-__all__ = ["AuditEvent", "AuditLog"]
+__all__ = ["AuditEvent", "AuditLog", "EventKind"]
+
+EventKind = Literal["open", "verdict", "action", "close"]
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -44,7 +46,7 @@ class AuditEvent(BaseModel):
     """The server's name for the request."""
     principal: str | None = None
     """Whom the request is attributed to."""
-    event: Literal["open", "verdict", "action", "close"]
+    event: EventKind
     detector: str | None = None
     zone: Zone | None = None
     score: Score = None

@@ -5,37 +5,34 @@ It knows nothing of the engine: one feeds it logits and asks what is to be done.
 Shape letters: B requests, H heads, T packed rows, C logit columns.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spider_sense.audit import AuditEvent, AuditLog
+from spider_sense.audit import AuditLog
 from spider_sense.case import Case
 from spider_sense.chat import unscored
 from spider_sense.decision import Decision
 from spider_sense.errors import GuardError
-from spider_sense.extraction.feed_counts import FeedNote
 from spider_sense.extraction.observation import Asked
 from spider_sense.extraction.standing import Standing
-from spider_sense.extraction.watch import Heard, Watch
+from spider_sense.extraction.watch import Watch
 from spider_sense.guard import Guard
 from spider_sense.lost_events import LostEvents
 from spider_sense.policy import Policy
-from spider_sense.scoring import Bank, Probe, Request, RequestRows, Scorer
-from spider_sense.types import UNKNOWN
+from spider_sense.recorder import UNRECORDED, Recorder
+from spider_sense.scoring import Bank, Probe, RequestRows, Scorer
+from spider_sense.types import ZONES
+from spider_sense.watched_prompts import WatchedPrompts
 
 __all__ = ["NOTHING", "Judge", "Reading"]
 
-Event = Literal["open", "verdict", "action", "close"]
-
-_BREACH = 2
+_BREACH = ZONES.index("breach")
 NOTHING, _EXEMPT = "nothing asks for an action", "its principal is exempt: nothing is done about it"
-_UNRECORDED = Decision(action="stop", verdict=None, reason="it could not be recorded: what is not recorded is stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +83,8 @@ class Judge:
     ) -> None:
         _check_spans(guard)
         policy.check_watched(watch is not None)
-        self._watch, self._unread = watch, dict[int, Case]()
-        self._audit, self._lost, self._keep_history = audit, lost, keep_history
-        self._on_decision, self._on_close = on_decision, on_close
+        self.prompts, self.recorder = WatchedPrompts(watch), Recorder(audit, lost)
+        self._keep_history, self._on_decision, self._on_close = keep_history, on_decision, on_close
         self._exempt = frozenset(exempt)
         self.bank = Bank(self._probes(guard), device, rows, dtype)
         self._take(guard, policy)
@@ -100,7 +96,7 @@ class Judge:
             GuardError: if its probes do not fit the taps; nothing is changed then.
         """
         _check_spans(guard)
-        policy.check_watched(self._watch is not None)
+        policy.check_watched(self.prompts.watched)
         try:
             self.bank.exchange(self._probes(guard))
         except ValueError as error:
@@ -108,10 +104,11 @@ class Judge:
         self._take(guard, policy)
 
     def _probes(self, guard: Guard) -> tuple[Probe, ...]:
-        return (*guard.probes, *(self._watch.probes if self._watch else ()))
+        return (*guard.probes, *self.prompts.probes)
 
     def _take(self, guard: Guard, policy: Policy) -> None:
         self.guard, self.policy, self.digest = guard, policy, guard.digest
+        self.recorder.guard = guard.digest
         self._names = tuple(detector.name for detector in guard.manifest.detectors)
         self.scorer = Scorer(self.bank)
 
@@ -148,33 +145,20 @@ class Judge:
         )
         with ExitStack() as undo:
             undo.callback(self.scorer.close, request)
-            if not self._record(case, "open", text=text):
-                case.decision = _UNRECORDED
+            if not self.recorder.record(case, "open", text=text):
+                case.decision = UNRECORDED
                 if self._on_decision is not None:
                     self._on_decision(case)
             undo.pop_all()
-        if self._watch is not None and not canary:
-            case.standing = self._watch.standing(principal or UNKNOWN)
-            if asked is not None:
-                case.prompt, case.asked = prompt, asked
-                self._unread[request.slot] = case
+        if not canary:
+            self.prompts.begin(case, prompt, asked)
         return case
 
     def step(self, logits_TC: Tensor, rows: Sequence[RequestRows]) -> None:
         """Fold a step of the engine; see :meth:`spider_sense.scoring.Scorer.step`."""
         self.scorer.step(logits_TC, rows)
-        if self._unread:
-            self._tell(item.request for item in rows)
-
-    def _tell(self, requests: Iterable[Request]) -> None:
-        """Tell extraction of the prompts that this step has completed."""
-        watch = self._watch
-        assert watch is not None
-        slots = {request.slot for request in requests if request.position >= request.prompt_length}
-        done = [self._unread.pop(slot) for slot in slots & self._unread.keys()]
-        if done:
-            readout_BH = self.scorer.stream.readout([case.request.slot for case in done])
-            watch.tell([_heard(case) for case in done], readout_BH[:, len(self._names) :])
+        if self.prompts.unread:
+            self.prompts.tell(rows, self.scorer, len(self._names))
 
     def read(self, cases: Sequence[Case]) -> Reading:
         """Start copying the scores of some cases to the host; nothing waits for the device."""
@@ -225,24 +209,11 @@ class Judge:
                     changed.append(case)
         return changed
 
-    @property
-    def watches(self) -> bool:
-        """Whether extraction is watched for."""
-        return self._watch is not None
-
-    def take_counts(self) -> FeedNote | None:
-        """Return what became of the requests that extraction was told of since the last call, None if nothing."""
-        return None if self._watch is None else self._watch.feed.counts.take()
-
-    def take_lost(self) -> int:
-        """Return how many events the audit log did not take since the last call."""
-        return 0 if self._lost is None else self._lost.take()
-
     def close(self, case: Case) -> None:
         """End a request and forget its state; its last verdicts stay readable."""
-        self._unread.pop(case.request.slot, None)
+        self.prompts.forget(case)
         try:
-            self._record(case, "close")
+            self.recorder.record(case, "close")
         finally:
             self.scorer.close(case.request)
             if self._on_close is not None:
@@ -252,58 +223,18 @@ class Judge:
         decision = self.policy.decide(case.verdicts, standing)
         if case.request.principal in self._exempt:
             decision = replace(decision, action="observe", reason=f"{decision.reason}, but {_EXEMPT}")
-        decision = self._recorded(case, "verdict", decision)
+        decision = self.recorder.decided(case, "verdict", decision)
         if decision.severity <= case.decision.severity:
             return False
-        case.decision = self._recorded(case, "action", decision)
+        case.decision = self.recorder.decided(case, "action", decision)
         if self._on_decision is not None:
             self._on_decision(case)
         return True
-
-    def _recorded(self, case: Case, event: Event, decision: Decision) -> Decision:
-        """Record a decision, and return the one that holds: a request of which nothing is recorded is stopped."""
-        recorded = self._record(case, event, decision)
-        return decision if recorded or decision.action == "stop" else _UNRECORDED
 
     def _thresholds(self, prompt_tokens: int) -> np.ndarray:
         buckets = [detector.calibration.thresholds(prompt_tokens) for detector in self.guard.manifest.detectors]
         pairs = [[bucket.suspect.value for bucket in buckets], [bucket.breach.value for bucket in buckets]]
         return np.array(pairs, dtype=np.float32)
-
-    def _record(self, case: Case, event: Event, decision: Decision | None = None, text: str | None = None) -> bool:
-        """Record an event; return whether the log has it, or there is none."""
-        if self._audit is None:
-            return True
-        verdict = decision.verdict if decision else None
-        about = AuditEvent(
-            request=case.request.id,
-            principal=case.request.principal,
-            event=event,
-            position=case.position,
-            coverage=case.coverage,
-            guard=self.digest,
-            patched_from=case.patched_from,
-            text=text,
-        )
-        if decision is not None:
-            about = about.model_copy(update={"action": decision.action, "reason": decision.reason})
-        if verdict is not None:
-            fields = ("detector", "zone", "score", "threshold")
-            about = about.model_copy(update={name: getattr(verdict, name) for name in fields})
-        try:
-            self._audit.write(about)
-        except OSError as error:
-            if self._lost is None:
-                raise
-            self._lost.add(error)
-            return False
-        return True
-
-
-def _heard(case: Case) -> Heard:
-    assert case.asked is not None
-    principal = case.request.principal or UNKNOWN
-    return Heard(principal, tuple(case.prompt), case.asked, whole=not case.request.missing)
 
 
 def _check_spans(guard: Guard) -> None:

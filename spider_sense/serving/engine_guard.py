@@ -178,7 +178,8 @@ class EngineGuard:
                     self.judge.scorer.blocks.catch_up(served.tokens, served.chain)
             stricter = self.judge.decide(step.reading)
             seconds = step.seconds + time.perf_counter() - started
-            return findings_of(cases, seconds, stricter, self.judge.take_counts(), self.judge.take_lost())
+            extraction, unrecorded = self.judge.prompts.take_counts(), self.judge.recorder.take_lost()
+            return findings_of(cases, seconds, stricter, extraction, unrecorded)
 
     def close(self) -> None:
         """Close every request, each of them even if another cannot be recorded."""
@@ -275,7 +276,7 @@ class EngineGuard:
             return
         self._close(name)
         text = None if self._decode is None else self._decode(prompt)
-        asked = asked_of(new, self._longest) if self.judge.watches else None
+        asked = asked_of(new, self._longest) if self.judge.prompts.watched else None
         # The list grows with the answer.
         kept = tuple(prompt) if asked else prompt
         principal, canary = principal_of(new.sampling_params), is_canary(new.sampling_params)

@@ -96,8 +96,8 @@ def test_what_cannot_be_recorded_is_stopped_alone(
     assert case.decision.action == action
     assert stricter == [action]
     assert reason in case.decision.reason
-    assert judge.take_lost() == lost
-    assert judge.take_lost() == 0
+    assert judge.recorder.take_lost() == lost
+    assert judge.recorder.take_lost() == 0
     assert not {event.event for event in log.written} & set(refused)
     assert len(judge.scorer.stream._free) == len(judge.scorer.stream._state)
 
