@@ -88,22 +88,21 @@ def test_a_breach_ends_its_request_and_no_other(guards: Any, what: LoadedModel, 
     with AuditLog(tmp_path / "log") as log:
         with Monitor(guard, Policy.default(), log).attach(what.model, what.tokenizer) as monitor:
             said = run(what, PROMPTS)
-            free_slots = len(monitor._judge.scorer.stream._free)
-        assert len(monitor._judge.scorer.stream._free) >= free_slots
+            free_slots = len(monitor._guarded._judge.scorer.stream._free)
+        assert len(monitor._guarded._judge.scorer.stream._free) >= free_slots
     assert said == [free[0], free[1][: step + 2], free[2]]
     assert [monitor.continuous[f"req_{i}"].decision.action for i in range(3)] == ["observe", "stop", "observe"]
     events = [AuditEvent.model_validate_json(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted((event.event, event.request) for event in events if event.event in ("open", "close")) == [
         (event, f"req_{index}") for event in ("close", "open") for index in range(3)
     ]
-    assert len(monitor._judge.scorer.stream._free) == len(monitor._judge.scorer.stream._state)
+    assert len(monitor._guarded._judge.scorer.stream._free) == len(monitor._guarded._judge.scorer.stream._state)
 
 
 def test_a_reader_that_does_not_run_stops_everything(guards: Any, what: LoadedModel) -> None:
     guard = guards.guard(what, guards.many_probes())
     with Monitor(guard, Policy.default()).attach(what.model, what.tokenizer) as monitor:
-        assert monitor._attachment is not None
-        monitor._attachment._handles[0].remove()
+        monitor._guarded._attachment._handles[0].remove()
         said = run(what, PROMPTS)
     assert [len(new) for new in said] == [1, 1, 1]
 

@@ -127,8 +127,8 @@ def test_a_cancelled_request_is_closed(tiny_loaded: LoadedModel, short_is_suspec
         manager.add_request([9, 50, 8, 7], request_id="gone", max_new_tokens=100)
         assert begun.wait(60)
         manager.cancel_request("gone")
-        close = monitor._judge.close
-        monitor._judge.close = lambda case: (closed.append(case.request.id), close(case))  # type: ignore[assignment, func-returns-value]
+        close = monitor._guarded._judge.close
+        monitor._guarded._judge.close = lambda case: (closed.append(case.request.id), close(case))  # type: ignore[assignment, func-returns-value]
         for name in ("next", "last"):
             manager.add_request([9, 50, 8, 6], request_id=name, max_new_tokens=4)
             assert manager.get_result(timeout=60).request_id == name

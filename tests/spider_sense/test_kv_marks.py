@@ -78,11 +78,11 @@ def test_a_cache_of_which_one_row_was_altered_is_refused(
                 model.generate(**{name: x[:1] for name, x in turn.items()}, **GREEDY, past_key_values=selected)
     # By another monitor, too, and nothing of the call stays behind.
     with monitor(tiny_loaded, flagging, "observe") as watching:
-        free = len(watching._judge.scorer.stream._free)
+        free = len(watching._guarded._judge.scorer.stream._free)
         with pytest.raises(ConfigError, match=message):
             model.generate(**turn, **GREEDY, past_key_values=cache)
-        assert len(watching._judge.scorer.stream._free) == free
-        assert not watching._busy.locked()
+        assert len(watching._guarded._judge.scorer.stream._free) == free
+        assert not watching._guarded.generate._busy.locked()
 
 
 def test_a_cache_cropped_to_before_the_patch_is_as_good_as_new(

@@ -57,7 +57,7 @@ def seek(guards: Any, tiny_loaded: LoadedModel, free: torch.Tensor) -> Callable[
 
 
 def slots(monitor: Monitor) -> int:
-    return len(monitor._judge.scorer.stream._free)
+    return len(monitor._guarded._judge.scorer.stream._free)
 
 
 def refused_at(row: torch.Tensor) -> int:
@@ -156,9 +156,8 @@ def test_a_streamer_gets_what_is_returned(tiny_loaded: LoadedModel, seek: Any) -
 def test_a_reader_that_does_not_run_is_a_breach(guards: Any, tiny_loaded: LoadedModel, probe: int) -> None:
     guard = guards.guard(tiny_loaded, guards.many_probes())
     with Monitor(guard, policy(same_step=True)).attach(tiny_loaded.model, tiny_loaded.tokenizer) as monitor:
-        assert monitor._attachment is not None
-        silent = monitor._judge.bank.sites[probe]
-        monitor._attachment._handles[probe].remove()
+        silent = monitor._guarded._judge.bank.sites[probe]
+        monitor._guarded._attachment._handles[probe].remove()
         output = tiny_loaded.model.generate(**guards.pad(PROMPTS), **GREEDY)
         for case, row in zip(monitor.cases, output, strict=True):
             assert refused_at(row) == WIDTH
@@ -171,9 +170,8 @@ def test_a_reader_that_does_not_run_is_a_breach(guards: Any, tiny_loaded: Loaded
 def test_a_pass_that_is_not_announced_is_an_error(guards: Any, tiny_loaded: LoadedModel, options: Any) -> None:
     guard = guards.guard(tiny_loaded, guards.many_probes())
     with Monitor(guard, Policy.shadow()).attach(tiny_loaded.model, tiny_loaded.tokenizer) as monitor:
-        assert monitor._attachment is not None
         free = slots(monitor)
-        for handle in monitor._attachment._handles[-2:]:
+        for handle in monitor._guarded._attachment._handles[-2:]:
             handle.remove()
         with pytest.raises(SpiderSenseError, match="hooks did not run"):
             tiny_loaded.model.generate(torch.tensor([PROMPTS[0]]), **GREEDY, **options)

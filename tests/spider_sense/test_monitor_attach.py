@@ -39,7 +39,7 @@ def watch(what: LoadedModel, guard: Guard, **options: Any) -> Monitor:
 
 
 def slots(monitor: Monitor) -> int:
-    return len(monitor._judge.scorer.stream._free)
+    return len(monitor._guarded._judge.scorer.stream._free)
 
 
 def fail(*_: object) -> Any:
@@ -56,7 +56,8 @@ def test_a_call_that_fails_leaves_nothing_open(guards: Any, tiny_loaded: LoadedM
         "principals": {"principals": ["a"]},
         "eos": {"eos_token_id": None},
     }
-    monitor = Monitor(guard, Policy.shadow(), on_step=fail if where == "step" else None)
+    once = [fail] if where == "step" else []
+    monitor = Monitor(guard, Policy.shadow(), on_step=lambda _: once.pop()() if once else None)
     with monitor.attach(model, tiny_loaded.tokenizer):
         before = slots(monitor)
         eos, tiny_loaded.tokenizer.eos_token = tiny_loaded.tokenizer.eos_token, None
@@ -64,7 +65,6 @@ def test_a_call_that_fails_leaves_nothing_open(guards: Any, tiny_loaded: LoadedM
             model.generate(**guards.pad(PROMPTS), **GREEDY, **wrong.get(where, {}))
         tiny_loaded.tokenizer.eos_token = eos
         assert slots(monitor) == before
-        monitor._on_step = None
         assert torch.equal(model.generate(**guards.pad(PROMPTS), **GREEDY), free)
         assert slots(monitor) == before
 
@@ -92,6 +92,19 @@ def test_detaching_leaves_no_trace(guards: Any, tiny_loaded: LoadedModel, free: 
         assert torch.equal(model.generate(**guards.pad(PROMPTS), **GREEDY), free)
         monitor.attach(model, tiny_loaded.tokenizer)
         monitor.detach()
+        assert len(monitor.cases) == len(PROMPTS), "the last call's stay readable"
+
+
+def test_a_monitor_that_was_never_attached_knows_of_no_requests(tiny_loaded: LoadedModel, guard: Guard) -> None:
+    monitor = Monitor(guard, Policy.shadow())
+    monitor.detach()
+    assert monitor.cases == []
+    for ask in (lambda: monitor.continuous, monitor.close_ended):
+        with pytest.raises(ConfigError, match=r"never attached.*attach\(model\) first"):
+            ask()
+    monitor.attach(tiny_loaded.model, tiny_loaded.tokenizer).detach()
+    monitor.close_ended()
+    assert monitor.continuous == {}
 
 
 def test_a_guard_is_attached_once(tiny_loaded: LoadedModel, guard: Guard) -> None:
@@ -100,7 +113,7 @@ def test_a_guard_is_attached_once(tiny_loaded: LoadedModel, guard: Guard) -> Non
         for other in (monitor, Monitor(guard, Policy.shadow())):
             with pytest.raises(ConfigError, match="attached"):
                 other.attach(model, tiny_loaded.tokenizer)
-        assert model.generate == monitor._guarded_generate
+        assert model.generate is monitor._guarded.generate
     assert "generate" not in vars(model)
 
 
@@ -176,7 +189,7 @@ def test_a_pass_with_more_rows_than_requests_is_an_error(
 ) -> None:
     model: Any = tiny_loaded.model
     with watch(tiny_loaded, guard) as monitor:
-        monkeypatch.setattr(monitor, "_generate", lambda ids, **_: model(torch.cat((ids, ids))))
+        monkeypatch.setattr(monitor._guarded.generate, "_generate", lambda ids, **_: model(torch.cat((ids, ids))))
         with pytest.raises(SpiderSenseError, match="6 rows for 3 requests"):
             model.generate(**guards.pad(PROMPTS), **GREEDY)
 

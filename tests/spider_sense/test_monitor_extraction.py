@@ -100,5 +100,5 @@ def test_continuous_batching_tells_nobody_apart(guards: Any, tiny_loaded: Loaded
         monitor.attach(tiny_loaded.model, tiny_loaded.tokenizer),
         pytest.raises(ConfigError, match="who sends a request"),
     ):
-        monitor._continuous._check()
+        monitor._guarded.continuous._check()
     assert not recorder.seen

@@ -337,9 +337,9 @@ def test_continuous_batching_refuses_the_policy(what: LoadedModel, suspecting: A
         guarded(what, suspecting(what)) as monitor,
         pytest.raises(ConfigError, match="continuous batching cannot read a prompt"),
     ):
-        monitor._continuous._check()
+        monitor._guarded.continuous._check()
     with guarded(what, suspecting(what), TOKEN) as monitor:
-        monitor._continuous._check()
+        monitor._guarded.continuous._check()
 
 
 def test_a_batch_is_refused_before_it_runs(what: LoadedModel, suspecting: Any) -> None:
