@@ -8,21 +8,18 @@ chat computes the answer before it once more.
 from collections.abc import Callable
 from typing import Any
 
+from spider_sense.serving.wrap import wrap
+
 __all__ = ["install", "keep_answers_apart", "set_apart"]
 
 _MARKS = "_spider_sense_marks"
 """Attribute of a request: name, first position and value of each thing that sets its blocks apart."""
 _ANSWERS = "_spider_sense_answers_apart"
 """Attribute of a scheduler."""
-Wrap = Callable[[Any, str, Callable[..., Any]], None]
 
 
-def install(wrap: Wrap) -> None:
-    """Take hold of vLLM's classes and functions in this process.
-
-    Args:
-        wrap: puts a function around one of an owner, by its name.
-    """
+def install() -> None:
+    """Take hold of vLLM's classes and functions in this process."""
     from vllm.v1.core import block_pool, kv_cache_utils
     from vllm.v1.core.sched.scheduler import Scheduler
 

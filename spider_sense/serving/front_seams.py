@@ -18,6 +18,7 @@ from spider_sense.serving.reload import PATH as RELOAD
 from spider_sense.serving.reload import Reload, reload_key
 from spider_sense.serving.settings import KEY, find_settings
 from spider_sense.serving.throttle import Throttle
+from spider_sense.serving.wrap import wrap
 
 if TYPE_CHECKING:
     from spider_sense.serving.front import Front
@@ -29,15 +30,10 @@ PATH = "/v1/guard"
 _FRONT = "_spider_sense_front"
 """Attribute of the client of an engine that holds its ``Front``, which is there if it is guarded."""
 _VERDICT: ContextVar[Mapping[str, Any] | None] = ContextVar("spider_sense_verdict", default=None)
-Wrap = Callable[[Any, str, Callable[..., Any]], None]
 
 
-def install(wrap: Wrap) -> None:
-    """Take hold of the front end's classes and functions in this process.
-
-    Args:
-        wrap: puts a function around one of an owner, by its name.
-    """
+def install() -> None:
+    """Take hold of the front end's classes and functions in this process."""
     from vllm import plugins
     from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat

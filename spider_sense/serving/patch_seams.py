@@ -20,6 +20,7 @@ from spider_sense.serving.block_keys import set_apart
 from spider_sense.serving.packed_rows import rows_of_batch, rows_of_runner
 from spider_sense.serving.row_patch import RowPatch
 from spider_sense.serving.settings import PATCHED, ServingSettings
+from spider_sense.serving.wrap import wrap
 
 __all__ = [
     "check_preemption",
@@ -39,15 +40,10 @@ _DIGEST = "_spider_sense_patch_digest"
 """Attribute of a scheduler."""
 _MARK = "_spider_sense_patched"
 """Attribute of a request: the first patched position."""
-Wrap = Callable[[Any, str, Callable[..., Any]], None]
 
 
-def install(wrap: Wrap) -> None:
-    """Take hold of vLLM's classes and functions in this process.
-
-    Args:
-        wrap: puts a function around one of an owner, by its name.
-    """
+def install() -> None:
+    """Take hold of vLLM's classes and functions in this process."""
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner2
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner1

@@ -14,18 +14,13 @@ from spider_sense.serving.block_keys import keep_answers_apart
 from spider_sense.serving.engine_config import check_order, tokenizer_of
 from spider_sense.serving.prefix import keep_tail, reads_prompts_alone, tail_of
 from spider_sense.serving.settings import ServingSettings, find_settings
+from spider_sense.serving.wrap import wrap
 
 __all__ = ["install", "new_actor"]
 
-Wrap = Callable[[Any, str, Callable[..., Any]], None]
 
-
-def install(wrap: Wrap) -> None:
-    """Take hold of vLLM's classes in this process.
-
-    Args:
-        wrap: puts a function around one of an owner, by its name.
-    """
+def install() -> None:
+    """Take hold of vLLM's classes in this process."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
     wrap(Scheduler, "__init__", _scheduling)

@@ -17,12 +17,12 @@ from spider_sense.serving.engine_config import check_engine, check_model, keep_r
 from spider_sense.serving.origin import numbered
 from spider_sense.serving.settings import KEY, find_settings
 from spider_sense.serving.streams import streamed_chat, streamed_completion
+from spider_sense.serving.wrap import wrap
 
 __all__ = ["TESTED", "install"]
 
 TESTED = ("0.32.",)
 """Versions of vLLM that the seams were tested with, by how they begin."""
-_DONE = "_spider_sense_seam"
 
 
 def install() -> None:
@@ -35,7 +35,7 @@ def install() -> None:
 
     if not vllm.__version__.startswith(TESTED):
         # A server that names no guard is none of ours, whatever its version.
-        _wrap(EngineArgs, "create_engine_config", functools.partial(_untested, vllm.__version__))
+        wrap(EngineArgs, "create_engine_config", functools.partial(_untested, vllm.__version__))
         return
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
@@ -43,38 +43,22 @@ def install() -> None:
     from vllm.v1.engine.output_processor import RequestState
     from vllm.v1.engine.parallel_sampling import ParentRequest
 
-    _wrap(EngineArgs, "create_engine_config", _configured)
-    _wrap(ParentRequest, "get_child_info", numbered)
-    _wrap(RequestState, "make_request_output", collected)
-    _wrap(OpenAIServingChat, "chat_completion_stream_generator", streamed_chat)
-    _wrap(OpenAIServingCompletion, "completion_stream_generator", streamed_completion)
-    _wrap(OpenAIServingCompletion, "request_output_to_completion_response", gathered)
-    _wrap(EngineCore, "__init__", made)
+    wrap(EngineArgs, "create_engine_config", _configured)
+    wrap(ParentRequest, "get_child_info", numbered)
+    wrap(RequestState, "make_request_output", collected)
+    wrap(OpenAIServingChat, "chat_completion_stream_generator", streamed_chat)
+    wrap(OpenAIServingCompletion, "completion_stream_generator", streamed_completion)
+    wrap(OpenAIServingCompletion, "request_output_to_completion_response", gathered)
+    wrap(EngineCore, "__init__", made)
     for process in (EngineCoreProc, DPEngineCoreProc):
-        _wrap(process, "run_busy_loop", begun)
+        wrap(process, "run_busy_loop", begun)
     if not hasattr(EngineCoreProc, RUN):
         setattr(EngineCoreProc, RUN, EngineCoreProc.run_engine_core)
         EngineCoreProc.run_engine_core = run_core
     EngineCore.spider_sense_about = in_force
     EngineCore.spider_sense_reload = functools.partialmethod(reloaded, scheduler_seams.new_actor)
     for seams in (worker_seams, scheduler_seams, block_keys, patch_seams, front_seams):
-        seams.install(_wrap)
-
-
-def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Put a function around a method of a class, or around a function of a module."""
-    original = getattr(owner, name)
-    if hasattr(original, _DONE):
-        return
-
-    bound = int(isinstance(owner, type))
-
-    @functools.wraps(original)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return around(functools.partial(original, *args[:bound]), *args, **kwargs)
-
-    setattr(run, _DONE, True)
-    setattr(owner, name, run)
+        seams.install()
 
 
 def _configured(original: Callable[..., Any], args: Any, *rest: Any, **options: Any) -> Any:

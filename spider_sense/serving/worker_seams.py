@@ -21,6 +21,7 @@ from spider_sense.serving.engine_step import Step
 from spider_sense.serving.packed_rows import rows_of_batch, rows_of_runner
 from spider_sense.serving.settings import ServingSettings, find_settings
 from spider_sense.serving.taps import attach_taps
+from spider_sense.serving.wrap import wrap
 
 __all__ = ["install"]
 
@@ -28,16 +29,11 @@ _GUARD = "_spider_sense_guard"
 """Attribute of a runner: its :class:`EngineGuard`."""
 _STEP = "_spider_sense_step"
 """Attribute of an output whose tokens are still on their way."""
-Wrap = Callable[[Any, str, Callable[..., Any]], None]
 Rows = Callable[[Any], tuple[Any, Any, Any]]
 
 
-def install(wrap: Wrap) -> None:
-    """Take hold of vLLM's classes in this process.
-
-    Args:
-        wrap: puts a function around one of an owner, by its name.
-    """
+def install() -> None:
+    """Take hold of vLLM's classes in this process."""
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu.async_utils import AsyncOutput
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner2
