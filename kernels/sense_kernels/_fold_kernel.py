@@ -8,144 +8,18 @@ body per group and each program runs one of them.
 A prompt is as quick as one token's chain of dependent instructions. So a token's row number is loaded two steps ahead
 and its logits one, and a cell's lanes and rings stay in one thread: along them, places are multiplied by a ``unit``
 that the compiler does not know to be 1, or it would spread them over threads to load state in wider pieces.
-
-The formulas are those of :mod:`sense_kernels.recurrences`, taken one token at a time.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 
+from sense_kernels._fold_state import ATTENTION, ROLLING_ATTENTION, ROLLING_MEAN_MAX, load_state, store_state
+from sense_kernels._fold_token import fold_token, max_nan, read_lanes, window_mean
 from sense_kernels._triton import tl, triton
-from sense_kernels.lanes import LANE_KINDS, WATCHED
+from sense_kernels.lanes import WATCHED
 
-__all__ = ["fold_cells", "max_nan"]
+__all__ = ["fold_cells"]
 
-_MEAN = tl.constexpr(LANE_KINDS.index("mean"))
-_MAX = tl.constexpr(LANE_KINDS.index("max"))
-_EMA_MAX = tl.constexpr(LANE_KINDS.index("ema_max"))
-_ATTENTION = tl.constexpr(LANE_KINDS.index("attention"))
-_CUSUM = tl.constexpr(LANE_KINDS.index("cusum"))
-_ROLLING_MEAN_MAX = tl.constexpr(LANE_KINDS.index("rolling_mean_max"))
-_ROLLING_ATTENTION = tl.constexpr(LANE_KINDS.index("rolling_attention"))
 _WATCHED = tl.constexpr(WATCHED)
-
-
-@triton.jit
-def max_nan(x, y):
-    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _best(best, readout, full):
-    """Take a readout into the maximum once its window is full."""
-    return tl.where(full, max_nan(best, readout), best)
-
-
-@triton.jit
-def _window_mean(queries, values, seen, WINDOW: tl.constexpr, KIND: tl.constexpr):
-    """Mean, or softmax-weighted mean, of the tokens in the ring. [R, P, W] -> [R, P]."""
-    place = tl.arange(0, values.shape[2])[None, None, :]
-    held = tl.minimum(seen, WINDOW)
-    if KIND == _ROLLING_MEAN_MAX:
-        return tl.sum(values, 2) / held.to(tl.float32)
-    filled = place < held[:, :, None]
-    top = tl.max(tl.where(filled, queries, float("-inf")), 2)
-    weight = tl.where(filled, tl.exp(queries - top[:, :, None]), 0.0)
-    return tl.sum(weight * values, 2) / tl.sum(weight, 2)
-
-
-@triton.jit
-def _step(a, b, c, queries, values, z, q, param, seen, newest, WINDOW: tl.constexpr, KIND: tl.constexpr):
-    """Fold one token into every lane; returns the state and the window's mean.
-
-    ``seen`` counts the token already; ``newest`` [R, P, W] is its place in a ring, no place if it is not taken.
-    """
-    mean = z
-    if KIND == _MEAN:
-        a += (z - a) / seen.to(tl.float32)
-    elif KIND == _MAX:
-        a = max_nan(a, z)
-    elif KIND == _EMA_MAX:
-        a += tl.maximum(param, 1.0 / seen.to(tl.float32)) * (z - a)
-        b = _best(b, a, seen >= WINDOW)
-    elif KIND == _ATTENTION:
-        top = max_nan(a, q)
-        keep, weight = tl.exp(a - top), tl.exp(q - top)
-        a, b, c = top, b * keep + weight * z, c * keep + weight
-    elif KIND == _CUSUM:
-        a = max_nan(a + (z - param), tl.zeros_like(a))
-        b = max_nan(b, a)
-    else:
-        values = tl.where(newest, z[:, :, None], values)
-        queries = tl.where(newest, q[:, :, None], queries)
-        mean = _window_mean(queries, values, seen, WINDOW, KIND)
-        b = _best(b, mean, seen >= WINDOW)
-    return a, b, c, queries, values, mean
-
-
-@triton.jit
-def _readout(a, b, c, mean, seen, WINDOW: tl.constexpr, KIND: tl.constexpr):
-    """Running value of every lane, [R, P]."""
-    if KIND == _MEAN or KIND == _MAX:
-        return a
-    if KIND == _CUSUM:
-        return b
-    if KIND == _ATTENTION:
-        return b / c
-    if KIND == _EMA_MAX:
-        return tl.where(seen < WINDOW, a, b)
-    return tl.where(seen < WINDOW, mean, b)
-
-
-@triton.jit
-def _load_state(state, floats, mask, unit, WINDOW: tl.constexpr, W: tl.constexpr, KIND: tl.constexpr):
-    """Return (a, b, c) [R, P] and the rings (queries, values) [R, P, W]; what a kind lacks is 0.
-
-    ``floats`` [R, P] is the offset of each lane's first state float.
-    """
-    zero = tl.zeros(floats.shape, tl.float32)
-    a, b, c = zero, zero, zero
-    queries = tl.zeros([floats.shape[0], floats.shape[1], W], tl.float32)
-    values = queries
-    if KIND == _ROLLING_MEAN_MAX or KIND == _ROLLING_ATTENTION:
-        place = tl.arange(0, W)[None, None, :]
-        held = mask[:, :, None] & (place < WINDOW)
-        first = state + floats[:, :, None] + place * unit
-        if KIND == _ROLLING_ATTENTION:
-            queries = tl.load(first, mask=held, other=0.0)
-            values = tl.load(first + WINDOW, mask=held, other=0.0)
-            b = tl.load(state + floats + 2 * WINDOW, mask=mask, other=0.0)
-        else:
-            values = tl.load(first, mask=held, other=0.0)
-            b = tl.load(state + floats + WINDOW, mask=mask, other=0.0)
-    else:
-        a = tl.load(state + floats, mask=mask, other=0.0)
-        if KIND == _EMA_MAX or KIND == _ATTENTION or KIND == _CUSUM:
-            b = tl.load(state + floats + 1, mask=mask, other=0.0)
-        if KIND == _ATTENTION:
-            c = tl.load(state + floats + 2, mask=mask, other=0.0)
-    return a, b, c, queries, values
-
-
-@triton.jit
-def _store_state(state, floats, mask, unit, a, b, c, queries, values, WINDOW: tl.constexpr, KIND: tl.constexpr):
-    """Write what :func:`_load_state` reads."""
-    if KIND == _ROLLING_MEAN_MAX or KIND == _ROLLING_ATTENTION:
-        place = tl.arange(0, values.shape[2])[None, None, :]
-        held = mask[:, :, None] & (place < WINDOW)
-        first = state + floats[:, :, None] + place * unit
-        if KIND == _ROLLING_ATTENTION:
-            tl.store(first, queries, mask=held)
-            tl.store(first + WINDOW, values, mask=held)
-            tl.store(state + floats + 2 * WINDOW, b, mask=mask)
-        else:
-            tl.store(first, values, mask=held)
-            tl.store(state + floats + WINDOW, b, mask=mask)
-    else:
-        tl.store(state + floats, a, mask=mask)
-        if KIND == _EMA_MAX or KIND == _ATTENTION or KIND == _CUSUM:
-            tl.store(state + floats + 1, b, mask=mask)
-        if KIND == _ATTENTION:
-            tl.store(state + floats + 2, c, mask=mask)
 
 
 @triton.jit
@@ -173,7 +47,7 @@ def _load_logits(logits, stride_logits, row, code, mask, value, query, SPAN: tl.
     taken = ((code & SPAN) != 0)[:, None] & mask
     z = tl.load(logits + row[:, None] * stride_logits + value, mask=taken, other=0.0)
     q = z
-    if KIND == _ATTENTION or KIND == _ROLLING_ATTENTION:
+    if KIND == ATTENTION or KIND == ROLLING_ATTENTION:
         q = tl.load(logits + row[:, None] * stride_logits + query, mask=taken, other=0.0)
     return z, q
 
@@ -187,7 +61,7 @@ def fold_cells(
     lanes,
     trace,
     blocks,
-    request,
+    program,
     requests,
     unit,
     INDEX: tl.constexpr,
@@ -204,8 +78,8 @@ def fold_cells(
         lanes: (value, query, param, head), [L] each.
         trace: [T, H] or None.
         blocks: (block [R], state, count, peak of the KV blocks), or None for each.
-        request: the first request of this program.
-        requests: B, one past the last request that it may touch.
+        program: this program's place among those of the group, each of which has ``R // BLOCK_HEADS`` requests.
+        requests: B.
         unit: 1, unknown to the compiler.
         INDEX: the group's number.
         GROUP: (kind, span, window, parts, lanes, first lane, first state float, state floats of a lane, cells); cells
@@ -218,10 +92,12 @@ def fold_cells(
     WINDOW: tl.constexpr = GROUP[2]
     PARTS: tl.constexpr = GROUP[3]
     HEADS: tl.constexpr = GROUP[4] // GROUP[3]
+    FIRST_LANE: tl.constexpr = GROUP[5]
+    FIRST_FLOAT: tl.constexpr = GROUP[6]
     WIDTH: tl.constexpr = GROUP[7]
     BLOCK_HEADS: tl.constexpr = triton.next_power_of_2(HEADS)
     P: tl.constexpr = triton.next_power_of_2(PARTS)
-    ROLLING: tl.constexpr = KIND == _ROLLING_MEAN_MAX or KIND == _ROLLING_ATTENTION
+    ROLLING: tl.constexpr = KIND == ROLLING_MEAN_MAX or KIND == ROLLING_ATTENTION
     W: tl.constexpr = triton.next_power_of_2(WINDOW) if ROLLING else 1
     R: tl.constexpr = GROUP[8]
     S: tl.constexpr = SIZES[0]
@@ -229,7 +105,7 @@ def fold_cells(
     H: tl.constexpr = SIZES[2]
 
     cell = tl.arange(0, R)
-    owner, member = request + cell // BLOCK_HEADS, cell % BLOCK_HEADS
+    owner, member = program * (R // BLOCK_HEADS) + cell // BLOCK_HEADS, cell % BLOCK_HEADS
     real = (owner < requests) & (member < HEADS)
     slot = tl.load(rows[3] + owner, mask=real, other=-1).to(tl.int64)
     real = real & (slot >= 0)
@@ -246,15 +122,15 @@ def fold_cells(
     part = tl.arange(0, P)[None, :]
     lane = member[:, None] * PARTS + part * unit
     mask = real[:, None] & (part < PARTS)
-    value = tl.load(lanes[0] + GROUP[5] + lane, mask=mask, other=0)
+    value = tl.load(lanes[0] + FIRST_LANE + lane, mask=mask, other=0)
     query = value
-    if KIND == _ATTENTION or KIND == _ROLLING_ATTENTION:
-        query = tl.load(lanes[1] + GROUP[5] + lane, mask=mask, other=0)
-    param = tl.load(lanes[2] + GROUP[5] + lane, mask=mask, other=1.0)
-    head = tl.load(lanes[3] + GROUP[5] + member * PARTS, mask=real, other=0)
+    if KIND == ATTENTION or KIND == ROLLING_ATTENTION:
+        query = tl.load(lanes[1] + FIRST_LANE + lane, mask=mask, other=0)
+    param = tl.load(lanes[2] + FIRST_LANE + lane, mask=mask, other=1.0)
+    head = tl.load(lanes[3] + FIRST_LANE + member * PARTS, mask=real, other=0)
 
-    floats = GROUP[6] + lane * WIDTH
-    a, b, c, queries, values = _load_state(tables[0], slot[:, None] * S + floats, mask, unit, WINDOW, W, KIND)
+    floats = FIRST_FLOAT + lane * WIDTH
+    a, b, c, queries, values = load_state(tables[0], slot[:, None] * S + floats, mask, unit, WINDOW, W, KIND)
     # 64 bits wide in the table only: a request has fewer than 2^31 tokens.
     count = tl.load(tables[1] + slot * G + INDEX, mask=real, other=0).to(tl.int32)
     peak = tl.load(tables[2] + slot * H + head, mask=real, other=0.0)
@@ -262,7 +138,7 @@ def fold_cells(
     mean = a
     position = count
     if ROLLING:
-        mean = _window_mean(queries, values, tl.maximum(count, 1)[:, None] + tl.zeros_like(lane), WINDOW, KIND)
+        mean = window_mean(queries, values, tl.maximum(count, 1)[:, None] + tl.zeros_like(lane), WINDOW, KIND)
         position = count % WINDOW
     place = tl.arange(0, W)[None, None, :]
 
@@ -279,14 +155,16 @@ def fold_cells(
         seen = tl.maximum(count, 1)[:, None] + tl.zeros_like(lane)
         newest = (place == position[:, None, None]) & taken[:, :, None]
         z, q = _finite(z), _finite(q) * param
-        a1, b1, c1, queries, values, mean1 = _step(a, b, c, queries, values, z, q, param, seen, newest, WINDOW, KIND)
+        a1, b1, c1, queries, values, mean1 = fold_token(
+            a, b, c, queries, values, z, q, param, seen, newest, WINDOW, KIND
+        )
         a, b, c = tl.where(taken, a1, a), tl.where(taken, b1, b), tl.where(taken, c1, c)
         mean = tl.where(taken, mean1, mean)
         if ROLLING:
             position = tl.where(take, tl.where(position == WINDOW - 1, 0, position + 1), position)
 
         watched = (code & _WATCHED) != 0
-        readout = tl.sum(tl.where(mask, _readout(a, b, c, mean, seen, WINDOW, KIND), 0.0), 1)
+        readout = tl.sum(tl.where(mask, read_lanes(a, b, c, mean, seen, WINDOW, KIND), 0.0), 1)
         readout = tl.where(count == 0, float("-inf"), readout)
         peak = tl.where(watched, max_nan(peak, readout), peak)
         if trace is not None:
@@ -294,7 +172,7 @@ def fold_cells(
         if blocks[0] is not None:
             ends = block >= 0
             if tl.max(ends.to(tl.int32)) != 0:
-                _store_state(
+                store_state(
                     blocks[1],
                     block[:, None] * S + floats,
                     mask & ends[:, None],
@@ -315,7 +193,7 @@ def fold_cells(
     # Warps hold copies of the same cells: none may write before all have read.
     tl.debug_barrier()
     touched = real & (length > 0)
-    _store_state(
+    store_state(
         tables[0], slot[:, None] * S + floats, mask & touched[:, None], unit, a, b, c, queries, values, WINDOW, KIND
     )
     tl.store(tables[1] + slot * G + INDEX, count.to(tl.int64), mask=touched & (member == 0))

@@ -11,7 +11,7 @@ Shape letters: T packed rows, D width, K linear columns, M hidden units, J their
 
 from torch import Tensor
 
-from sense_kernels._fold_kernel import max_nan
+from sense_kernels._fold_token import max_nan
 from sense_kernels._products import dot_half, dot_single, round_to
 from sense_kernels._ticket import is_last
 from sense_kernels._triton import tl, triton

@@ -21,7 +21,7 @@ from sense_kernels._triton import AVAILABLE, tl, triton
 from sense_kernels.chunk import fold_chunks
 from sense_kernels.decode import fold_one_row
 from sense_kernels.lanes import LaneTable, State
-from sense_kernels.launch import kernel_groups, options
+from sense_kernels.launch import fold_launch, options
 from sense_kernels.rows import FoldRows, RowTensors
 from sense_kernels.score import library
 from sense_kernels.twin import fold_torch
@@ -112,7 +112,7 @@ def _fold_kernel(
                 lanes,
                 trace,
                 blocks,
-                tl.program_id(0) * GROUPS[index][9],
+                tl.program_id(0),
                 requests,
                 unit,
                 index,
@@ -137,9 +137,8 @@ def fold_triton(
     if not requests or not table.groups:
         return
     _check_tables(State(state, count, peak), logits_TC, blocks, trace)
-    groups, warps = kernel_groups(table.spec)
-    grid = (-(-requests // min(group[9] for group in groups)), len(groups))
-    _fold_kernel[grid](
+    launch = fold_launch(table.spec)
+    _fold_kernel[-(-requests // launch.requests), len(launch.groups)](
         (state, count, peak),
         logits_TC,
         logits_TC.stride(0),
@@ -149,9 +148,9 @@ def fold_triton(
         (None, None, None, None) if blocks is None else (rows.block, *blocks),
         requests,
         1,
-        GROUPS=groups,
-        SIZES=(table.state_floats, len(groups), table.heads),
-        **options(warps),
+        GROUPS=launch.groups,
+        SIZES=(table.state_floats, len(launch.groups), table.heads),
+        **options(launch.warps),
     )
 
 

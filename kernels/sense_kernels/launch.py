@@ -19,13 +19,14 @@ __all__ = [
     "PAD",
     "SPLIT_ROWS",
     "WARM_ROWS",
+    "FoldLaunch",
     "MatchLaunch",
     "MatchScratch",
     "PatchLaunch",
     "ScoreLaunch",
     "Scratch",
     "backend",
-    "kernel_groups",
+    "fold_launch",
     "match_launch",
     "new_match_scratch",
     "new_scratch",
@@ -146,24 +147,28 @@ def new_scratch(width: int, columns: int, device: torch.device | str) -> Scratch
     )
 
 
-@cache
-def kernel_groups(spec: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """Return the groups of a lane table as the fold kernel wants them, and the warps of a program.
+class FoldLaunch(NamedTuple):
+    """Groups and programs of the fold kernel."""
 
-    Each group is (kind, span, window, parts, lanes, first lane, first state float, state floats of a lane, cells,
-    requests of a program).
-    """
-    groups, first, offset, largest = [], 0, 0, 1
+    groups: tuple[tuple[int, ...], ...]  # each the GROUP of fold_cells
+    requests: int  # of a program, in the group that has the fewest
+    warps: int
+
+
+@cache
+def fold_launch(spec: tuple[int, ...]) -> FoldLaunch:
+    """Return the settings for the groups of a lane table, described as in :attr:`LaneTable.spec`."""
+    groups, requests, first, offset, largest = [], _CELLS, 0, 0, 1
     for kind, span, window, parts, lanes in zip(*[iter(spec)] * 5, strict=True):
         width = lane_width(LANE_KINDS[kind], window)
         heads = _power_of_2(lanes // parts)
         cells = max(_CELLS, heads)
-        groups.append((kind, span, window, parts, lanes, first, offset, width, cells, cells // heads))
+        groups.append((kind, span, window, parts, lanes, first, offset, width, cells))
+        requests = min(requests, cells // heads)
         ring = _power_of_2(window) if LANE_KINDS[kind].startswith("rolling") else 1
         largest = max(largest, cells * _power_of_2(parts) * ring)
         first, offset = first + lanes, offset + lanes * width
-    warps = max(1, min(8, largest // (32 * _REGISTER_FLOATS)))
-    return tuple(groups), warps
+    return FoldLaunch(tuple(groups), requests, max(1, min(8, largest // (32 * _REGISTER_FLOATS))))
 
 
 class PatchLaunch(NamedTuple):
