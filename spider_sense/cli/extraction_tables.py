@@ -68,6 +68,14 @@ def warn_of_limits(calibration: "Calibration", population: "Population") -> None
             "small, and the thresholds hold for these kinds of work alone; give each the kind of work that it does",
             err=True,
         )
+    if calibration.unnamed_groups:
+        typer.echo(
+            f"warning: group is uncertified: {calibration.unnamed_groups} of "
+            f"{len(calibration.maxima['group'][EVERYBODY])} honest linked groups have members without `family` and "
+            "count as no kind of work, so the margin for new kinds rests on the other groups alone; give each "
+            "principal the kind of work that it does",
+            err=True,
+        )
     silent: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for limit in limits(calibration, population):
         name = limit.stratum or "everybody"

@@ -19,7 +19,7 @@ from spider_sense.extraction.level import LevelModel
 from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.population import Population
 from spider_sense.extraction.sketch import Sketch
-from spider_sense.extraction.thresholds import Budget, Calibration
+from spider_sense.extraction.thresholds import EVERYBODY, Budget, Calibration
 from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.fingerprint import Fingerprint, check_match
 from spider_sense.folders import ArtifactKind, Record, VersionedRecord, sha256
@@ -213,6 +213,7 @@ def _tensors(artifact: Artifact) -> dict[str, Tensor]:
             arrays[f"maxima.{tier}.{stratum}"] = np.maximum(values, -1e300)
     if artifact.calibration is not None:
         arrays["unnamed"] = np.array([artifact.calibration.unnamed])
+        arrays["unnamed_groups"] = np.array([artifact.calibration.unnamed_groups])
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
@@ -263,4 +264,6 @@ def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray])
     }
     # Guards of before did not count them.
     unnamed = int(arrays["unnamed"][0]) if "unnamed" in arrays else 0
-    return Calibration(maxima, manifest.budget, manifest.horizons, least, unnamed)
+    # They took a group of which nothing was known for a kind of work, so all of theirs count as such.
+    groups = int(arrays["unnamed_groups"][0]) if "unnamed_groups" in arrays else len(maxima["group"][EVERYBODY])
+    return Calibration(maxima, manifest.budget, manifest.horizons, least, unnamed, groups)

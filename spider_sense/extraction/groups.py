@@ -192,14 +192,20 @@ def honest_groups(
     Args:
         states: of honest principals.
         population: says how rare a piece of evidence is.
-        work: what kind of work each does; a group of which nothing is known does its own.
+        work: what kind of work each does; empty where it is not known.
     """
     found = []
     for group, tenant, score in judged(states, population):
-        kinds = {work.get(name, "") for name in group.members}
-        common = kinds.pop() or group.members[0] if len(kinds) == 1 else None
-        found.append(HonestGroup(tenant, common, score))
+        found.append(HonestGroup(tenant, _common({work.get(name, "") for name in group.members}), score))
     return found
+
+
+def _common(kinds: set[str]) -> str | None:
+    """Return the kind of work that all members do; None if they differ, empty if that is not known."""
+    named = kinds - {""}
+    if len(named) > 1:
+        return None
+    return "" if "" in kinds else named.pop()
 
 
 def group_tenant(states_N: States) -> str:

@@ -9,7 +9,7 @@ Principals who do the same kind of work lie at the same level, and the next one 
 threshold is also at least what the highest level of a new kind of work stays below, if those of the F kinds are
 normal: their mean and ``t sqrt(1 + 1 / F)`` standard deviations, with Student's t of F - 1 degrees. One kind alone
 tells nothing of the next: the threshold is infinite. The same holds for linked groups whose members all do one kind of
-work, and there fewer than five kinds tell nothing.
+work, and there fewer than five kinds tell nothing. A group of which that is not known is no kind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ class HonestGroup:
     tenant: str
     """Declared type of all members; empty if they differ."""
     work: str | None
-    """The kind of work that all of them do; None if they differ."""
+    """The kind of work that all of them do; None if they differ, empty if it is not known."""
     score: float
 
 
@@ -94,6 +94,9 @@ class Calibration:
     unnamed: int = 0
     """Honest principals of which it is not known what kind of work they do. Each was counted as a kind of its own, so
     the level's margin for new kinds is too small, and its claim holds for the kinds of calibration alone."""
+    unnamed_groups: int = 0
+    """Honest linked groups of which it is not known whether all members do one kind of work. None was counted as a
+    kind, so the margin of groups rests on the others alone."""
 
     @classmethod
     def fit(
@@ -143,6 +146,7 @@ class Calibration:
         horizons = {name: int(found[CERTIFIED - 1]) for name, found in longest.items() if len(found) >= CERTIFIED}
         budget, kinds = budget or Budget(), np.array(work or [str(place) for place in range(len(own))])
         shared = np.array([group.work or "" for group in groups], dtype=np.str_)
+        unknown = sum(group.work == "" for group in groups)
         least: dict[Tier, Mapping[str, float]] = {
             "level": {
                 name: max(
@@ -156,7 +160,7 @@ class Calibration:
                 for name, chosen in of_groups.items()
             },
         }
-        return cls(maxima, budget, horizons, least, unnamed)
+        return cls(maxima, budget, horizons, least, unnamed, unknown)
 
     def stratum(self, tier: Tier, tenant: str) -> str:
         """Return the stratum that a tenant type is judged by: its own if it is large enough, else everybody."""
@@ -171,7 +175,8 @@ class Calibration:
             tenant: its declared type, whose stratum must be large enough; without one, that of everybody.
             count: its requests, no more than so many of the stratum lived to send.
         """
-        return self.enough(tier, tenant, count) and not (tier == "level" and self.unnamed)
+        unknown = {"level": self.unnamed, "group": self.unnamed_groups}.get(tier, 0)
+        return self.enough(tier, tenant, count) and not unknown
 
     def enough(self, tier: Tier, tenant: str, count: int = 0) -> bool:
         """Return whether as many principals were seen as a claim takes, with as long lives; see ``certified``."""

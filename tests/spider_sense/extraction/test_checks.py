@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spider_sense.cli.extraction_tables import warn_of_limits
 from spider_sense.errors import DataError, MissingExtraError
 from spider_sense.extraction import Key
 from spider_sense.extraction.artifact import Artifact
@@ -100,6 +101,22 @@ def test_a_level_is_not_certified_where_work_has_no_name(fitted: Artifact, tmp_p
         assert found.certified("own", "")
         assert found.enough("level", "")
         assert found.certified("level", "") == (not unnamed)
+
+
+def test_groups_are_not_certified_where_work_has_no_name(
+    fitted: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [
+        row.model_copy(update={"links": {"declared": f"pair {int(row.principal.split()[1]) // 2}"}})
+        for row in noise_rows("ccc", 60, 16, WIDTH)
+    ]
+    found = calibrate(fitted, pairs, KEY).save_pretrained(tmp_path / "guard").calibration
+    assert found is not None
+    assert found.unnamed_groups == 30
+    warn_of_limits(found, fitted.population)
+    assert (
+        "group is uncertified: 30 of 30 honest linked groups have members without `family`" in capsys.readouterr().err
+    )
 
 
 def test_packages_are_missed_before_a_log_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

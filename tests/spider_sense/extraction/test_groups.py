@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from spider_sense.extraction import PrincipalState
-from spider_sense.extraction.groups import group_tenant, kinds_needed, linked, stacked
+from spider_sense.extraction.groups import group_tenant, honest_groups, kinds_needed, linked, stacked
 from spider_sense.extraction.thresholds import CERTIFIED
 from spider_sense.extraction.tiers import TieredDetector
 
@@ -82,6 +82,18 @@ def test_a_group_is_judged_by_what_all_its_members_declare(uncalibrated: TieredD
     people, apps = (tiny_streams.honest(2, first, 32, tenant) for first, tenant in ((1, "chat"), (9, "app")))
     found = [group_tenant(stacked(_states(uncalibrated, some))) for some in (people, apps, people + apps)]
     assert found == ["chat", "app", ""]
+
+
+def test_the_work_of_a_group_is_known_only_if_that_of_all_members_is(
+    uncalibrated: TieredDetector, tiny_streams: Any
+) -> None:
+    states = _states(uncalibrated, _ring(tiny_streams, ("declared",), count=3))
+    logs = {"one": ["a", "a", "a"], "none": [], "some": ["a", "a"], "two": ["a", "b"]}
+    found = {
+        name: honest_groups(states, uncalibrated.population, {f"ring{place}": kind for place, kind in enumerate(kinds)})
+        for name, kinds in logs.items()
+    }
+    assert {name: group.work for name, (group,) in found.items()} == {"one": "a", "none": "", "some": "", "two": None}
 
 
 def test_a_stratum_of_groups_has_its_own_threshold(detector: TieredDetector, tiny_streams: Any) -> None:

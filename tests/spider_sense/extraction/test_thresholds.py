@@ -149,6 +149,25 @@ def test_groups_of_few_kinds_of_work_are_not_limited() -> None:
     assert both.threshold("group", "") < both.threshold("group", "tutoring") == math.inf
 
 
+def test_a_group_of_unknown_work_is_no_kind_and_certifies_nothing() -> None:
+    draw = np.random.default_rng(0)
+
+    def groups(count: int, work: str | None = None) -> list[HonestGroup]:
+        return [
+            HonestGroup("app", f"kind {place % 5}" if work is None else work, place % 5 / 5 + draw.normal(0, 0.05))
+            for place in range(count)
+        ]
+
+    unknown = _grouped(groups(320, ""))
+    assert unknown.threshold("group", "app") == math.inf
+    assert unknown.unnamed_groups == 320
+    assert not unknown.certified("group", "app")
+    known = _grouped(groups(320))
+    assert known.threshold("group", "app") < math.inf
+    assert known.certified("group", "app")
+    assert not _grouped([*groups(320), *groups(1, "")]).certified("group", "app")
+
+
 def test_rules_have_no_share() -> None:
     with pytest.raises(ConfigError, match="deterministic"):
         Budget().share("rule")
