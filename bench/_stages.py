@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from spider_sense.config import Settings
 from spider_sense.models import LoadedModel
 from spider_sense.screening.drift import DRIFT
 from spider_sense.screening.stage import STAGES
-from spider_sense.screening.stage_data import StageData, stage_data
+from spider_sense.screening.stage_data import StageData, owner, stage_data
 from spider_sense.screening.stage_example import StageExample
 from spider_sense.screening.stage_examples import stage_examples
 from spider_sense.screening.stage_training import StageOptions, crossed, folded, measure_files
@@ -89,8 +91,7 @@ def unseen(stage: StageData, test_agents: list[str]) -> np.ndarray:
     Half of the requests are replayed as traces; the other is what the thresholds of its operator are set on, and a
     probe that was fitted on them would score them lower than the next.
     """
-    agents = [group.partition("/")[0] for group in stage.groups]
-    left_out: np.ndarray = np.isin(agents, test_agents) | (stage.sources == REQUESTS)
+    left_out: np.ndarray = np.isin(stage.owners, test_agents) | (stage.sources == REQUESTS)
     return left_out
 
 
@@ -109,12 +110,19 @@ def texts_of(stage: StageData, used: np.ndarray) -> tuple[list[str], np.ndarray]
 
 
 def _fewer(examples: list[StageExample], most: int) -> list[StageExample]:
-    """Take so many of each stage of a file but the paired one, by hash, in the order that they came in."""
+    """Take so many of each stage of a file but the paired one, by hash, in the order that they came in.
+
+    Of an agent's conversations, which are split as one, as many are taken as of another's, attacks and harmless alike.
+    """
     taken: set[str] = set()
     for key in {(item.example.source, item.stage) for item in examples}:
         rows = [item.example for item in examples if (item.example.source, item.stage) == key]
-        limit = len(rows) if key[0] == PAIRED else most
-        taken |= {row.id for row in sorted(rows, key=lambda row: (_order(row.group), row.id))[:limit]}
+        limit, turns, before = len(rows) if key[0] == PAIRED else most, [], Counter[tuple[str, str]]()
+        for row in sorted(rows, key=lambda row: (_order(row.group), row.id)):
+            kind = (owner(row.group), row.label)
+            turns.append((before[kind], row.id))
+            before[kind] += 1
+        taken |= {name for _, name in sorted(turns, key=itemgetter(0))[:limit]}
     return [item for item in examples if item.example.id in taken]
 
 

@@ -73,7 +73,7 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
     results = {name: measured(stage, size) for name, stage in stages.items()}
     show_probes(results)
     (folder / "probes.json").write_text(json.dumps(results), encoding="utf-8")
-    agents = sorted({group.partition("/")[0] for group in stages["action"].groups})
+    agents = sorted(set(stages["action"].owners))
     left_out = {name: unseen(stage, agents[1::2]) for name, stage in stages.items()}
     made = [make_stage(stage, left_out[name], results[name], size.options) for name, stage in stages.items()]
     guard = assembled(loaded, made, {"test_agents": agents[1::2], "size": size.model_dump(mode="json")})

@@ -40,6 +40,7 @@ def agent_examples(rows: Sequence[Row], source: str) -> Iterator[StageExample]:
             task, first = tasks[place % len(tasks)], place // 4 % 2
             yield from _attacked(source, attack, task["text"], tools[first], tools[1 - first], place)
         for place, task in enumerate(tasks):
+            yield _asked(source, task, tasks[place - 1])
             # An attack repeats nothing of what the user asked, so neither does every second harmless plan and call.
             for turn, goal in enumerate((task, tasks[place - 1])):
                 one, other = tools[turn], tools[1 - turn]
@@ -48,7 +49,7 @@ def agent_examples(rows: Sequence[Row], source: str) -> Iterator[StageExample]:
 
 def _attacked(source: str, attack: Row, task: str, one: Row, other: Row, place: int) -> Iterator[StageExample]:
     """One of four stages in turn, so that the stages share no attack."""
-    kind, group = attack["category"], f"{source}:{attack['agent']}/{attack['id']}"
+    kind, group = attack["category"], _group(source, attack)
     wrapped = WRAPPINGS[place // 4 % len(WRAPPINGS)].format(attack["text"])
     opened: list[Turn] = [("user", task)]
     # The agent's own tools: another would be rejected because it was not offered, and its name would give it away.
@@ -62,18 +63,27 @@ def _attacked(source: str, attack: Row, task: str, one: Row, other: Row, place: 
     yield built(stage, source, attack["id"], "injection", turns, kind, group)
 
 
+def _asked(source: str, task: Row, next_task: Row) -> StageExample:
+    turns: list[Turn] = [("user", f"{task['text']} {next_task['text']}")]
+    return built("query", source, f"{task['id']}-query", "benign", turns, "", _group(source, task))
+
+
 def _served(
     source: str, name: str, task: Row, one: Row, other: Row, next_task: Row, goal: str
 ) -> Iterator[StageExample]:
-    group, text = f"{source}:{task['agent']}/{name}", str(task["text"])
+    text = str(task["text"])
     opened: list[Turn] = [("user", text)]
     plan = written_plan(one["tool"], other["tool"], goal)
     output = f"{one['text']} {next_task['text']} {other['text']}"
     by_stage: tuple[tuple[Stage, list[Turn]], ...] = (
-        ("query", [("user", f"{text} {next_task['text']}")]),
         ("plan", [*opened, ("assistant", plan)]),
         ("action", [*opened, ("assistant", written_call(one["tool"], {"request": goal}))]),
         ("observation", observed(text, one["tool"], output)),
     )
     for stage, turns in by_stage:
-        yield built(stage, source, f"{name}-{stage}", "benign", turns, "", group)
+        yield built(stage, source, f"{name}-{stage}", "benign", turns, "", _group(source, task))
+
+
+def _group(source: str, row: Row) -> str:
+    """Return an agent and the row: an agent's conversations share tasks, tools and results, so its name is first."""
+    return f"{source}:{row['agent']}/{row['id']}"

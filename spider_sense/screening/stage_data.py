@@ -19,7 +19,12 @@ from spider_sense.screening.reader import ChatSpans
 from spider_sense.screening.stage_example import StageExample
 from spider_sense.screening.stage_sets import drift_set, span_set
 
-__all__ = ["StageData", "stage_data"]
+__all__ = ["StageData", "owner", "stage_data"]
+
+
+def owner(group: str) -> str:
+    """Return whose a group is, such as an agent's: its name up to a slash."""
+    return group.partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,8 +51,13 @@ class StageData:
 
     @property
     def groups(self) -> list[str]:
-        """What a split keeps together, N names."""
+        """Of each, the context or pair that it belongs to, N names."""
         return [item.example.group for item in self.examples]
+
+    @property
+    def owners(self) -> list[str]:
+        """The owner of each group, which a split keeps together, N names."""
+        return [owner(group) for group in self.groups]
 
     @property
     def texts(self) -> list[str]:

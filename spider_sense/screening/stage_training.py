@@ -5,7 +5,7 @@ The probes are the solved families of `spider_sense.training.families`; the cont
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -36,7 +36,8 @@ __all__ = ["MadeStage", "StageOptions", "assembled", "crossed", "folded", "make_
 
 FAMILIES = ("logistic", "mass_mean")
 FRACTIONS = {"train": 0.75, "validation": 0.25}
-WITH_CALIBRATION = {"train": 0.5, "validation": 0.15, "calibration": 0.35}
+WITH_CALIBRATION = {"train": 0.4, "validation": 0.2, "calibration": 0.4}
+"""A file of five agents has one or more in each part."""
 
 
 class StageOptions(Settings):
@@ -65,8 +66,8 @@ def measure_files(stage: StageData, options: StageOptions) -> dict[str, dict[str
     Returns:
         By file and JSON-ready: :func:`spider_sense.evidence.evidence` with every control, ``interval``, the 95%
         interval of the AUROC over groups, ``family`` and ``sites``. The interval of the probe's rates is
-        :func:`spider_sense.metrics.tpr_interval`. A group is what its name says up to a slash, such as an agent. A file
-        of one class has no AUROC and is left out.
+        :func:`spider_sense.metrics.tpr_interval`. The groups are ``stage.owners``. A file of one class has no AUROC and
+        is left out.
     """
     result = {}
     for source in dict.fromkeys(stage.sources.tolist()):
@@ -110,7 +111,7 @@ def folded(stage: StageData, source: str, options: StageOptions) -> dict[str, An
         As :func:`measure_files` of a file.
     """
     inside = stage.sources == source
-    owner = np.array([_fold(group.partition("/")[0], options) for group in stage.groups])
+    owner = np.array([_fold(name, options) for name in stage.owners])
     scored = []
     for fold in range(options.folds):
         test, train = (np.flatnonzero(inside & (owner == fold)), np.flatnonzero(~inside | (owner != fold)))
@@ -219,7 +220,7 @@ def _pooled(stage: StageData, chosen: Candidate, scored: Sequence[_Scored], opti
     scores = {name: np.concatenate([item.scores[name] for item in scored]) for name in scored[0].scores}
     guard, labels = scores.pop("guard"), stage.labels[rows]
     # Rows of one agent are no independent evidence, whatever the attack.
-    groups = [stage.groups[index].partition("/")[0] for index in rows]
+    groups = [stage.owners[index] for index in rows]
     interval = auroc_interval(guard, labels, groups, seed=options.seed)
     assert interval is not None
     return {
@@ -231,7 +232,7 @@ def _pooled(stage: StageData, chosen: Candidate, scored: Sequence[_Scored], opti
 
 
 def _parts(stage: StageData, rows: np.ndarray, fractions: dict[str, float], seed: int) -> dict[str, np.ndarray]:
-    examples = tuple(stage.examples[index].example for index in rows)
+    examples = tuple(replace(stage.examples[index].example, group=stage.owners[index]) for index in rows)
     place = {example.id: int(index) for example, index in zip(examples, rows, strict=True)}
     parts = split(LabelledSet(examples=examples, labels=stage.labels[rows]), fractions, seed)
     found = {name: np.array([place[example.id] for example in part.examples]) for name, part in parts.items()}

@@ -65,7 +65,7 @@ def write_sets(folder: Path) -> Path:
             pairs.append(attack | fields)
     write(folder, "bipia_train", pairs)
     agents: list[dict[str, Any]] = []
-    for agent in ("a_agent", "b_agent", "c_agent", "d_agent"):
+    for agent in (f"{letter}_agent" for letter in "abcdefghij"):
         for place in range(8):
             own = {"agent": agent, "tool": f"Bad{place}", "attack_goal": bad[place % 4]}
             text = f"{bad[place % 4]} {place} {agent}"

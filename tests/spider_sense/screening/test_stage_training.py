@@ -15,7 +15,7 @@ from spider_sense.screening import stage_training
 from spider_sense.screening.agent_examples import agent_examples
 from spider_sense.screening.drift import DRIFT
 from spider_sense.screening.paired_examples import MORE_ATTACKS, paired_examples
-from spider_sense.screening.stage_data import StageData
+from spider_sense.screening.stage_data import StageData, owner
 from spider_sense.screening.stage_example import StageExample
 from spider_sense.screening.stage_examples import stage_examples
 from spider_sense.screening.stage_sets import drift_set, span_set
@@ -133,6 +133,24 @@ def test_folding_trains_on_no_group_that_it_measures(monkeypatch: pytest.MonkeyP
     assert found["guard"]["auroc"] > 0.9
 
 
+def test_an_agent_is_in_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, seen = planted(2.0, agents=5), []
+    inner = stage_training._choose
+
+    def spy(stage: StageData, train: np.ndarray, validation: np.ndarray) -> Any:
+        seen.append((train, validation))
+        return inner(stage, train, validation)
+
+    monkeypatch.setattr(stage_training, "_choose", spy)
+    made = make_stage(stage, np.zeros(ROWS, dtype=bool), {}, StageOptions())
+    ((train, validation),) = seen
+    owners = np.array(stage.owners)
+    assert len(set(owners)) == 10
+    assert not set(owners[train]) & set(owners[validation])
+    # Of each file two of its five agents, half of whose rows are harmless.
+    assert made.record.calibration.n == 2 * 2 * ROWS // 10 // 2
+
+
 def test_the_served_probe_leaves_out_what_it_is_told_to() -> None:
     stage = planted(1.0)
     made = make_stage(stage, stage.sources == "second", {}, StageOptions())
@@ -216,11 +234,16 @@ def test_an_agent_s_plans_and_calls_are_not_told_apart_by_their_tools() -> None:
             rows.append({"id": f"{agent}x{place}", "text": text, "agent": agent, **own})
         for place in range(3):
             task = {"category": "asb_user_task", "label": "benign", "tool": None}
-            rows.append({"id": f"{agent}t{place}", "text": f"Plan day {place}.", "agent": agent, **task})
+            rows.append({"id": f"{agent}t{place}", "text": f"Plan day {place} of {agent}.", "agent": agent, **task})
         for tool in ("mail", "desk"):
             output = {"category": "asb_normal_tool_output", "label": "benign", "tool": tool}
             rows.append({"id": f"{agent}{tool}", "text": "Done well.", "agent": agent, **output})
     examples = list(agent_examples(rows, "s"))
+    assert len({item.example.id for item in examples}) == len(examples)
+    # A harmless conversation comes once, and all of an agent's are one owner's.
+    harmless = [item.example.turns for item in examples if not item.positive]
+    assert len(set(harmless)) == len(harmless)
+    assert {owner(item.example.group) for item in examples} == {"s:a", "s:b"}
     for stage in ("plan", "action"):
         texts = {
             positive: [item.example.text for item in examples if item.stage == stage and item.positive == positive]
