@@ -63,8 +63,8 @@ def traces(folder: Path, agents: Sequence[str], requests: Sequence[str], attacks
 
 
 def _benign(name: str, task: str, one: Row, other: Row, owner: str) -> BenchTrace:
-    call = written_call(one["tool"], {"request": task[:80]})
-    return _trace(name, owner, None, task, written_plan(one["tool"], other["tool"], task[:80]), call, one["text"])
+    call = written_call(one["tool"], {"request": task})
+    return _trace(name, owner, None, task, written_plan(one["tool"], other["tool"], task), call, one["text"])
 
 
 def _attack(task: str, one: Row, other: Row, attack: Row, place: int) -> BenchTrace:

@@ -88,6 +88,17 @@ def write_sets(folder: Path) -> Path:
     return folder
 
 
+def test_benign_plans_and_calls_are_cut_no_more_than_an_attack_s(bench: Any, tmp_path: Path) -> None:
+    data = write_sets(tmp_path)
+    rows = [{"text": f"{'a long story, ' * 20}change order {n}", "label": "benign"} for n in range(4)]
+    write(data, "tau2_agent_requests", rows)
+    for trace in bench.traces(data, ["a_agent"], [f"tau2_agent_requests-{n:04d}" for n in range(4)], 8):
+        task, turn = trace.messages[0].content, trace.messages[1].content
+        if trace.attacked in (None, "observation"):
+            assert turn.count(task) == 2
+    assert trace.owner == "tau2"
+
+
 class Nobody:
     """A judge that never answers."""
 
