@@ -22,7 +22,7 @@ from _judge import model_judge
 from _picture import draw
 from _replay import Timing, compare, shipped, sighted, timed
 from _stages import CONSOLE, FULL, QUICK, Size, captured, halves_of_requests, measured, texts_of, unseen
-from _traces import traces
+from _traces import TRAINED, traces
 from rich.table import Table
 
 from spider_sense.baselines import TfidfBaseline
@@ -37,7 +37,7 @@ from spider_sense.screening.stage_training import assembled, make_stage
 from spider_sense.screening.trace import Trace
 from spider_sense.types import Site
 
-REFERENCE, SERVED, OWN = "words", "SmolLM2", "own traffic"
+REFERENCE, SERVED, OWN, KNOWN = "words", "SmolLM2", "own traffic", "wording of training"
 Served = Callable[[], AbstractContextManager[Judge]]
 
 
@@ -101,10 +101,14 @@ def run(loaded: LoadedModel, data: Path, size: Size, folder: Path, served: Serve
         compared = compare(before, bank, {REFERENCE: WordsJudge(words), SERVED: judge}, SERVED, size.asked)
     own_arms = compare(seen, bank, {REFERENCE: WordsJudge(words)}, SERVED, size.asked)
     compared |= {f"{name}, {OWN}": own_arms[name] for name in ("probe alone", f"cascade ({REFERENCE})")}
+    in_training = traces(data, names[1::2], kept[: size.requests], size.attacks, TRAINED)
+    known = [item for trace in in_training for item in sighted(reader, (unset,), trace)[0]]
+    known_arms = compare(known, bank, {REFERENCE: WordsJudge(words)}, SERVED, size.asked)
     CONSOLE.log("done")
-    show_arms(compared)
+    every = compared | {f"{name}, {KNOWN}": arm for name, arm in known_arms.items()}
+    show_arms(every)
     draw(compared, results, folder / "screening.png")
-    return summary(results, compared, timings)
+    return summary(results, every, timings)
 
 
 def own_traffic(data: Path, agents: list[str], requests: list[str]) -> list[Trace]:

@@ -99,6 +99,30 @@ def test_benign_plans_and_calls_are_cut_no_more_than_an_attack_s(bench: Any, tmp
     assert trace.owner == "tau2"
 
 
+def test_what_is_replayed_is_worded_otherwise_than_what_probes_are_made_from(bench: Any, tmp_path: Path) -> None:
+    data = write_sets(tmp_path)
+    rows = [json.loads(line) for line in (data / "asb.jsonl").read_text().splitlines()]
+    text_of = {row["id"]: row["text"] for row in rows}
+
+    def wordings(*wording: Any) -> tuple[set[str], set[str]]:
+        """What attacks are wrapped in, and how plans begin."""
+        wraps, plans = set(), set()
+        for trace in bench.traces(data, ["a_agent", "b_agent"], [], 8, *wording):
+            plans.add(trace.messages[1].content[:8])
+            if trace.attacked in ("query", "observation"):
+                span = trace.messages[0 if trace.attacked == "query" else 2].content
+                (harmless,) = [text for text in text_of.values() if span.startswith(text)]
+                attack = text_of[trace.id.removeprefix("asb-")]
+                wraps.add(span.removeprefix(harmless).strip().replace(attack, "{0}"))
+        return wraps, plans
+
+    known, new = wordings(bench.TRAINED), wordings()
+    assert known[0] == set(bench.TRAINED.wrappings[:2])
+    assert len(new[0]) == 2
+    assert not new[0] & set(bench.TRAINED.wrappings)
+    assert not new[1] & known[1]
+
+
 class Nobody:
     """A judge that never answers."""
 
@@ -144,6 +168,8 @@ def test_the_comparison_runs_from_prompt_sets_to_its_last_line(
     assert line["check_seconds_median"] > line["pass_seconds_median"] * 0.5
     # One row of each context is clean, and counts once.
     assert line["drift_clean"] == 12
+    known = line["arms"]["cascade (words), wording of training"]
+    assert known["attack_success"]["n"] == line["arms"]["cascade (words)"]["attack_success"]["n"]
     benign = line["arms"]["signature alone"]["false_positives"]
     assert 0 < benign["distinct"] < benign["n"]
     assert json.loads(json.dumps(line)) == line
