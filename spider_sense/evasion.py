@@ -18,6 +18,7 @@ import numpy as np
 from spider_sense.corpus import Language, load_evasion
 from spider_sense.data import MISUSE, Example, labelled
 from spider_sense.guard import Guard
+from spider_sense.layouts import positions
 from spider_sense.metrics import auroc
 from spider_sense.models import LoadedModel
 from spider_sense.offline import score_examples
@@ -156,7 +157,7 @@ def evasion_table(
     """
     index = guard.manifest.index(detector)
     record = guard.manifest.detectors[index]
-    limit = min(MAX_TOKENS, getattr(loaded.model.config.get_text_config(), "max_position_embeddings", MAX_TOKENS))
+    limit = min(MAX_TOKENS, positions(loaded.model) or MAX_TOKENS)
     transforms = {}
     for name, transform in TRANSFORMS.items():
         rows = [row for row in map(transform, load_evasion()) if row is not None]

@@ -17,6 +17,7 @@ __all__ = [
     "find_module",
     "is_mixture",
     "layout_of",
+    "positions",
     "text_config",
     "unwrap",
 ]
@@ -99,6 +100,11 @@ def is_mixture(model: nn.Module, layer: int) -> bool:
 def text_config(model: nn.Module) -> Any:
     """Return the configuration of the text model."""
     return cast(Any, model.config).get_text_config()
+
+
+def positions(model: nn.Module) -> int | None:
+    """Return how many tokens a model can place; None if its configuration sets no limit."""
+    return cast(int | None, getattr(text_config(model), "max_position_embeddings", None))
 
 
 def unwrap(model: nn.Module) -> nn.Module:

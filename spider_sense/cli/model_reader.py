@@ -13,6 +13,7 @@ from spider_sense.errors import DataError
 from spider_sense.extraction.encode import Prompt
 from spider_sense.extraction.rows import Row
 from spider_sense.extraction.turns import Parts, Turns
+from spider_sense.layouts import positions
 from spider_sense.models import LoadedModel
 from spider_sense.pooling import pooled
 from spider_sense.types import Site
@@ -58,7 +59,7 @@ class ModelReader:
 
     def __call__(self, prompts: Sequence[Prompt]) -> NDArray[np.float32]:
         """Return mean hidden states, [N, D]; a prompt is cut only where no server could read it."""
-        longest = getattr(self._loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = positions(self._loaded.model)
         with self._progress(len(prompts)) as advance:
             rendered = [self._render(prompt) for prompt in prompts]
             return pooled(self._loaded, self._site, rendered, max_tokens=longest, advance=advance)

@@ -14,6 +14,7 @@ from torch import Tensor
 from sense_kernels import PROMPT, WATCHED, FoldRows, fold
 from spider_sense.attach import Attachment
 from spider_sense.fingerprint import fingerprint, serving_config
+from spider_sense.layouts import positions
 from spider_sense.models import LoadedModel
 from spider_sense.scoring import Bank, Probe
 from spider_sense.screening.drift import DRIFT, Places, drift, opening
@@ -57,7 +58,7 @@ class ModelSense:
         A conversation longer than the model's positions is not run: nothing that it would say there means anything, so
         nothing is sensed of any span, which is suspect.
         """
-        limit = getattr(self._loaded.model.config, "max_position_embeddings", None)
+        limit = positions(self._loaded.model)
         if not conversation.spans or (limit is not None and len(conversation.ids) > limit):
             return [Sensed(verdicts=())] * len(conversation.spans)
         with self._lock, self.attached():

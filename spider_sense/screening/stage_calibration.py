@@ -12,6 +12,7 @@ from spider_sense.calibration import calibrate, check_rates, least_for
 from spider_sense.errors import DataError
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import Detector, Guard
+from spider_sense.layouts import positions
 from spider_sense.models import LoadedModel
 from spider_sense.screening.protocols import SpanReader
 from spider_sense.screening.sense import ModelSense
@@ -87,7 +88,7 @@ def calibrate_stages(
 
 def _scored(sense: ModelSense, loaded: LoadedModel, reader: SpanReader, traces: Sequence[Trace]) -> Scored:
     scored: Scored = {}
-    limit = getattr(loaded.model.config, "max_position_embeddings", None)
+    limit = positions(loaded.model)
     for trace in traces:
         conversation = reader.read(trace.messages, trace.tools or ())
         if limit is not None and len(conversation.ids) > limit:

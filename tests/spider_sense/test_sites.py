@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from spider_sense.errors import SiteError
 from spider_sense.experts import experts_of
+from spider_sense.layouts import positions
 from spider_sense.sites import (
     ResolvedSite,
     available_places,
@@ -279,6 +280,11 @@ def test_experts_that_are_not_in_one_tensor_are_refused(tiny_model: Builder) -> 
         SiteError, match=r"mlp\.experts is a ModuleList that .* one tensor gate_up_proj; .* unquantised"
     ):
         experts_of(model, 0)
+
+
+@pytest.mark.parametrize("name", supported_architectures())
+def test_positions_are_those_of_the_text_model(tiny_model: Builder, name: str) -> None:
+    assert positions(tiny_model(name)) == 128
 
 
 def test_a_model_with_blocks_cut_off_is_refused(tiny_model: Builder) -> None:

@@ -185,6 +185,17 @@ def test_what_is_longer_than_the_model_s_positions_is_suspect(
         assert sense.sense(conversation)[0].zone == zone
 
 
+def test_the_positions_of_a_text_model_inside_another_are_its_own(loaded: LoadedModel, tiny_model: Any) -> None:
+    text: dict[str, Any] = dict(tiny_model("gemma3").config.text_config.to_dict())
+    nested = tiny_model("gemma3", text_config=text | {"vocab_size": len(loaded.tokenizer)})
+    model = LoadedModel(model=nested, tokenizer=loaded.tokenizer, source="org/nested")
+    sense = ModelSense(model, stages(model, probe("query", 0), scores=(90.0, 99.0)))
+    for words, zone in ((10, "clear"), (128, "suspect")):
+        conversation = read(model, [("user", "a" * words)])
+        assert (len(conversation.ids) > 128) is (zone == "suspect")
+        assert sense.sense(conversation)[0].zone == zone
+
+
 def test_a_score_that_is_no_number_is_a_breach(loaded: LoadedModel, conversation: Conversation) -> None:
     item = probe("query", 0)
     next(iter(item.maps.values())).weight.fill_(torch.nan)
