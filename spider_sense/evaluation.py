@@ -9,6 +9,7 @@ import numpy as np
 from spider_sense.baselines import LengthBaseline, TfidfBaseline, load_baselines
 from spider_sense.calibration import Calibration
 from spider_sense.data import Example, LabelMap, labelled
+from spider_sense.errors import GuardError
 from spider_sense.evidence import evidence
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import BASELINES, Guard
@@ -53,9 +54,19 @@ def evaluate_folder(
 
 
 def detector_labels(folder: Path, detector: str | None = None) -> LabelMap:
-    """Return the labels that a detector was trained to tell apart; by default those of the guard's first detector."""
+    """Return the labels that a detector was trained to tell apart; by default those of the guard's first detector.
+
+    Raises:
+        GuardError: if the guard is not one of `spider-sense train`, such as one of an agent's stages.
+    """
     manifest = Guard.from_pretrained(folder).manifest
     name = manifest.detectors[manifest.index(detector)].name
+    if "config" not in manifest.training:
+        raise GuardError(
+            f"the detector {name!r} of {folder} was not made by `spider-sense train`, so no prompt set has its labels; "
+            "give `eval` a guard of whole requests. What probes of an agent's stages find in recorded conversations "
+            "says `spider-sense screen`"
+        )
     config = next(item for item in manifest.training["config"]["detectors"] if item["name"] == name)
     return LabelMap(positive=frozenset(config["positive"]), negative=frozenset(config["negative"]))
 

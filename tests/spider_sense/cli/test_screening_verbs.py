@@ -1,6 +1,7 @@
 """``spider-sense signatures`` and ``spider-sense screen`` on a tiny model: what they print, keep and refuse."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -12,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from spider_sense.calibration import calibrate
-from spider_sense.cli import commands
+from spider_sense.cli import commands, main
 from spider_sense.cli.app import app, console
 from spider_sense.errors import SpiderSenseError
 from spider_sense.guard import Detector
@@ -314,6 +315,20 @@ def test_traffic_must_be_of_the_kind_that_a_guard_reads(
         with pytest.raises(SpiderSenseError, match=message):
             run(*given, *arguments)
         assert (stage_guard / "guard.json").read_bytes() == before
+
+
+def test_a_guard_of_the_stages_is_not_evaluated_on_prompt_sets(
+    stage_guard: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("eval", "--guard", stage_guard, "--model", "x", "--data", files["traffic"])
+    for detector in ("query", "plan"):
+        monkeypatch.setattr(sys, "argv", ["spider-sense", *map(str, given), "--detector", detector])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        error = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert f"error: the detector {detector!r} of {stage_guard} was not made by `spider-sense train`" in error
+        assert "says `spider-sense screen`" in error
 
 
 def test_traces_are_no_traffic_of_a_guard_of_whole_requests(run: Run, tiny_run: Any, tmp_path: Path) -> None:
