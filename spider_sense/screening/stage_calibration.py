@@ -73,7 +73,8 @@ def calibrate_stages(
     guard, found, serving = stages.guard, fingerprint(loaded), serving_config(loaded.model)
     check_same_model(guard, found, serving)
     served = guard.manifest.model_copy(update={"certified": (serving,), "fingerprint": found})
-    scored = _scored(ModelSense(loaded, StageGuard(replace(guard, manifest=served))), loaded, reader, traces)
+    sense = ModelSense(loaded, StageGuard(replace(guard, manifest=served)))
+    scored = _scored(sense, positions(loaded.model), reader, traces, advance or (lambda count: None))
     rates = _Rates(suspect_fpr=suspect_fpr, breach_fpr=breach_fpr)
     detectors = tuple(_anew(record, scored.get(record.name, {}), rates) for record in served.detectors)
     about = _about(guard, traces, scored)
@@ -86,9 +87,10 @@ def calibrate_stages(
     return StageGuard(replace(guard, manifest=served.model_copy(update=update)))
 
 
-def _scored(sense: ModelSense, loaded: LoadedModel, reader: SpanReader, traces: Sequence[Trace]) -> Scored:
+def _scored(
+    sense: ModelSense, limit: int | None, reader: SpanReader, traces: Sequence[Trace], advance: Callable[[int], None]
+) -> Scored:
     scored: Scored = {}
-    limit = positions(loaded.model)
     for trace in traces:
         conversation = reader.read(trace.messages, trace.tools or ())
         if limit is not None and len(conversation.ids) > limit:
@@ -100,6 +102,7 @@ def _scored(sense: ModelSense, loaded: LoadedModel, reader: SpanReader, traces: 
             for verdict in sensed.verdicts:
                 read = json.dumps(conversation.ids[: verdict.position + 1])
                 scored.setdefault(verdict.detector, {})[hashlib.sha256(read.encode()).hexdigest()] = verdict
+        advance(1)
     if not scored:
         raise DataError(f"no probe of the guard reads a span of the {len(traces)} conversations; add others")
     return scored

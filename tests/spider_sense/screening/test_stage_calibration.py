@@ -144,6 +144,13 @@ def test_a_span_counts_once(loaded: LoadedModel, stages: StageGuard) -> None:
     assert {record.calibration.n for record in done.guard.manifest.detectors} == {30}
 
 
+def test_each_conversation_advances_by_one(loaded: LoadedModel, stages: StageGuard) -> None:
+    counts: list[int] = []
+    traces = conversations(25)
+    calibrate_stages(stages, loaded, ChatSpans(loaded.tokenizer), [*traces, *traces], advance=counts.append)
+    assert counts == [1] * 50
+
+
 def test_what_another_agent_sent_is_an_observation(loaded: LoadedModel, stages: StageGuard) -> None:
     sent = [
         Trace(
