@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from spider_sense.chat import Chat
-from spider_sense.cli.train import progress_bars
+from spider_sense.cli.progress import progress_bars
 from spider_sense.config import Settings
 from spider_sense.models import LoadedModel
 from spider_sense.screening.drift import DRIFT

@@ -28,7 +28,7 @@ from nest.cli.bench import show
 from nest.delta import Deltas
 from nest.figures import figures_of
 from spider_sense.cli.app import run
-from spider_sense.cli.train import progress_bars
+from spider_sense.cli.progress import progress_bars
 from spider_sense.config import load_yaml
 from spider_sense.data import Example
 from spider_sense.guard import Guard

@@ -24,7 +24,7 @@ import typer
 from spider_sense.attach import Attachment
 from spider_sense.bench import random_patch
 from spider_sense.cli.app import run
-from spider_sense.cli.train import progress_bars
+from spider_sense.cli.progress import progress_bars
 from spider_sense.intervals import ratio_of_rounds
 from spider_sense.live_patch import LivePatch
 from spider_sense.models import LoadedModel, load_model

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import spider_sense
 
 ROOT = Path(__file__).parents[1]
@@ -16,10 +18,20 @@ def test_public_names_are_sorted_and_there() -> None:
         assert getattr(spider_sense, name).__name__ == name
 
 
+def heavy_after(code: str) -> str:
+    """Run code in a process of its own and return which slow packages it imported."""
+    heavy = ("torch", "transformers", "sklearn", "scipy", "numpy")
+    told = f"import atexit, sys; atexit.register(lambda: sys.stderr.write(' '.join(sys.modules.keys() & {heavy})))"
+    return subprocess.run([sys.executable, "-c", f"{told}; {code}"], capture_output=True, text=True, check=True).stderr
+
+
 def test_importing_the_package_is_light() -> None:
-    code = "import sys, spider_sense; print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert heavy_after("import spider_sense") == ""
+
+
+@pytest.mark.parametrize("package", ["spider_sense", "nest"])
+def test_the_command_line_is_light(package: str) -> None:
+    assert heavy_after(f"from {package}.cli import main; sys.argv[1:] = ['--help']; main()") == ""
 
 
 def test_kernels_is_a_source_root_and_no_package() -> None:

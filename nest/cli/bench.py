@@ -30,7 +30,7 @@ def bench(
     from nest.bench.processes import run_processes
     from nest.bench.run import run_bench
     from nest.bench.stage import set_stage
-    from spider_sense.cli.train import progress_bars
+    from spider_sense.cli.progress import progress_bars
     from spider_sense.config import load_yaml
 
     settings = load_yaml(config, BenchConfig)

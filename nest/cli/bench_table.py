@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 from nest.cli.eval_tables import change, relative_change
-from spider_sense.cli.tables import plain
+from spider_sense.cli.plain import plain
 
 __all__ = ["arms_table"]
 

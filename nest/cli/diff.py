@@ -1,15 +1,17 @@
 """``nest diff``."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from nest.cli.app import app, console
-from nest.diff import PatchDiff, are_patches, diff_patches
-from nest.model_diff import ModelDiff, diff_models
+
+if TYPE_CHECKING:
+    from nest.diff import PatchDiff
+    from nest.model_diff import ModelDiff
 
 __all__ = ["diff"]
 
@@ -24,6 +26,8 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Show which rows of which projections two patches, or two models, differ in."""
+    from nest.diff import PatchDiff, are_patches, diff_patches
+    from nest.model_diff import diff_models
     from spider_sense.models import load_model
     from spider_sense.patch import NeuronPatch
 
@@ -40,7 +44,7 @@ def diff(
         _show_models(found)
 
 
-def _show_patches(found: PatchDiff) -> None:
+def _show_patches(found: "PatchDiff") -> None:
     table = _table(f"Patches {found.a} (a) and {found.b} (b)", ("site", "shared", "only a", "only b"))
     for name in ("norm a", "norm b", "cosine of shared rows"):
         table.add_column(name, justify="right")
@@ -56,7 +60,7 @@ def _show_patches(found: PatchDiff) -> None:
     )
 
 
-def _show_models(found: ModelDiff) -> None:
+def _show_models(found: "ModelDiff") -> None:
     table = _table(f"{found.a} (a) and {found.b} (b)", ("site", "rows that differ", "of", "norm of the difference"))
     table.add_column("rows")
     for item in found.projections:
@@ -72,7 +76,7 @@ def _show_models(found: ModelDiff) -> None:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    from spider_sense.reporting.pieces import printable
+    from spider_sense.printable import printable
 
     # Names that came from outside: brackets are no markup in them.
     table = Table(title=Text(printable(title)))

@@ -6,7 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from spider_sense.cli.tables import plain
+from spider_sense.cli.plain import plain
 
 __all__ = ["change", "comparison_table", "relative_change", "result_table"]
 

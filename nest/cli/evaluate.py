@@ -150,7 +150,7 @@ def _classifier(
 @contextmanager
 def _bars(sets: "EvalSets", config: "EvalConfig") -> "Iterator[Progress]":
     """Show a bar for each part, from the moment that it begins to move."""
-    from spider_sense.cli.train import progress_bars
+    from spider_sense.cli.progress import progress_bars
 
     with progress_bars() as bars:
         shown: dict[str, Any] = {}

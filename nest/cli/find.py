@@ -39,7 +39,7 @@ def find(
     from nest.prompts import load_prompts
     from nest.selection import FEWEST
     from nest.tasks import utility_files
-    from spider_sense.cli.train import progress_bars
+    from spider_sense.cli.progress import progress_bars
     from spider_sense.config import parse
     from spider_sense.models import load_model
 

@@ -18,7 +18,7 @@ def revert(
 ) -> None:
     """Write a patched model as it was before, bit for bit."""
     from nest.revert import write_reverted
-    from spider_sense.reporting.pieces import printable
+    from spider_sense.printable import printable
 
     done = write_reverted(folder, out, device)
     # The name stands in a file that may come from anybody.

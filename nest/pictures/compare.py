@@ -6,7 +6,7 @@ from typing import Any
 
 from nest.pictures.canvas import COLOURS, legend, panels, points, write_png
 from spider_sense.errors import ConfigError, DataError, nearest
-from spider_sense.reporting.pieces import printable
+from spider_sense.printable import printable
 
 __all__ = ["AGAINST", "draw_comparison"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nest.pictures.canvas import COLOURS, legend, panels, points, write_png
-from spider_sense.reporting.pieces import printable
+from spider_sense.printable import printable
 
 __all__ = ["draw_frontier"]
 

@@ -34,7 +34,7 @@ def run(command: typer.Typer) -> None:
     try:
         command()
     except SpiderSenseError as error:
-        from spider_sense.reporting.pieces import printable
+        from spider_sense.printable import printable
 
         message = escape(printable(str(error)))
         Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)

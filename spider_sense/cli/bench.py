@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from spider_sense.cli.app import app, console
-from spider_sense.cli.train import progress_bars
+from spider_sense.cli.options import Device, Dtype, Model
+from spider_sense.cli.progress import progress_bars
 
 __all__ = ["bench"]
 
@@ -16,14 +17,12 @@ FEWEST = 5
 
 @app.command()
 def bench(
-    model: Annotated[
-        str, typer.Option(help="Hub id, folder or .gguf file; smollm2 is the packaged model.")
-    ] = "smollm2",
+    model: Model = "smollm2",
     batch: Annotated[int, typer.Option(min=1)] = 8,
     new_tokens: Annotated[int, typer.Option(min=2)] = 32,
     rounds: Annotated[int, typer.Option(min=1)] = 9,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
 ) -> None:
     """Time generation with a guard, and with a live patch beside it, against bare generation.
 

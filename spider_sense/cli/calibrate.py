@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spider_sense.cli.app import app, console
+from spider_sense.cli.options import Device, Dtype, Model
+from spider_sense.cli.progress import progress_bars
 from spider_sense.cli.tables import thresholds_table
 from spider_sense.cli.threshold_warnings import warn_of_stage, warn_of_thresholds
-from spider_sense.cli.train import progress_bars
 from spider_sense.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ __all__ = ["calibrate"]
 @app.command()
 def calibrate(
     guard: Annotated[Path, typer.Option(help="Guard folder.")],
-    model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file; smollm2 is the packaged model.")],
+    model: Model,
     data: Annotated[list[Path] | None, typer.Option(help="JSONL files of benign traffic; repeat or list them.")] = None,
     trace: Annotated[
         Path | None, typer.Option(help="JSONL file of an agent's benign conversations, for a guard of the stages.")
@@ -35,8 +36,8 @@ def calibrate(
     max_tokens: Annotated[int, typer.Option(min=32, help="Longer prompts of --data are cut in the middle.")] = 2048,
     suspect_fpr: Annotated[float, typer.Option(help="Share of benign traffic that may be suspect.")] = 0.05,
     breach_fpr: Annotated[float, typer.Option(help="Share of benign traffic that may be a breach.")] = 0.01,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
     work: Annotated[
         Path | None, typer.Option(help="Keep captured activations of --data here, and resume from them.")
     ] = None,

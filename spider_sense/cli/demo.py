@@ -8,8 +8,10 @@ import typer
 from rich.table import Table
 
 from spider_sense.cli.app import app, console
-from spider_sense.cli.tables import plain, results_table, sweep_table
-from spider_sense.cli.train import progress_bars
+from spider_sense.cli.options import Model
+from spider_sense.cli.plain import plain
+from spider_sense.cli.progress import progress_bars
+from spider_sense.cli.tables import results_table, sweep_table
 
 __all__ = ["demo"]
 
@@ -19,9 +21,7 @@ SHOWN = 60
 @app.command()
 def demo(
     work: Annotated[Path, typer.Option(help="Folder for the guard and the captured activations.")] = Path("runs/demo"),
-    model: Annotated[
-        str, typer.Option(help="Hub id, folder or .gguf file; smollm2 is the packaged model.")
-    ] = "smollm2",
+    model: Model = "smollm2",
 ) -> None:
     """Train a guard on the shipped corpus and show it stopping misuse; the last line is one JSON document."""
     from spider_sense.demo import run_demo

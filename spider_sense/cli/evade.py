@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from spider_sense.cli.app import app, console
+from spider_sense.cli.options import AllowUncertified, AsJson, Device, Dtype, Model
+from spider_sense.cli.progress import progress_bars
 from spider_sense.cli.tables import transforms_table
-from spider_sense.cli.train import progress_bars
 
 __all__ = ["evade"]
 
@@ -16,12 +17,12 @@ __all__ = ["evade"]
 @app.command()
 def evade(
     guard: Annotated[Path, typer.Option(help="Guard folder.")],
-    model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file; smollm2 is the packaged model.")],
+    model: Model,
     detector: Annotated[str | None, typer.Option(help="Detector of misuse; by default the guard's first.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    allow_uncertified: Annotated[bool, typer.Option(help="Accept another serving configuration.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    allow_uncertified: AllowUncertified = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a guard on held-out requests that are diluted, encoded, translated, spread over turns or dressed up."""
     from spider_sense.corpus import load_evasion

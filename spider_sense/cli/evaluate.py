@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from spider_sense.cli.app import app, console
+from spider_sense.cli.options import AllowUncertified, AsJson, Device, Dtype, Model
+from spider_sense.cli.progress import progress_bars
 from spider_sense.cli.tables import results_table
-from spider_sense.cli.train import progress_bars
 
 __all__ = ["evaluate"]
 
@@ -16,15 +17,15 @@ __all__ = ["evaluate"]
 @app.command(name="eval")
 def evaluate(
     guard: Annotated[Path, typer.Option(help="Guard folder.")],
-    model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file; smollm2 is the packaged model.")],
+    model: Model,
     data: Annotated[list[Path], typer.Option(help="JSONL files with id, text, label; repeat or list them.")],
     more: Annotated[list[Path] | None, typer.Argument(help="Further JSONL files.")] = None,
     detector: Annotated[str | None, typer.Option(help="Detector of the guard; by default its first.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="LABEL=positive, LABEL=negative or LABEL=ignore.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    allow_uncertified: Annotated[bool, typer.Option(help="Accept another serving configuration.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    allow_uncertified: AllowUncertified = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a guard on prompt sets, with its controls beside it."""
     from spider_sense.evaluation import detector_labels, evaluate_folder

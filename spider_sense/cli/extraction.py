@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spider_sense.cli.app import app, console
-from spider_sense.cli.extraction_log import Device, Dtype, Model, Reading, log_width, open_log, read_logs, reader_of
+from spider_sense.cli.extraction_log import Reading, log_width, open_log, read_logs, reader_of
 from spider_sense.cli.extraction_tables import findings_table, group_lines, limits_table, warn_of_limits, warn_of_links
+from spider_sense.cli.options import Device, Dtype
+from spider_sense.cli.plain import plain
 from spider_sense.cli.report import write_page
-from spider_sense.cli.tables import plain
 from spider_sense.errors import ConfigError
-from spider_sense.folders import check_file
 
 if TYPE_CHECKING:
     from spider_sense.extraction.artifact import Artifact
@@ -29,6 +29,9 @@ app.add_typer(extraction, name="extraction", no_args_is_help=True)
 
 GuardFolder = Annotated[Path, typer.Argument(help="Folder that `extraction fit` wrote.")]
 Logs = Annotated[list[Path], typer.Option(help="JSONL log of requests; repeat for others.")]
+ReadingModel = Annotated[
+    str | None, typer.Option(help="Reads the rows with text; leave it out if all have activations.")
+]
 KeyFile = Annotated[Path, typer.Option(help="File with the secret that hashes are made with.")]
 
 
@@ -38,7 +41,7 @@ def fit(
     campaigns: Annotated[list[Path], typer.Option(help="JSONL log of campaigns, each row with a family.")],
     key: Annotated[Path, typer.Option(help="File with the secret that hashes are made with; a new one is made.")],
     out: Annotated[Path, typer.Option(help="Where to write the extraction guard.")],
-    model: Model = None,
+    model: ReadingModel = None,
     site: Annotated[str, typer.Option(help="Where the hidden state is read.")] = "resid.18",
     known_list: Annotated[
         list[Path] | None, typer.Option(help="JSONL of a query list known to be distilled with; repeat for others.")
@@ -99,7 +102,7 @@ def calibrate(
     guard: GuardFolder,
     benign: Annotated[list[Path], typer.Option(help="JSONL log of honest principals that the fit did not see.")],
     key: KeyFile,
-    model: Model = None,
+    model: ReadingModel = None,
     own: Annotated[float, typer.Option(help="Share of honest principals that own history may ever alarm.")] = 0.006,
     level: Annotated[float, typer.Option(help="The same for the level.")] = 0.004,
     group: Annotated[float, typer.Option(help="Share of honest linked groups that may be limited.")] = 0.01,
@@ -132,7 +135,7 @@ def score(
     guard: GuardFolder,
     data: Logs,
     key: KeyFile,
-    model: Model = None,
+    model: ReadingModel = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every decision as a line of JSON instead.")] = False,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -158,13 +161,14 @@ def report(
     guard: GuardFolder,
     data: Logs,
     key: KeyFile,
-    model: Model = None,
+    model: ReadingModel = None,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("extraction.html"),
     dtype: Dtype = "float32",
     device: Device = "cpu",
 ) -> None:
     """Write one HTML page: timelines, evidence, linked groups, thresholds."""
     from spider_sense.extraction.checks import check_installed
+    from spider_sense.folders import check_file
     from spider_sense.reporting.extraction_page import render_extraction
 
     check_installed("extraction", "matplotlib")

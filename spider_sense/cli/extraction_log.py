@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from spider_sense.cli.train import progress_bars
+from spider_sense.cli.progress import progress_bars
 from spider_sense.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from spider_sense.models import LoadedModel
     from spider_sense.types import Site
 
-__all__ = ["Device", "Dtype", "Model", "Opened", "Reading", "log_width", "open_log", "read_logs"]
-
-Model = Annotated[str | None, typer.Option(help="Reads the rows with text; leave it out if all have activations.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+__all__ = ["Opened", "Reading", "log_width", "open_log", "read_logs"]
 
 
 @dataclass(frozen=True, slots=True)

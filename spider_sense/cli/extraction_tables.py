@@ -8,7 +8,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from spider_sense.cli.tables import plain
+from spider_sense.cli.plain import plain
 
 if TYPE_CHECKING:
     from spider_sense.extraction.decision import Decision

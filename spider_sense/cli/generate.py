@@ -1,90 +1,45 @@
 """``spider-sense generate``: one guarded generation, its tokens coloured by the running score."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from transformers.generation.streamers import BaseStreamer
 
-from spider_sense.audit import AuditLog
-from spider_sense.case import Case
 from spider_sense.cli.app import app, console
-from spider_sense.cli.tables import plain
-from spider_sense.config import load_yaml
-from spider_sense.guard import Guard
-from spider_sense.policy import Policy
+from spider_sense.cli.options import AsJson, Device, Dtype, Model
 from spider_sense.types import ZONES
 
-__all__ = ["ColouredStream", "generate"]
+if TYPE_CHECKING:
+    from spider_sense.case import Case
 
-
-class ColouredStream(BaseStreamer):  # type: ignore[misc]
-    """Prints each generated token once its score is known: green, yellow from suspect on, red from breach on.
-
-    Args:
-        tokenizer: decodes the tokens.
-        prompt: tokens of the prompt, which are not printed.
-        out: where to print.
-    """
-
-    def __init__(self, tokenizer: Any, prompt: int, out: Console) -> None:
-        self._tokenizer, self._out = tokenizer, out
-        self._skip, self._ids, self._printed = prompt, list[int](), 0
-
-    def put(self, value: Any) -> None:
-        """Take the prompt, then one token at a time."""
-        self._ids += value.flatten().tolist()
-
-    def end(self) -> None:
-        """Print what has no score of its own: a refusal, and the last token, which never passes through the model."""
-        self._print(len(self._ids) - self._skip, "dim")
-        self._out.print()
-
-    def step(self, cases: Sequence[Case]) -> None:
-        """Print the tokens up to the position that the reading includes."""
-        for case in cases:
-            readout = case.history[-1][1] if case.history else 0.0
-            self._print(case.position + 1 - self._skip, colour(readout, *case.thresholds[:, 0].tolist()))
-
-    def _print(self, upto: int, style: str) -> None:
-        tokens = self._ids[self._skip + self._printed : self._skip + upto]
-        if tokens:
-            text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-            self._out.print(plain(text, style), end="", soft_wrap=True)
-            self._printed += len(tokens)
-
-
-def colour(readout: float, suspect: float, breach: float) -> str:
-    """Return a rich style for a running score: green below, yellow from the suspect threshold, bold red from breach."""
-    if not readout < breach:
-        return "bold red"
-    return "yellow" if not readout < suspect else "green"
+__all__ = ["generate"]
 
 
 @app.command()
 def generate(
     guard: Annotated[Path, typer.Option(help="Guard folder.")],
     prompt: Annotated[str, typer.Option(help="The user's turn.")],
-    model: Annotated[
-        str, typer.Option(help="Hub id, folder or .gguf file; smollm2 is the packaged model.")
-    ] = "smollm2",
+    model: Model = "smollm2",
     policy: Annotated[Path | None, typer.Option(help="Policy YAML; by default breaches are stopped.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 96,
     audit: Annotated[Path | None, typer.Option(help="Append events to this JSON-lines file.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    as_json: AsJson = False,
 ) -> None:
     """Generate under a guard and print the verdict."""
     import torch
 
+    from spider_sense.audit import AuditLog
     from spider_sense.chat import Chat
+    from spider_sense.cli.coloured_stream import ColouredStream
+    from spider_sense.config import load_yaml
+    from spider_sense.guard import Guard
     from spider_sense.models import load_model
     from spider_sense.monitor import Monitor
+    from spider_sense.policy import Policy
 
     chosen = load_yaml(policy, Policy) if policy else Policy.default()
     read = Guard.from_pretrained(guard)
@@ -103,7 +58,7 @@ def generate(
         typer.echo(json.dumps(said))
 
 
-def verdict_table(case: Case) -> Table:
+def verdict_table(case: "Case") -> Table:
     """Return the final verdict of each detector and what was done."""
     patched = "" if case.patched_from is None else f"; patched from token {case.patched_from} on"
     table = Table(title=f"{case.decision.action}: {case.decision.reason}{patched}")
@@ -123,5 +78,5 @@ def verdict_table(case: Case) -> Table:
     return table
 
 
-def _worst(case: Case) -> str:
+def _worst(case: "Case") -> str:
     return max((verdict.zone for verdict in case.verdicts), key=ZONES.index)

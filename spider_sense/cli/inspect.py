@@ -3,16 +3,18 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from spider_sense.canary import Canaries
 from spider_sense.cli.app import app, console
-from spider_sense.cli.tables import evidence_table, plain, thresholds_table
-from spider_sense.guard import Detector, Guard
-from spider_sense.signing import is_signed
+from spider_sense.cli.plain import plain
+from spider_sense.cli.tables import evidence_table, thresholds_table
+
+if TYPE_CHECKING:
+    from spider_sense.canary import Canaries
+    from spider_sense.guard import Detector, Guard
 
 __all__ = ["inspect"]
 
@@ -31,18 +33,21 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Show what a guard is made of, what it was trained and calibrated on, and how good it is."""
-    read = Guard.from_pretrained(guard)
+    from spider_sense.guard import Guard
+    from spider_sense.signing import is_signed
+
+    read, signed = Guard.from_pretrained(guard), is_signed(guard)
     if as_json:
-        typer.echo(json.dumps(_document(read, is_signed(guard))))
+        typer.echo(json.dumps(_document(read, signed)))
         return
-    console.print(_about(read, guard))
+    console.print(_about(read, guard, signed))
     console.print(_detectors(read))
     for record in read.manifest.detectors:
         console.print(thresholds_table(record.name, record.calibration))
         _print_evidence(record)
 
 
-def _document(guard: Guard, signed: bool) -> dict[str, Any]:
+def _document(guard: "Guard", signed: bool) -> dict[str, Any]:
     return {
         "digest": guard.digest,
         "signed": signed,
@@ -52,7 +57,7 @@ def _document(guard: Guard, signed: bool) -> dict[str, Any]:
     }
 
 
-def _about(guard: Guard, folder: Path) -> Table:
+def _about(guard: "Guard", folder: Path, signed: bool) -> Table:
     manifest, table = guard.manifest, Table(title=plain(f"Guard {folder}"), show_header=False)
     model = manifest.fingerprint
     rows = {
@@ -63,7 +68,7 @@ def _about(guard: Guard, folder: Path) -> Table:
         **{name: _words(manifest.training[key]) for name, key in _TRAINING.items() if key in manifest.training},
         "canaries": _canaries(manifest.canaries),
         "steering vectors": _words(sorted(guard.vectors)) or "none",
-        "signature": "present; check it with `spider-sense verify`" if is_signed(folder) else "none",
+        "signature": "present; check it with `spider-sense verify`" if signed else "none",
     }
     table.add_column()
     table.add_column(overflow="fold")
@@ -72,14 +77,14 @@ def _about(guard: Guard, folder: Path) -> Table:
     return table
 
 
-def _canaries(canaries: Canaries | None) -> str:
+def _canaries(canaries: "Canaries | None") -> str:
     if canaries is None:
         return "none; `spider-sense calibrate --data` makes some, of a guard of whole requests"
     least, most = min(canaries.bands), max(canaries.bands)
     return f"{len(canaries.prompts)} prompts, an engine may differ by {least:.2g} to {most:.2g}"
 
 
-def _detectors(guard: Guard) -> Table:
+def _detectors(guard: "Guard") -> Table:
     table, floats = (
         Table(title="Detectors", caption="state floats: remembered of each running request"),
         _state_floats(guard),
@@ -93,7 +98,7 @@ def _detectors(guard: Guard) -> Table:
     return table
 
 
-def _print_evidence(record: Detector) -> None:
+def _print_evidence(record: "Detector") -> None:
     overall = record.evidence.get("overall")
     if overall is None:
         console.print(f"no test figures for {record.name}")
@@ -103,7 +108,7 @@ def _print_evidence(record: Detector) -> None:
         console.print(plain(overall["warning"], "yellow"))
 
 
-def _state_floats(guard: Guard) -> dict[str, int]:
+def _state_floats(guard: "Guard") -> dict[str, int]:
     """Return the floats that each detector remembers of a running request."""
     return {probe.name: sum(lane.width for lane in probe.aggregator.lanes(head=0, column=0)) for probe in guard.probes}
 

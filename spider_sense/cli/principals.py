@@ -11,7 +11,7 @@ import typer
 
 from spider_sense.cli.app import app, console
 from spider_sense.cli.extraction_tables import group_lines, selection_lines
-from spider_sense.cli.tables import plain
+from spider_sense.cli.plain import plain
 from spider_sense.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -3,15 +3,17 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spider_sense.cli.app import app, console
-from spider_sense.cli.train import progress_bars
-from spider_sense.data import Example, read_jsonl
+from spider_sense.cli.options import AllowUncertified, Device, Dtype, Model
+from spider_sense.cli.progress import progress_bars
 from spider_sense.errors import ConfigError
-from spider_sense.folders import check_file
+
+if TYPE_CHECKING:
+    from spider_sense.data import Example
 
 __all__ = ["report", "write_page"]
 
@@ -19,17 +21,18 @@ __all__ = ["report", "write_page"]
 @app.command()
 def report(
     guard: Annotated[Path, typer.Argument(help="Guard folder.")],
-    model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file; smollm2 is the packaged model.")],
+    model: Model,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt to show; repeat it for more.")] = None,
     data: Annotated[Path | None, typer.Option(help="JSONL file with prompts to show.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows of --data, spread evenly over the file.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 48,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    allow_uncertified: Annotated[bool, typer.Option(help="Accept another serving configuration.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    allow_uncertified: AllowUncertified = False,
 ) -> None:
     """Write one HTML page: what the guard is worth, and how it reads conversations token by token."""
+    from spider_sense.folders import check_file
     from spider_sense.models import load_model
     from spider_sense.reporting import build_report, render
 
@@ -47,8 +50,9 @@ def report(
     console.print(f"wrote {out}", markup=False)
 
 
-def _chosen(prompts: Sequence[str], data: Path | None, limit: int) -> tuple[list[Example], str]:
+def _chosen(prompts: Sequence[str], data: Path | None, limit: int) -> "tuple[list[Example], str]":
     """Return the rows that were asked for, none if nothing was, and where they come from."""
+    from spider_sense.data import read_jsonl
     from spider_sense.reporting.assembly import prompt_examples
 
     rows, origin = prompt_examples(prompts), "Prompts of the command line." if prompts else ""

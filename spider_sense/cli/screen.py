@@ -10,10 +10,9 @@ from rich import box
 from rich.table import Table
 
 from spider_sense.cli.app import app, console
-from spider_sense.cli.tables import plain
-from spider_sense.cli.train import progress_bars
-from spider_sense.config import load_yaml
-from spider_sense.folders import check_file
+from spider_sense.cli.options import AsJson, Device, Dtype, Model
+from spider_sense.cli.plain import plain
+from spider_sense.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from spider_sense.screening.trace import Trace
@@ -25,20 +24,20 @@ __all__ = ["screen"]
 @app.command()
 def screen(
     trace: Annotated[Path, typer.Option(help="JSON lines, each a conversation with messages in OpenAI's format.")],
-    model: Annotated[
-        str, typer.Option(help="Hub id, folder or .gguf file; smollm2 is the packaged model.")
-    ] = "smollm2",
+    model: Model = "smollm2",
     stages: Annotated[
         Path | None, typer.Option(help="Folder of the stages' probes; else every span is suspect.")
     ] = None,
     signatures: Annotated[Path | None, typer.Option(help="Folder of a bank of signatures.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file, such as configs/screen.yaml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write a JSON line for each span, without its text.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    as_json: AsJson = False,
 ) -> None:
     """Screen recorded conversations: what was sensed, what was asked of the judge, what was decided and why."""
+    from spider_sense.config import load_yaml
+    from spider_sense.folders import check_file
     from spider_sense.models import load_model
     from spider_sense.screening.opening import open_screen
     from spider_sense.screening.reader import ChatSpans

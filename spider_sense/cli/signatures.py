@@ -12,8 +12,9 @@ from rich import box
 from rich.table import Table
 
 from spider_sense.cli.app import app, console
-from spider_sense.cli.tables import choice, plain
-from spider_sense.cli.train import progress_bars
+from spider_sense.cli.options import AsJson, Model, choice
+from spider_sense.cli.plain import plain
+from spider_sense.cli.progress import progress_bars
 from spider_sense.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,11 +27,9 @@ signatures = typer.Typer(help="Signatures of attacks and look-alikes in activati
 app.add_typer(signatures, name="signatures")
 
 Bank = Annotated[Path, typer.Argument(help="Folder of the bank.")]
-Model = Annotated[str, typer.Option(help="Hub id, folder or .gguf file; smollm2 is the packaged model.")]
 StageName = Annotated[
     str, typer.Option("--stage", help="query, plan, action or observation: where the texts are seen.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")]
 
 
 @signatures.command()

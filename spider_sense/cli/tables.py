@@ -1,43 +1,22 @@
 """Tables of results, the same for training and evaluation."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
-from spider_sense.calibration import Calibration, Threshold, least_for
-from spider_sense.errors import ConfigError, nearest
-from spider_sense.reporting.pieces import printable
-from spider_sense.screening.stage_guard import DETECTORS
-from spider_sense.training.sweep import Sweep
+from spider_sense.cli.plain import plain
 
-__all__ = ["choice", "evidence_table", "plain", "results_table", "sweep_table", "thresholds_table", "transforms_table"]
+if TYPE_CHECKING:
+    from spider_sense.calibration import Calibration, Threshold
+    from spider_sense.training.sweep import Sweep
 
-ChoiceT = TypeVar("ChoiceT", bound=str)
+__all__ = ["evidence_table", "results_table", "sweep_table", "thresholds_table", "transforms_table"]
 
 _SYSTEMS = ("guard", "tfidf", "length", "random_direction", "shuffled_labels")
-
-
-def plain(text: str, style: str = "") -> Text:
-    """Return text that came from outside: brackets are no markup in it, and it holds no control characters.
-
-    A prompt, an answer, a file's name or a guard's manifest could otherwise rewrite what the terminal shows.
-    """
-    return Text(printable(text.expandtabs(4)), style=style)
-
-
-def choice(value: str, allowed: Sequence[ChoiceT], what: str) -> ChoiceT:
-    """Return a command-line value that is one of a closed set.
-
-    Raises:
-        ConfigError: if it is not, naming what is.
-    """
-    found = next((item for item in allowed if item == value), None)
-    if found is None:
-        raise ConfigError(f"unknown {what} {value!r}; {nearest(value, allowed)}")
-    return found
+_BEST = 12
+"""Candidates of a sweep that are shown."""
 
 
 def evidence_table(detector: str, overall: Mapping[str, Any]) -> Table:
@@ -79,22 +58,25 @@ def results_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def sweep_table(sweep: Sweep, rows: int = 12) -> Table:
+def sweep_table(sweep: "Sweep") -> Table:
     """Return the best candidates of a sweep."""
-    table = Table(title=f"Validation, best {min(rows, len(sweep.candidates))} of {len(sweep.candidates)}")
+    table = Table(title=f"Validation, best {min(_BEST, len(sweep.candidates))} of {len(sweep.candidates)}")
     for name in ("family", "sites", "AUROC", "log AUROC", "TPR at 1% FPR"):
         table.add_column(name, justify="left" if name in ("family", "sites") else "right")
-    for item in sweep.candidates[:rows]:
+    for item in sweep.candidates[:_BEST]:
         sites = ", ".join(map(str, item.sites))
         table.add_row(item.probe.family, sites, f"{item.auroc:.3f}", f"{item.log_auroc:.3f}", f"{item.tpr:.3f}")
     return table
 
 
-def thresholds_table(detector: str, calibration: Calibration, before: Calibration | None = None) -> Table:
+def thresholds_table(detector: str, calibration: "Calibration", before: "Calibration | None" = None) -> Table:
     """Return the thresholds of a detector by prompt length, and those that they replaced beside them.
 
     A detector of an agent's stages has thresholds by the length of its spans.
     """
+    from spider_sense.calibration import least_for
+    from spider_sense.screening.stage_guard import DETECTORS
+
     staged = detector in DETECTORS
     rows = "spans" if staged else "conversations"
     title = f"Thresholds of {detector}, set on {calibration.n} benign {rows}, {calibration.created}"
@@ -134,7 +116,7 @@ def transforms_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def _threshold_row(item: Threshold) -> list[str]:
+def _threshold_row(item: "Threshold") -> list[str]:
     rate = f"{item.fpr_low:.1%}-{item.fpr_high:.1%}"
     supported = "yes" if item.supported else "no"
     return [f"{item.value:.3f}", f"{item.target_fpr:.1%}", rate, str(item.n), str(item.needed), supported]

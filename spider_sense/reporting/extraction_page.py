@@ -12,8 +12,8 @@ from spider_sense.extraction.decision import Decision, Tier
 from spider_sense.extraction.limits import Limit, limits
 from spider_sense.extraction.ruling import Ruling
 from spider_sense.extraction.tiers import TieredDetector
+from spider_sense.printable import printable
 from spider_sense.reporting.extraction_pictures import calibration_picture, groups_picture, timeline_picture
-from spider_sense.reporting.pieces import printable
 from spider_sense.reporting.style import STYLE
 
 __all__ = ["render_extraction"]

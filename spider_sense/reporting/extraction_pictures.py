@@ -14,7 +14,7 @@ from spider_sense.extraction.decision import Decision, Tier
 from spider_sense.extraction.groups import Group
 from spider_sense.extraction.ruling import Ruling
 from spider_sense.extraction.thresholds import Calibration
-from spider_sense.reporting.pieces import printable
+from spider_sense.printable import printable
 
 __all__ = ["calibration_picture", "groups_picture", "timeline_picture"]
 

@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from spider_sense.reporting.pieces import printable
+from spider_sense.printable import printable
 from spider_sense.reporting.report import Conversation, Token, Track
 
 __all__ = ["colour_scale", "heat_map", "strongest"]

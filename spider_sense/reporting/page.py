@@ -2,9 +2,9 @@
 
 import html
 
+from spider_sense.printable import printable
 from spider_sense.reporting.charts import by_layer, layer_chart, roc_chart, time_chart
 from spider_sense.reporting.heatmap import colour_scale, heat_map, strongest
-from spider_sense.reporting.pieces import printable
 from spider_sense.reporting.report import Conversation, DetectorFacts, Report
 from spider_sense.reporting.style import STYLE
 from spider_sense.reporting.tables import candidate_bars, systems_table, thresholds_table

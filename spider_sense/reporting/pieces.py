@@ -1,10 +1,9 @@
 """Tokens as text that can be shown one by one."""
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["pieces", "printable"]
+__all__ = ["pieces"]
 
 _LONGEST = 4
 """Most tokens that one character is spread over."""
@@ -25,11 +24,3 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         result.append(f" {text}" if spaced else text)
         held = []
     return result
-
-
-def printable(text: str) -> str:
-    """Make control and formatting characters visible: they could reorder or hide the text around them."""
-    return "".join(
-        f"[U+{ord(char):04X}]" if char != "\n" and unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co") else char
-        for char in text
-    )

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from spider_sense.cli import commands
 from spider_sense.cli.app import app, console
-from spider_sense.cli.tables import plain
+from spider_sense.cli.plain import plain
 from spider_sense.guard import Guard
 
 assert commands.__all__

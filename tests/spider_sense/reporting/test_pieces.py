@@ -1,4 +1,4 @@
-from spider_sense.reporting.pieces import pieces, printable
+from spider_sense.reporting.pieces import pieces
 
 
 class Bytes:
@@ -33,7 +33,3 @@ def test_bytes_that_are_no_text_do_not_swallow_what_follows() -> None:
 
 def test_the_space_before_a_word_is_kept() -> None:
     assert pieces(Marked(), [0, 1]) == ["word", " word"]
-
-
-def test_characters_that_reorder_or_hide_text_are_spelled_out() -> None:
-    assert printable("a\u202eb\x00c\u200bd\ne") == "a[U+202E]b[U+0000]c[U+200B]d\ne"

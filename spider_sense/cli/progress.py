@@ -1,16 +1,26 @@
-"""Progress in a log, where bars cannot be drawn."""
+"""Progress of long work: bars, and lines in a log, where bars cannot be drawn."""
 
 import math
+import sys
 import time
 from typing import Any
 
 import typer
-from rich.progress import Progress, TaskID
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-__all__ = ["Lines"]
+from spider_sense.cli.app import console
+
+__all__ = ["Lines", "progress_bars"]
 
 PAUSE = 60.0
 """Seconds between two lines of a task."""
+
+
+def progress_bars() -> Progress:
+    """Return the progress display of long work: bars, and lines on stderr where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    kind = Progress if sys.stderr.isatty() else Lines
+    return kind(*columns, console=console, transient=not console.is_terminal)
 
 
 class Lines(Progress):

@@ -6,17 +6,16 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from spider_sense.cli import lines
-from spider_sense.cli.train import progress_bars
+from spider_sense.cli.progress import Lines, progress_bars
 
 
 @pytest.fixture
-def shown() -> lines.Lines:
-    return lines.Lines(console=Console(file=StringIO()), transient=True)
+def shown() -> Lines:
+    return Lines(console=Console(file=StringIO()), transient=True)
 
 
 def test_a_task_has_a_line_with_its_first_step_and_when_it_is_done(
-    shown: lines.Lines, capsys: pytest.CaptureFixture[str]
+    shown: Lines, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with shown:
         task = shown.add_task("Reading", total=1500)
@@ -37,7 +36,7 @@ def test_a_task_has_a_line_with_its_first_step_and_when_it_is_done(
 
 
 def test_a_task_that_takes_long_has_a_line_a_minute(
-    shown: lines.Lines, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shown: Lines, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -48,7 +47,7 @@ def test_a_task_that_takes_long_has_a_line_a_minute(
     assert lines_of == ["Reading: 1 of 1", "Reading: 4 of 1", "Reading: 6 of 1"]
 
 
-def test_one_bar_shows_one_task_after_another(shown: lines.Lines, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_bar_shows_one_task_after_another(shown: Lines, capsys: pytest.CaptureFixture[str]) -> None:
     bar = shown.add_task("base", total=None)
     for step in range(3):
         shown.update(bar, description=f"tuning: loss {3 - step}", completed=step + 1, total=3)
@@ -72,4 +71,4 @@ def test_one_bar_shows_one_task_after_another(shown: lines.Lines, capsys: pytest
 @pytest.mark.parametrize("terminal", [True, False])
 def test_lines_are_written_where_stderr_is_no_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
-    assert type(progress_bars()) is (Progress if terminal else lines.Lines)
+    assert type(progress_bars()) is (Progress if terminal else Lines)
