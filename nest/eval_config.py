@@ -9,8 +9,9 @@ from pydantic import Field
 from nest.subsets import split_off
 from nest.tasks import Task
 from spider_sense.config import Settings
-from spider_sense.data import NEGATIVE, Example
+from spider_sense.data import Example
 from spider_sense.errors import ConfigError, DataError, nearest
+from spider_sense.labels import NEGATIVE
 
 __all__ = ["ATTACKS", "Attack", "EvalConfig", "EvalSets", "attacks_named", "select_sets"]
 

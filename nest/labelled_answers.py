@@ -17,7 +17,8 @@ from nest.answers import generate_answers
 from nest.refusal import refuses
 from nest.sample_answers import COMPLIANCES, REFUSALS
 from nest.subsets import subset
-from spider_sense.data import NEGATIVE, Example
+from spider_sense.data import Example
+from spider_sense.labels import NEGATIVE
 from spider_sense.models import LoadedModel
 
 __all__ = ["LabelledAnswer", "labelled_answers", "own_answers", "sample_answers"]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spider_sense.corpus import load_corpus
-from spider_sense.data import MISUSE, Example, read_jsonl
+from spider_sense.data import Example, read_jsonl
 from spider_sense.errors import DataError
+from spider_sense.labels import MISUSE
 
 __all__ = ["CORPUS", "Prompts", "Side", "load_prompts"]
 
@@ -30,7 +31,7 @@ class Prompts:
 def load_prompts(names: Sequence[str], side: Side, limit: int | None = None, seed: int = 0) -> Prompts:
     """Read prompt sets and keep the rows that are on one side.
 
-    A label decides: what :data:`spider_sense.data.MISUSE` calls positive is harmful, what it calls negative benign,
+    A label decides: what :data:`spider_sense.labels.MISUSE` calls positive is harmful, what it calls negative benign,
     and any other row is left out. A row without a label is on the side that it is read for.
 
     Args:

@@ -19,9 +19,11 @@ from torch import Tensor
 from nest.expert_activations import reached
 from nest.scores import Recipe, RecipeName, recipe, z_scores
 from spider_sense.config import Settings
-from spider_sense.data import Example, LabelledSet, split
+from spider_sense.data import Example
 from spider_sense.errors import DataError
+from spider_sense.labels import LabelledSet
 from spider_sense.metrics import auroc
+from spider_sense.splits import split
 from spider_sense.types import Site
 
 __all__ = ["FEWEST", "PooledPrompts", "SelectConfig", "Selection", "select", "select_rows", "standardised"]

@@ -8,11 +8,12 @@ import numpy as np
 
 from spider_sense.baselines import LengthBaseline, TfidfBaseline, load_baselines
 from spider_sense.calibration import Calibration
-from spider_sense.data import Example, LabelMap, labelled
+from spider_sense.data import Example
 from spider_sense.errors import GuardError
 from spider_sense.evidence import evidence
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import BASELINES, Guard
+from spider_sense.labels import LabelMap, labelled
 from spider_sense.metrics import roc_points
 from spider_sense.models import LoadedModel
 from spider_sense.offline import score_examples

@@ -16,8 +16,9 @@ from zlib import crc32
 import numpy as np
 
 from spider_sense.corpus import Language, load_evasion
-from spider_sense.data import MISUSE, Example, labelled
+from spider_sense.data import Example
 from spider_sense.guard import Guard
+from spider_sense.labels import MISUSE, labelled
 from spider_sense.layouts import positions
 from spider_sense.metrics import auroc
 from spider_sense.models import LoadedModel

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from spider_sense.corpus import load_corpus
-from spider_sense.data import EXTRACTION, INJECTION, MISUSE, NEGATIVE, Example
+from spider_sense.data import Example
 from spider_sense.errors import BankError, DataError
 from spider_sense.fingerprint import Fingerprint, check_match, fingerprint
+from spider_sense.labels import EXTRACTION, INJECTION, MISUSE, NEGATIVE
 from spider_sense.models import LoadedModel
 from spider_sense.screening.examples import pool_texts
 from spider_sense.screening.reader import ChatSpans

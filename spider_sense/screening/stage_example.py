@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spider_sense.chat import Turn
-from spider_sense.data import INJECTION, Example
+from spider_sense.data import Example
+from spider_sense.labels import INJECTION
 from spider_sense.screening.stage import Stage
 
 __all__ = ["Row", "StageExample", "built", "observed", "written_call"]

@@ -15,17 +15,19 @@ from pydantic import Field
 from spider_sense.calibration import calibrate
 from spider_sense.chat import Chat
 from spider_sense.config import Settings
-from spider_sense.data import LabelledSet, digest, split
+from spider_sense.data import digest
 from spider_sense.errors import DataError
 from spider_sense.evidence import evidence
 from spider_sense.fingerprint import fingerprint, serving_config
 from spider_sense.guard import SCHEMA_VERSION, Control, Detector, Guard, Manifest, Template
+from spider_sense.labels import LabelledSet
 from spider_sense.metrics import auroc, log_auroc, tpr_at_fpr
 from spider_sense.models import LoadedModel
 from spider_sense.resampling import auroc_interval
 from spider_sense.scoring import Probe
 from spider_sense.screening.stage_data import StageData
 from spider_sense.screening.stage_guard import StageGuard
+from spider_sense.splits import split
 from spider_sense.training.controls import Controls
 from spider_sense.training.families import fit
 from spider_sense.training.options import FitOptions

@@ -9,8 +9,9 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from spider_sense.config import Settings
-from spider_sense.data import MISUSE, Example, LabelMap, read_jsonl
+from spider_sense.data import Example, read_jsonl
 from spider_sense.errors import ConfigError
+from spider_sense.labels import MISUSE, LabelMap
 from spider_sense.models import Dtype
 from spider_sense.training.families import FAMILIES
 from spider_sense.training.options import FitOptions

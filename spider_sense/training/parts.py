@@ -8,8 +8,10 @@ from itertools import compress
 import numpy as np
 
 from spider_sense.corpus import load_corpus
-from spider_sense.data import NEGATIVE, Example, LabelledSet, labelled, split
+from spider_sense.data import Example
 from spider_sense.errors import DataError
+from spider_sense.labels import NEGATIVE, LabelledSet, labelled
+from spider_sense.splits import split
 from spider_sense.training.config import DetectorConfig, TrainConfig, read_sets
 from spider_sense.training.overlap import overlapping
 

@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from spider_sense.corpus import load_corpus, load_tool_outputs
-from spider_sense.data import EXTRACTION, INJECTION, MISUSE, Example, LabelMap, labelled
+from spider_sense.data import Example
+from spider_sense.labels import EXTRACTION, INJECTION, MISUSE, LabelMap, labelled
 
 CATEGORIES = {
     "chemical_biological",
