@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spider_sense.errors import SpiderSenseError
 from spider_sense.forward import Forward, SequenceRows, read_forward
 from spider_sense.sites import ResolvedSite, resolve_all
 from spider_sense.types import Site
@@ -67,6 +68,7 @@ class Attachment:
         self.forward_rows: Callable[[Sequence[Any], Mapping[str, Any]], Forward] = read_forward
         """Names the rows of a forward pass; an engine that knows better puts its own function here."""
         self._packed: Forward | None = None
+        self._passes = 0
         inner = getattr(model, "_orig_mod", model)
         # Compiling a model in place puts the hooks of the model itself inside the graph; its compiled entry point is
         # wrapped instead.
@@ -108,12 +110,16 @@ class Attachment:
 
     @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._begin(self._packed or self.forward_rows(args, kwargs))
+        self._start(args, kwargs)
 
     @torch.compiler.disable
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
         # Not the module itself: its other hooks see the output that counts, once.
         return self._run(module.forward, args, kwargs) if self._end() else None
+
+    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._passes += 1
+        self._begin(self._packed or self.forward_rows(args, kwargs))
 
     def _wrap(self, call: Callable[..., object]) -> Callable[..., object]:
         def run(*args: Any, **kwargs: Any) -> object:
@@ -123,7 +129,7 @@ class Attachment:
 
     def _run(self, call: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         while True:
-            self._begin(self._packed or self.forward_rows(args, kwargs))
+            self._start(args, kwargs)
             output = call(*args, **kwargs)
             if not self._end():
                 return output
@@ -199,10 +205,16 @@ class _ContinuousBatching:
         def step(processor: Any, model: nn.Module) -> None:
             attachments = list(self._attached.get(id(getattr(model, "_orig_mod", model)), []))
             forward = _packed_forward(processor) if attachments else None
+            before = [attachment._passes for attachment in attachments]
             for attachment in attachments:
                 attachment._packed = forward
             try:
                 original(processor, model)
+                if any(attachment._passes == passes for attachment, passes in zip(attachments, before, strict=True)):
+                    raise SpiderSenseError(
+                        "a step of continuous batching ran no hook of the guard, so nobody judged it; make the manager "
+                        "after the guard is attached, with ContinuousBatchingConfig(use_cuda_graph=False)"
+                    )
             finally:
                 for attachment in attachments:
                     attachment._packed = None

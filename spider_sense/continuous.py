@@ -8,7 +8,9 @@ them in a later prompt is computed anew. Copies of a prompt (``num_return_sequen
 before its last token, and so before any verdict.
 """
 
+import logging
 from collections.abc import Callable, Hashable, Sequence, Set
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +21,9 @@ from spider_sense.judge import Judge
 from spider_sense.policy import Policy
 from spider_sense.scoring import RequestRows
 
-__all__ = ["ContinuousCalls", "check_policy"]
+__all__ = ["ContinuousCalls", "check_policy", "without_graphs"]
+
+_log = logging.getLogger(__name__)
 
 KEPT = 4096
 """Requests whose verdicts stay readable, the latest ones."""
@@ -132,6 +136,26 @@ def check_policy(policy: Policy) -> None:
             "model.generate, start the server without --continuous-batching or with vLLM, or leave patch.begin "
             "out, so that a patch begins at the next token"
         )
+
+
+def without_graphs(manager: Any) -> Any:
+    """Return a manager that runs each step, and so the model's hooks, where it would replay a graph of it.
+
+    Raises:
+        ConfigError: if it is one from before, with its graphs captured already.
+    """
+    config = manager.continuous_batching_config
+    if config.use_cuda_graph in (None, False, (False, False)):
+        return manager
+    if manager.batch_processor is not None:
+        raise ConfigError(
+            f"continuous batching runs with use_cuda_graph={config.use_cuda_graph}, and a graph that is replayed runs "
+            "no hooks; call destroy_cached_continuous_batching_manager on the model first"
+        )
+    # Steps overlap by default where there are graphs.
+    config.use_cuda_graph, config.use_async_batching = (False, False), False
+    _log.warning("continuous batching under a guard runs without CUDA graphs: a graph that is replayed runs no hooks")
+    return manager
 
 
 def _name(item: SequenceRows) -> str:

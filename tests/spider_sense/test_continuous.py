@@ -1,16 +1,21 @@
 """Continuous batching: every request is scored as if it ran alone, stopped when it breaches, named anew."""
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching import initialization, model_runner
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
+from spider_sense import guarded_model
 from spider_sense.audit import AuditEvent, AuditLog
-from spider_sense.continuous import ContinuousCalls
+from spider_sense.continuous import ContinuousCalls, without_graphs
+from spider_sense.errors import ConfigError
 from spider_sense.forward import SequenceRows
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
@@ -197,3 +202,58 @@ def test_a_request_is_attributed_and_its_end_is_told(guards: Any, what: LoadedMo
             ("req_2", "None"),
         ]
     assert len(ended) == 3
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that believes it can capture graphs, on a CPU: a replay runs the recorded work and no hook."""
+    monkeypatch.setattr(initialization, "get_accelerator_graph_name", lambda: "CUDAGraph")
+    monkeypatch.setattr(model_runner, "get_memory_pools", lambda: (None, 0))
+
+    def capture(runner: Any, step: Any, stream: Any, model: Any, *args: Any) -> None:
+        step(model, *args)
+        recorded = partial(step, lambda **inputs: model.forward(**inputs), *args)
+        runner.inputs_and_outputs.set_graph(SimpleNamespace(replay=recorded, reset=lambda: None))
+
+    (runner,) = (one for one in vars(model_runner).values() if hasattr(one, "_capture_graph"))
+    monkeypatch.setattr(runner, "_capture_graph", capture)
+
+
+ALL_BREACH = (-1e9, -1e9)
+
+
+@pytest.mark.usefixtures("graphs")
+def test_under_a_guard_no_step_is_a_replay(guards: Any, what: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+    guard = guards.guard(what, guards.many_probes()[:1], guards.calibration(*ALL_BREACH))
+    with Monitor(guard, Policy.default()).attach(what.model, what.tokenizer) as monitor:
+        said = run(what, PROMPTS, use_cuda_graph=True)
+        assert [len(answer) for answer in said] == [1, 1, 1]
+        assert {case.decision.action for case in monitor.continuous.values()} == {"stop"}
+    assert "runs without CUDA graphs" in caplog.text
+    assert [len(answer) for answer in run(what, PROMPTS, use_cuda_graph=True)] == [TOKENS] * 3
+
+
+@pytest.mark.usefixtures("graphs")
+def test_a_step_that_no_hook_saw_fails_its_requests(
+    guards: Any, what: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = guards.guard(what, guards.many_probes()[:1], guards.calibration(*ALL_BREACH))
+    monkeypatch.setattr(guarded_model, "without_graphs", lambda manager: manager)
+    with Monitor(guard, Policy.default()).attach(what.model, what.tokenizer):
+        outputs = what.model.generate_batch(
+            [list(PROMPTS[0])],
+            generation_config=GenerationConfig(max_new_tokens=TOKENS, do_sample=False, eos_token_id=2, pad_token_id=0),
+            continuous_batching_config=ContinuousBatchingConfig(
+                num_blocks=64, max_batch_tokens=16, block_size=4, allow_block_sharing=False, use_cuda_graph=True
+            ),
+        )
+    (output,) = outputs.values()
+    assert "ran no hook of the guard" in str(output.error)
+
+
+def test_a_manager_from_before_with_its_graphs_is_refused() -> None:
+    config = SimpleNamespace(use_cuda_graph=(False, True), use_async_batching=True)
+    with pytest.raises(ConfigError, match=r"use_cuda_graph=\(False, True\).*destroy_cached"):
+        without_graphs(SimpleNamespace(continuous_batching_config=config, batch_processor=object()))
+    plain = SimpleNamespace(continuous_batching_config=SimpleNamespace(use_cuda_graph=(False, False)))
+    assert without_graphs(plain) is plain
