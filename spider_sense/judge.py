@@ -171,7 +171,7 @@ class Judge:
         event = None
         if self.bank.device.type == "cuda":
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(self.bank.device))
         return Reading(tuple(cases), tuple(case.request.position - 1 for case in cases), host, event)
 
     def decide(self, reading: Reading) -> list[Case]:

@@ -100,13 +100,14 @@ class Monitor:
                 another model; a patch needs plain weights, whatever ``allow_uncertified`` says.
             PatchError: if the patch does not fit, or the weights are quantised or patched already.
             SiteError: if the model lacks a site of the guard.
-            ConfigError: if the monitor is attached already, or no tokenizer is found.
+            ConfigError: if the monitor is attached already, no tokenizer is found, or the model is on several devices.
         """
         if self._model is not None and self._model.attached:
             raise ConfigError("this monitor is attached already; detach it first, or use one monitor per model")
         model = getattr(model, "_orig_mod", model)
         if is_guarded(model):
             raise ConfigError("another monitor is attached to this model; detach it first, or put both guards in one")
+        _check_device(model)
         tokenizer = tokenizer or _find_tokenizer(model)
         loaded = LoadedModel(model=model, tokenizer=tokenizer, source=str(model.name_or_path))
         self.guard.check_model(fingerprint(loaded), serving_config(model), allow_uncertified)
@@ -176,6 +177,15 @@ def _check_policy(policy: Policy, guard: Guard) -> None:
     names = [detector.name for detector in guard.manifest.detectors]
     policy.check_engine("the transformers engine", SUPPORTED, names)
     choose_vector(policy, guard)
+
+
+def _check_device(model: Any) -> None:
+    devices = sorted({str(weight.device) for weight in model.parameters()})
+    if len(devices) > 1:
+        raise ConfigError(
+            f"the model lies on {', '.join(devices)}, and a guard scores on one device; load it onto one, for example "
+            "with CUDA_VISIBLE_DEVICES=0, or serve it with vLLM and tensor parallelism"
+        )
 
 
 def _alpha(policy: Policy) -> float | None:

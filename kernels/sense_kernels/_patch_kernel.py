@@ -132,18 +132,19 @@ def launch_dots(hidden: Tensor, vectors_KD: Tensor, gate_T: Tensor, tile: PatchL
     hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
     rows, (clusters, width) = hidden.shape[0], vectors_KD.shape
     partials = torch.empty(tile.segments, rows, clusters, dtype=torch.float32, device=hidden.device)
-    dots_kernel[(-(-rows // tile.rows), tile.segments)](
-        partials,
-        hidden,
-        hidden.stride(0),
-        vectors_KD.contiguous(),
-        gate_T,
-        rows,
-        SHAPE=(width, clusters),
-        TILE=(tile.rows, tile.inner, tile.segment),
-        PRECISION=tile.precision,
-        **options(tile.warps, tile.stages),
-    )
+    with torch.cuda.device_of(hidden):
+        dots_kernel[(-(-rows // tile.rows), tile.segments)](
+            partials,
+            hidden,
+            hidden.stride(0),
+            vectors_KD.contiguous(),
+            gate_T,
+            rows,
+            SHAPE=(width, clusters),
+            TILE=(tile.rows, tile.inner, tile.segment),
+            PRECISION=tile.precision,
+            **options(tile.warps, tile.stages),
+        )
     return partials
 
 
@@ -158,18 +159,19 @@ def launch_update(
 ) -> None:
     """Update the patched neurons of the output [T, F] in place; ``partials`` as of :func:`launch_dots`."""
     (segments, rows, clusters), neurons = partials.shape, neuron_R.shape[0]
-    update_kernel[(-(-rows // tile.rows), -(-neurons // tile.neurons))](
-        output,
-        output.stride(0),
-        partials,
-        neuron_R.contiguous(),
-        cluster_R.contiguous(),
-        gate_T,
-        alpha,
-        rows,
-        neurons,
-        SEGMENTS=segments,
-        K=clusters,
-        TILE=(tile.rows, tile.neurons),
-        **options(tile.warps),
-    )
+    with torch.cuda.device_of(output):
+        update_kernel[(-(-rows // tile.rows), -(-neurons // tile.neurons))](
+            output,
+            output.stride(0),
+            partials,
+            neuron_R.contiguous(),
+            cluster_R.contiguous(),
+            gate_T,
+            alpha,
+            rows,
+            neurons,
+            SEGMENTS=segments,
+            K=clusters,
+            TILE=(tile.rows, tile.neurons),
+            **options(tile.warps),
+        )

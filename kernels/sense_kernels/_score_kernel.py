@@ -9,6 +9,7 @@ Shape letters: T packed rows, D width, K linear columns, M hidden units, J their
 
 # mypy: disable-error-code="no-untyped-def"
 
+import torch
 from torch import Tensor
 
 from sense_kernels._fold_token import max_nan
@@ -204,19 +205,20 @@ def launch_score(
         raise ValueError(f"scratch {list(scratch.partials.shape)} is too small for {rows} rows and {columns} columns")
     partials, tickets = scratch if scratch is not None and split else (None, None)
     bias, mlp_weight, mlp_bias = biases
-    score_kernel[(-(-rows // tile.rows), tile.segments if split else 1)](
-        (x_TD, x_TD.stride(0), r_TD, 0 if r_TD is None else r_TD.stride(0), weight, weight_low),
-        (None, 0, 0) if partials is None else (partials, partials.shape[1], partials.shape[2]),
-        tickets,
-        (bias, mlp_weight, mlp_bias),
-        out,
-        out.stride(0),
-        rows,
-        EPS=eps,
-        SHAPE=(width, columns, len(bias), len(mlp_weight), len(mlp_bias)),
-        TILE=(*tile[:6], split, tile.precision, backend() == "hip"),
-        **options(tile.warps, tile.stages),
-    )
+    with torch.cuda.device_of(x_TD):
+        score_kernel[(-(-rows // tile.rows), tile.segments if split else 1)](
+            (x_TD, x_TD.stride(0), r_TD, 0 if r_TD is None else r_TD.stride(0), weight, weight_low),
+            (None, 0, 0) if partials is None else (partials, partials.shape[1], partials.shape[2]),
+            tickets,
+            (bias, mlp_weight, mlp_bias),
+            out,
+            out.stride(0),
+            rows,
+            EPS=eps,
+            SHAPE=(width, columns, len(bias), len(mlp_weight), len(mlp_bias)),
+            TILE=(*tile[:6], split, tile.precision, backend() == "hip"),
+            **options(tile.warps, tile.stages),
+        )
 
 
 def _packed(x: Tensor) -> Tensor:

@@ -138,20 +138,21 @@ def fold_triton(
         return
     _check_tables(State(state, count, peak), logits_TC, blocks, trace)
     launch = fold_launch(table.spec)
-    _fold_kernel[-(-requests // launch.requests), len(launch.groups)](
-        (state, count, peak),
-        logits_TC,
-        logits_TC.stride(0),
-        (rows.row, rows.code, rows.start, rows.slot, rows.accepted),
-        (table.value, table.query, table.param, table.head),
-        trace,
-        (None, None, None, None) if blocks is None else (rows.block, *blocks),
-        requests,
-        1,
-        GROUPS=launch.groups,
-        SIZES=(table.state_floats, len(launch.groups), table.heads),
-        **options(launch.warps),
-    )
+    with torch.cuda.device_of(logits_TC):
+        _fold_kernel[-(-requests // launch.requests), len(launch.groups)](
+            (state, count, peak),
+            logits_TC,
+            logits_TC.stride(0),
+            (rows.row, rows.code, rows.start, rows.slot, rows.accepted),
+            (table.value, table.query, table.param, table.head),
+            trace,
+            (None, None, None, None) if blocks is None else (rows.block, *blocks),
+            requests,
+            1,
+            GROUPS=launch.groups,
+            SIZES=(table.state_floats, len(launch.groups), table.heads),
+            **options(launch.warps),
+        )
 
 
 def pack_arguments(

@@ -2,6 +2,8 @@
 
 Tiles and the split of the inner dimension come from the width, the number of columns, the dtype and the architecture
 alone. The number of rows sets only the grid, so a row's logits do not depend on how many rows it was launched with.
+
+Each launch is made on the device of its tensors; Triton by itself takes the current one.
 """
 
 from collections.abc import Mapping

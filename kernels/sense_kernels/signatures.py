@@ -213,20 +213,21 @@ def match_signatures_triton(
             f"queries {list(query.shape)} and signatures {list(signatures_ND.shape)} do not fit one another, or results"
             f" are not contiguous: strides {best_T.stride()} and {index_T.stride()}"
         )
-    _match_kernel[(tiles, parts)](
-        query,
-        query.stride(0),
-        signatures_ND.contiguous(),
-        None if scale_N is None else scale_N.contiguous(),
-        best_T,
-        index_T,
-        (best, index, tickets),
-        rows,
-        count,
-        D=query.shape[1],
-        TILE=(launch.rows, launch.signatures, launch.inner, backend() == "hip"),
-        **options(launch.warps, launch.stages),
-    )
+    with torch.cuda.device_of(query):
+        _match_kernel[(tiles, parts)](
+            query,
+            query.stride(0),
+            signatures_ND.contiguous(),
+            None if scale_N is None else scale_N.contiguous(),
+            best_T,
+            index_T,
+            (best, index, tickets),
+            rows,
+            count,
+            D=query.shape[1],
+            TILE=(launch.rows, launch.signatures, launch.inner, backend() == "hip"),
+            **options(launch.warps, launch.stages),
+        )
 
 
 library.define(

@@ -271,3 +271,10 @@ def test_a_policy_is_read_where_a_file_is_named(guard: Guard, tmp_path: Path) ->
     assert Monitor.from_pretrained(tmp_path / "guard").policy == Policy.default()
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         Monitor.from_pretrained(tmp_path / "guard", "nowhere.yaml")
+
+
+def test_a_model_on_several_devices_is_refused(tiny_loaded: LoadedModel, guard: Guard) -> None:
+    tiny_loaded.model.model.norm.to("meta")
+    with pytest.raises(ConfigError, match="lies on cpu, meta, and a guard scores on one device"):
+        watch(tiny_loaded, guard)
+    assert "generate" not in vars(tiny_loaded.model)
