@@ -5,18 +5,15 @@ after a pass (naming the rows, folding the scores) runs outside the compiled gra
 """
 
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spider_sense.errors import SpiderSenseError
-from spider_sense.forward import Forward, SequenceRows, read_forward
+from spider_sense.forward import Forward, read_forward
+from spider_sense.packed_batches import PACKED_BATCHES
 from spider_sense.sites import ResolvedSite, resolve_all
 from spider_sense.types import Site
 
@@ -63,12 +60,15 @@ class Attachment:
         patchers: Mapping[Site, Patcher] | None = None,
         release: Callable[[], None] | None = None,
     ) -> None:
-        self._model, self._begin, self._end, self._release = model, begin, end, release
+        self._model, self._begin, self._end = model, begin, end
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self.forward_rows: Callable[[Sequence[Any], Mapping[str, Any]], Forward] = read_forward
         """Names the rows of a forward pass; an engine that knows better puts its own function here."""
-        self._packed: Forward | None = None
-        self._passes = 0
+        self.packed: Forward | None = None
+        """Rows of the step of continuous batching that runs, if one does."""
+        self.passes = 0
+        """Forward passes that the hooks saw."""
+        self.release = release
         inner = getattr(model, "_orig_mod", model)
         # Compiling a model in place puts the hooks of the model itself inside the graph; its compiled entry point is
         # wrapped instead.
@@ -86,7 +86,7 @@ class Attachment:
         else:
             self._handles.append(model.register_forward_pre_hook(self._before, with_kwargs=True))
             self._handles.append(model.register_forward_hook(self._after, with_kwargs=True, prepend=True))
-        _continuous.add(inner, self)
+        PACKED_BATCHES.add(inner, self)
         _forget_compiled()
 
     def detach(self) -> None:
@@ -97,7 +97,7 @@ class Attachment:
         if self._compiled_call is not None:
             self._model._compiled_call_impl = self._compiled_call
             self._compiled_call = None
-        _continuous.discard(getattr(self._model, "_orig_mod", self._model), self)
+        PACKED_BATCHES.discard(getattr(self._model, "_orig_mod", self._model), self)
         _forget_compiled()
 
     def __enter__(self) -> Self:
@@ -118,8 +118,8 @@ class Attachment:
         return self._run(module.forward, args, kwargs) if self._end() else None
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._passes += 1
-        self._begin(self._packed or self.forward_rows(args, kwargs))
+        self.passes += 1
+        self._begin(self.packed or self.forward_rows(args, kwargs))
 
     def _wrap(self, call: Callable[..., object]) -> Callable[..., object]:
         def run(*args: Any, **kwargs: Any) -> object:
@@ -168,95 +168,3 @@ def _hook_patcher(place: ResolvedSite, patcher: Patcher) -> torch.utils.hooks.Re
 def _forget_compiled() -> None:
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
-
-
-class _ContinuousBatching:
-    """Tells attachments the rows of each packed batch of transformers' continuous batching.
-
-    The model's own arguments do not name requests; the batch processor's bookkeeping does. Its generation step is
-    wrapped while at least one attachment exists.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._attached: dict[int, list[Attachment]] = {}
-        self._original: Callable[..., None] | None = None
-
-    def add(self, model: nn.Module, attachment: Attachment) -> None:
-        with self._lock:
-            self._attached.setdefault(id(model), []).append(attachment)
-            if self._original is None:
-                processor = _processor_class()
-                self._original = processor._generation_step
-                processor._generation_step = self._wrap(self._original)
-
-    def discard(self, model: nn.Module, attachment: Attachment) -> None:
-        with self._lock:
-            attached = self._attached.get(id(model), [])
-            if attachment in attached:
-                attached.remove(attachment)
-            if not attached:
-                self._attached.pop(id(model), None)
-            if not self._attached and self._original is not None:
-                _processor_class()._generation_step = self._original
-                self._original = None
-
-    def _wrap(self, original: Callable[..., None]) -> Callable[..., None]:
-        def step(processor: Any, model: nn.Module) -> None:
-            attachments = list(self._attached.get(id(getattr(model, "_orig_mod", model)), []))
-            forward = _packed_forward(processor) if attachments else None
-            before = [attachment._passes for attachment in attachments]
-            for attachment in attachments:
-                attachment._packed = forward
-            try:
-                original(processor, model)
-                if any(attachment._passes == passes for attachment, passes in zip(attachments, before, strict=True)):
-                    raise SpiderSenseError(
-                        "a step of continuous batching ran no hook of the guard, so nobody judged it; make the manager "
-                        "after the guard is attached, with ContinuousBatchingConfig(use_cuda_graph=False)"
-                    )
-            finally:
-                for attachment in attachments:
-                    attachment._packed = None
-                    if attachment._release is not None:
-                        attachment._release()
-
-        return step
-
-
-def _processor_class() -> Any:
-    from transformers.generation.continuous_batching.continuous_api import ContinuousBatchProcessor
-
-    return ContinuousBatchProcessor
-
-
-def _packed_forward(processor: Any) -> Forward:
-    batch = processor.inputs_and_outputs
-    if hasattr(batch, "io_pairs"):
-        batch = batch.io_pairs[batch.current_pair].host_io
-    sequences, start = [], 0
-    for item in batch.requests_in_batch:
-        state, length = item.state, item.query_length
-        # The processor has already counted this step's tokens.
-        past = state.position_offset - length
-        # A request that was preempted carries what it had generated as part of its prompt.
-        prompt = state.initial_tokens[: state._true_initial_tokens or None]
-        rows = np.arange(start, start + length)
-        positions = np.arange(past, past + length)
-        runs, withhold = partial(_runs, processor.scheduler, state.request_id), partial(_withhold, item)
-        sequences.append(SequenceRows(str(state.request_id), rows, positions, prompt, state, runs, withhold))
-        start += length
-    return Forward(max(start, batch.num_q_tokens), tuple(sequences), start, 0)
-
-
-def _runs(scheduler: Any, name: Any) -> bool:
-    return name in scheduler.active_requests or name in scheduler.waiting_requests
-
-
-def _withhold(item: Any) -> None:
-    """Let the engine register none of the KV blocks that this pass completes, so that it finds no match for them."""
-    # By its own type: a count a layer type, in older releases one count.
-    item.complete_blocks = type(item.complete_blocks)()
-
-
-_continuous = _ContinuousBatching()
