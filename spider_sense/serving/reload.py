@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat
 from spider_sense.config import Settings, parse
 from spider_sense.errors import ConfigError, SpiderSenseError
 from spider_sense.serving.asgi import Message, Receive, Send, body_of, reply
-from spider_sense.serving.core_seams import WAIT, reload_guard
+from spider_sense.serving.reload_seams import WAIT, reload_guard
 
 __all__ = ["PATH", "Reload", "reload_key"]
 

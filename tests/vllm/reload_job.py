@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from spider_sense.errors import SpiderSenseError
-from spider_sense.serving.core_seams import read_canaries, reload_guard
+from spider_sense.serving.canary_seams import read_canaries
+from spider_sense.serving.reload_seams import reload_guard
 
 
 async def main(job: dict[str, Any]) -> dict[str, Any]:

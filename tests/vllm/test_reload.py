@@ -12,8 +12,11 @@ import torch
 from spider_sense.errors import ConfigError, MismatchError
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
-from spider_sense.serving import core_seams
+from spider_sense.serving import reload_seams
+from spider_sense.serving.canary_seams import _alone
 from spider_sense.serving.checks import OP_VERSION
+from spider_sense.serving.core_seams import SAID
+from spider_sense.serving.reload_seams import reloaded
 from spider_sense.training.canaries import make_canaries
 
 pytestmark = [
@@ -94,14 +97,14 @@ def paused(guard: Path, **parts: Any) -> Any:
         ),
         scheduler=SimpleNamespace(running=[]),
         is_scheduler_paused=lambda: True,
-        **{core_seams._SAID: {"policy": {"actions": ["observe", "flag", "stop"]}}},
+        **{SAID: {"policy": {"actions": ["observe", "flag", "stop"]}}},
         **parts,
     )
 
 
 def test_an_engine_that_was_started_without_a_guard_takes_none() -> None:
     core = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={}))
-    refused = core_seams.reloaded(core, lambda *_: None, "guard", None)["refused"]
+    refused = reloaded(core, lambda *_: None, "guard", None)["refused"]
     assert refused.startswith("this engine runs without a guard, and its graph has no room for one; start anew")
 
 
@@ -120,7 +123,7 @@ def test_a_client_that_leaves_while_canaries_run_leaves_no_request_behind() -> N
     scheduler = SimpleNamespace(
         waiting=queue, policy=SchedulingPolicy.FCFS, pause_state=PauseState.PAUSED_NEW, set_pause_state=states.append
     )
-    with core_seams._alone(scheduler):
+    with _alone(scheduler):
         assert not scheduler.waiting
     assert list(scheduler.waiting) == [stays]
     assert states == [PauseState.UNPAUSED, PauseState.PAUSED_NEW]
@@ -143,14 +146,14 @@ def test_canaries_that_drift_are_a_refusal_and_those_that_break_the_engine_its_e
         return [None]
 
     core = paused(guard, collective_rpc=collective_rpc, input_queue=SimpleNamespace(put_nowait=queue.append))
-    monkeypatch.setattr(core_seams, "_try_canaries", fail)
+    monkeypatch.setattr(reload_seams, "try_canaries", fail)
     if isinstance(error, MismatchError):
-        assert core_seams.reloaded(core, lambda *_: None, str(guard), None) == {"refused": "drift"}
+        assert reloaded(core, lambda *_: None, str(guard), None) == {"refused": "drift"}
         assert called == ["spider_sense_exchange", "spider_sense_restore"]
         assert not queue
     else:
         with pytest.raises(RuntimeError, match="a step failed"):
-            core_seams.reloaded(core, lambda *_: None, str(guard), None)
+            reloaded(core, lambda *_: None, str(guard), None)
         assert called == ["spider_sense_exchange"]
         assert queue == [(EngineCoreRequestType.EXECUTOR_FAILED, b"")]
 
@@ -159,9 +162,7 @@ def test_what_the_scheduler_cannot_do_is_refused_before_the_workers_hear_of_it(g
     def cannot(*_: Any) -> None:
         raise ConfigError("serve with --no-async-scheduling")
 
-    assert core_seams.reloaded(paused(guard), cannot, str(guard), None) == {
-        "refused": "serve with --no-async-scheduling"
-    }
+    assert reloaded(paused(guard), cannot, str(guard), None) == {"refused": "serve with --no-async-scheduling"}
 
 
 @pytest.mark.parametrize(
@@ -175,5 +176,5 @@ def test_a_policy_that_begins_to_do_what_was_not_made_sure_of_is_refused(
     action: str, policy: str, guard: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "policy.yaml").write_text(policy)
-    found = core_seams.reloaded(paused(guard), lambda *_: None, str(guard), str(tmp_path / "policy.yaml"))
+    found = reloaded(paused(guard), lambda *_: None, str(guard), str(tmp_path / "policy.yaml"))
     assert f"says {action}, and that of before did not" in found["refused"]

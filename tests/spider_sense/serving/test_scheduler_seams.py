@@ -9,7 +9,7 @@ import pytest
 
 from spider_sense.errors import ConfigError
 from spider_sense.models import LoadedModel
-from spider_sense.serving import core_seams, patch_seams, scheduler_seams
+from spider_sense.serving import patch_seams, scheduler_seams
 from spider_sense.serving.actor import ACTOR
 
 
@@ -69,13 +69,3 @@ def test_a_scheduler_that_takes_in_tokens_its_own_way_is_refused(
         scheduler_seams._scheduling(lambda: None, scheduler)
     # Without a guard it is nobody's business.
     scheduler_seams._scheduling(lambda: None, kind({}))
-
-
-def test_an_engine_in_whose_scheduler_nothing_acts_does_not_start(
-    tiny_loaded: LoadedModel, guards: Any, tmp_path: Path
-) -> None:
-    guards.guard(tiny_loaded, guards.many_probes()[:1]).save_pretrained(tmp_path / "guard")
-    scheduler = Own({"spider_sense": {"guard": str(tmp_path / "guard")}})
-    core = SimpleNamespace(vllm_config=scheduler.vllm_config, scheduler=scheduler)
-    with pytest.raises(ConfigError, match="nothing of a guard acts in the scheduler Own"):
-        core_seams.made(lambda: None, core)
