@@ -203,7 +203,7 @@ class Engine:
         policy = Policy.shadow() if watch is None else WATCHING
         self.guard = EngineGuard(Judge(guard, policy, watch=watch), longest=1000)
         if cached:
-            self.guard.keep_blocks(SIZE, BLOCKS)
+            self.guard.kv_states.keep(SIZE, BLOCKS)
         self.sites = self.guard.judge.bank.sites
         self.cache: dict[tuple[int, ...], int] = {}
         self.free = list(range(BLOCKS))

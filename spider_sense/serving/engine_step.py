@@ -12,11 +12,14 @@ from spider_sense.case import Case
 from spider_sense.judge import Reading
 from spider_sense.scoring import Request, TokenChain
 
-__all__ = ["Served", "Step"]
+__all__ = ["NO_END", "RunningRequest", "Step"]
+
+NO_END = 1 << 62
+"""Length of a prompt that never ends: every row of such a request is a prompt row."""
 
 
 @dataclass(slots=True)
-class Served:
+class RunningRequest:
     """A request that the engine runs."""
 
     case: Case
@@ -44,7 +47,7 @@ class Step:
     """Packed rows T."""
     drafts: Mapping[str, int] = field(default_factory=dict)
     """Rows of each request, its last ones, whose tokens may be rejected."""
-    served: list[Served] = field(default_factory=list)
+    running: list[RunningRequest] = field(default_factory=list)
     """Requests in the order of their rows."""
     start_B: Sequence[int] = ()
     """First row of each, and the end of the last; B + 1 numbers."""
@@ -58,14 +61,14 @@ class Step:
     def decodes(self) -> bool:
         """Whether it computes one token of each request, each the next one of an answer."""
         one_each = list(self.start_B) == list(range(self.total + 1))
-        return one_each and all(map(Served.goes_on, self.served, self.position_B))
+        return one_each and all(map(RunningRequest.goes_on, self.running, self.position_B))
 
-    def rows(self) -> Iterator[tuple[Served, np.ndarray, np.ndarray]]:
+    def rows(self) -> Iterator[tuple[RunningRequest, np.ndarray, np.ndarray]]:
         """Yield each request with its rows and their absolute positions."""
-        for place, served in enumerate(self.served):
+        for place, running in enumerate(self.running):
             rows = np.arange(self.start_B[place], self.start_B[place + 1])
-            yield served, rows, rows - self.start_B[place] + self.position_B[place]
+            yield running, rows, rows - self.start_B[place] + self.position_B[place]
 
-    def sure(self, served: Served, rows: np.ndarray) -> int:
+    def sure(self, running: RunningRequest, rows: np.ndarray) -> int:
         """Return how many rows of a request are certain before anything is sampled."""
-        return len(rows) - self.drafts.get(served.case.request.id, 0)
+        return len(rows) - self.drafts.get(running.case.request.id, 0)

@@ -25,7 +25,6 @@ from spider_sense.serving.wrap import wrap
 __all__ = [
     "check_preemption",
     "find_patch",
-    "graph_of",
     "install",
     "loaded",
     "patching",
@@ -63,12 +62,6 @@ def find_patch(settings: ServingSettings) -> tuple[NeuronPatch, float] | None:
     policy = settings.load_policy()
     patch = choose_patch(policy, None)
     return None if patch is None or policy.patch is None else (patch, scaled(patch, policy.patch.alpha))
-
-
-def graph_of(settings: ServingSettings) -> str:
-    """Return what of the patch is compiled. Its digest stands for its rows, which decide what each rank compiles."""
-    found = find_patch(settings)
-    return "" if found is None else f"/patch:{found[0].digest}*{found[1]}"
 
 
 def loaded(worker: Any, settings: ServingSettings) -> None:

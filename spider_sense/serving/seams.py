@@ -10,10 +10,11 @@ from typing import Any
 
 from spider_sense.errors import ConfigError
 from spider_sense.serving import block_keys, front_seams, patch_seams, scheduler_seams, worker_seams
-from spider_sense.serving.checks import check_reasoning, check_settings, graph_of
+from spider_sense.serving.checks import check_reasoning, check_settings
 from spider_sense.serving.choices import collected, gathered
 from spider_sense.serving.core_seams import RUN, begun, in_force, made, run_core
 from spider_sense.serving.engine_config import check_engine, check_model, keep_ranks_alike
+from spider_sense.serving.graph import graph_of
 from spider_sense.serving.origin import numbered
 from spider_sense.serving.reload_seams import reloaded
 from spider_sense.serving.settings import KEY, find_settings

@@ -21,9 +21,9 @@ from spider_sense.serving.about import about
 from spider_sense.serving.canary import check_drift, report
 from spider_sense.serving.findings import Note, findings_of
 from spider_sense.serving.front import Front
-from spider_sense.serving.settings import FIELD, KEY, ServingSettings
+from spider_sense.serving.settings import ServingSettings
 
-__all__ = ["Served", "with_verdict"]
+__all__ = ["Served"]
 
 logger = logging.getLogger(__name__)
 
@@ -111,22 +111,6 @@ class Served:
     def _count(self, case: Case) -> None:
         ended = [findings_of([case]).ended(0)]
         self.front.take(Note(seconds=0.0, ended=ended, throttled=[], unrecorded=self._lost.take()))
-
-
-def with_verdict(answer: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer in the form of OpenAI's, or the event that ends a stream of one, with its verdict.
-
-    Args:
-        answer: JSON-ready.
-        said: the verdict.
-    """
-    if "response" in answer:  # the last event of a stream of /v1/responses holds the whole answer
-        return {**answer, "response": with_verdict(answer["response"], said)}
-    answer = {**answer, FIELD: {KEY: said}}
-    if said["action"] == "stop" and "choices" in answer:
-        stopped = {"finish_reason": "stop", "stop_reason": f"{KEY}: {said['reason']}"}
-        answer["choices"] = [{**choice, **stopped} for choice in answer["choices"]]
-    return answer
 
 
 def _try_canaries(trial: Monitor, model: Any) -> Drift | None:

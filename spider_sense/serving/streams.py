@@ -1,4 +1,4 @@
-"""The verdict in a stream: the chunk that ends a choice carries what is said of it."""
+"""The verdict in an answer, and in a stream of one: the chunk that ends a choice carries what is said of it."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -7,7 +7,7 @@ from typing import Any
 from spider_sense.serving.choices import Said, verdicts_of
 from spider_sense.serving.settings import FIELD, KEY
 
-__all__ = ["event_of", "line_of", "streamed_chat", "streamed_completion"]
+__all__ = ["event_of", "line_of", "streamed_chat", "streamed_completion", "with_verdict"]
 
 _DATA, _END = "data: ", "\n\n"
 Lines = Callable[..., AsyncIterator[str]]
@@ -22,6 +22,22 @@ def event_of(line: str) -> dict[str, Any]:
 def line_of(event: dict[str, Any]) -> str:
     """Return a server-sent event."""
     return f"{_DATA}{json.dumps(event, separators=(',', ':'), ensure_ascii=False)}{_END}"
+
+
+def with_verdict(answer: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer in the form of OpenAI's, or the event that ends a stream of one, with its verdict.
+
+    Args:
+        answer: JSON-ready.
+        said: the verdict.
+    """
+    if "response" in answer:  # the last event of a stream of /v1/responses holds the whole answer
+        return {**answer, "response": with_verdict(answer["response"], said)}
+    answer = {**answer, FIELD: {KEY: said}}
+    if said["action"] == "stop" and "choices" in answer:
+        stopped = {"finish_reason": "stop", "stop_reason": f"{KEY}: {said['reason']}"}
+        answer["choices"] = [{**choice, **stopped} for choice in answer["choices"]]
+    return answer
 
 
 async def streamed_chat(

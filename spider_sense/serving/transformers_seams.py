@@ -22,8 +22,8 @@ from spider_sense.errors import ConfigError
 from spider_sense.serving.bodies import check_body
 from spider_sense.serving.door import THROTTLE, Door, principals_of
 from spider_sense.serving.reception import ASK, Ask, Reception
-from spider_sense.serving.served import Served, with_verdict
-from spider_sense.serving.streams import event_of, line_of
+from spider_sense.serving.served import Served
+from spider_sense.serving.streams import event_of, line_of, with_verdict
 from spider_sense.serving.transformers_engines import Engines
 
 __all__ = ["run", "seams"]

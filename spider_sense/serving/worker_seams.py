@@ -14,10 +14,11 @@ from spider_sense.guard import Guard
 from spider_sense.judge import Judge
 from spider_sense.lost_events import LostEvents
 from spider_sense.serving import patch_seams
-from spider_sense.serving.checks import exchange, graph_of
 from spider_sense.serving.engine_config import serving_of, tokenizer_of
 from spider_sense.serving.engine_guard import EngineGuard
 from spider_sense.serving.engine_step import Step
+from spider_sense.serving.exchange import exchange
+from spider_sense.serving.graph import graph_of
 from spider_sense.serving.packed_rows import rows_of_batch, rows_of_runner
 from spider_sense.serving.settings import ServingSettings, find_settings
 from spider_sense.serving.taps import attach_taps
@@ -115,7 +116,7 @@ def _measured(original: Callable[..., int], worker: Any) -> int:
     # Layers of one kind, at least, have their share in every block.
     fewest = min(Counter(type(spec) for spec in specs).values())
     block: int = fewest * min(spec.page_size_bytes for spec in specs)
-    return available * block // (block + guard.block_bytes)
+    return available * block // (block + guard.kv_states.block_bytes)
 
 
 def _sized(original: Callable[..., Any], worker: Any, kv_cache_config: Any) -> Any:
@@ -123,7 +124,7 @@ def _sized(original: Callable[..., Any], worker: Any, kv_cache_config: Any) -> A
     guard = getattr(worker.model_runner, _GUARD, None)
     cache = worker.vllm_config.cache_config
     if guard is not None and cache.enable_prefix_caching:
-        guard.keep_blocks(cache.block_size, kv_cache_config.num_blocks)
+        guard.kv_states.keep(cache.block_size, kv_cache_config.num_blocks)
     return result
 
 

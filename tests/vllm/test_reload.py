@@ -14,8 +14,8 @@ from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
 from spider_sense.serving import reload_seams
 from spider_sense.serving.canary_seams import _alone
-from spider_sense.serving.checks import OP_VERSION
 from spider_sense.serving.core_seams import SAID
+from spider_sense.serving.graph import OP_VERSION
 from spider_sense.serving.reload_seams import reloaded
 from spider_sense.training.canaries import make_canaries
 

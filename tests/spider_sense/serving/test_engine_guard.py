@@ -2,8 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,16 +12,12 @@ from hypothesis import strategies as st
 
 from spider_sense.audit import AuditEvent
 from spider_sense.errors import SpiderSenseError
-from spider_sense.fingerprint import serving_config
-from spider_sense.guard import Guard
 from spider_sense.judge import Judge
 from spider_sense.lost_events import LostEvents
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy, Rule
 from spider_sense.serving import engine_guard
-from spider_sense.serving.checks import OP_VERSION, exchange, graph_of
 from spider_sense.serving.engine_guard import EngineGuard
-from spider_sense.serving.settings import ServingSettings
 
 
 def prompt_of(draw: np.random.Generator, shared: Sequence[int], length: int) -> list[int]:
@@ -224,69 +218,6 @@ def test_of_the_blocks_that_another_guard_filled_nothing_is_known(tiny_loaded: L
     assert findings.coverage_B3[row].tolist() == [4, 8, 0]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"site": "resid.1"}, "probes {op}/one:resid.0*1, the guard has {op}/one:resid.1*1"),
-        ({"kind": "attention"}, "probes {op}/one:resid.0*1, the guard has {op}/one:resid.0*2"),
-        ({"template": True}, "made for the template"),
-        ({"serving": True}, "uncertified serving configuration"),
-        ({"policy": "on_missing: steer\nsteer: {vector: calm, strength: 1}"}, "the vLLM engine cannot 'steer'"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_a_guard_that_does_not_fit_is_refused_and_the_old_one_stays(
-    tiny_loaded: LoadedModel, guards: Any, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    first = guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=1),))
-    engine = guards.Engine(tiny_loaded, first, guards)
-    probe = guards.probe("one", change.get("kind", "mean"), change.get("site", "resid.0"), seed=2)
-    other = guards.guard(tiny_loaded, (probe,))
-    if "template" in change:
-        template = other.manifest.template.model_copy(update={"tail": 3})
-        other = replace(other, manifest=other.manifest.model_copy(update={"template": template}))
-    other.save_pretrained(tmp_path / "other")
-    told = {"guard": str(tmp_path / "other"), "graph": graph_of(first, ServingSettings(guard=tmp_path))}
-    if "policy" in change:
-        (tmp_path / "policy.yaml").write_text(f"rules: []\n{change['policy']}\n")
-        told["policy"] = str(tmp_path / "policy.yaml")
-    serving = serving_config(tiny_loaded.model)
-    if "serving" in change:
-        serving = serving.model_copy(update={"dtype": "bfloat16"})
-    refused = exchange(engine.guard, told, serving)
-    assert refused is not None
-    assert message.format(op=OP_VERSION) in refused
-    assert engine.guard.judge.guard is first
-    engine.add("a", [1, 5, *range(10, 20)], [20])
-    engine.step({"a": 100})
-    engine.check("a", guards)
-
-
-def test_a_policy_whose_patch_begins_elsewhere_is_taken(
-    tiny_loaded: LoadedModel, tiny_patches: Any, guards: Any, tmp_path: Path
-) -> None:
-    which = guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=1),))
-    engine = guards.Engine(tiny_loaded, which, guards)
-    which.save_pretrained(tmp_path / "guard")
-    tiny_patches.patch(tiny_loaded).save_pretrained(tmp_path / "patch")
-    policy = tmp_path / "policy.yaml"
-    settings = ServingSettings(guard=tmp_path / "guard", policy=policy)
-    for begin in ("token", "prompt", "token"):
-        policy.write_text(f"rules: []\non_missing: patch\npatch: {{folder: {tmp_path / 'patch'}, begin: {begin}}}\n")
-        told = settings.model_copy(update={"graph": graph_of(which, settings)}).model_dump(mode="json")
-        assert exchange(engine.guard, told, serving_config(tiny_loaded.model)) is None
-        assert engine.guard.judge.policy.patch.begin == begin
-
-
-def test_a_guard_that_fits_is_taken_from_its_folder(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> None:
-    first, second = (guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0", seed=seed),)) for seed in (1, 2))
-    engine = guards.Engine(tiny_loaded, first, guards)
-    second.save_pretrained(tmp_path / "second")
-    told = {"guard": str(tmp_path / "second"), "graph": graph_of(first, ServingSettings(guard=tmp_path))}
-    assert exchange(engine.guard, told, serving_config(tiny_loaded.model)) is None
-    assert engine.guard.judge.guard.digest == Guard.from_pretrained(tmp_path / "second").digest
-
-
 def test_the_state_of_patched_tokens_is_lent_to_nobody_else(tiny_loaded: LoadedModel, guards: Any) -> None:
     engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards)
     prompt, answer = [1, 5, *range(10, 16)], list(range(20, 32))
@@ -303,7 +234,7 @@ def test_the_state_of_patched_tokens_is_lent_to_nobody_else(tiny_loaded: LoadedM
     # Preempted, it takes up its own blocks again.
     engine.preempt("patched")
     engine.step({"patched": 100})
-    served = engine.guard._served["patched"]
+    served = engine.guard._running["patched"]
     assert served.again is None, "the state after its own blocks was known"
     # An engine would have to mix up its blocks to let another request begin with them.
     engine.add("later", [*prompt, *answer], [40])
@@ -320,7 +251,7 @@ def test_a_prompt_that_is_read_again_is_scored_once_and_loses_the_token_that_fol
     engine, prompt = guards.Engine(tiny_loaded, which, guards, second_runner=second_runner), [1, 5, *range(10, 20)]
     engine.add("a", prompt, [50])
     engine.step({"a": 100})
-    assert engine.guard._served["a"].tokens == [*prompt, 50]
+    assert engine.guard._running["a"].tokens == [*prompt, 50]
     first, peak = engine.requests["a"], engine.found["a"][0].peak_BH.copy()
     # Under the patch it answers otherwise, and begins with none of the blocks of before.
     engine.add("a", prompt, range(20, 30))
@@ -339,7 +270,7 @@ def test_a_prompt_that_is_read_again_is_scored_once_and_loses_the_token_that_fol
     engine.check("a", guards)
     findings, row = engine.found["a"]
     assert findings.patched_from[row] == 0
-    served = engine.guard._served["a"]
+    served = engine.guard._running["a"]
     assert served.tokens == [*prompt, *range(20, 29)]
     # What it computed under the patch it takes up again after a preemption.
     engine.preempt("a")

@@ -1,7 +1,6 @@
 """What a served engine tells of requests where extraction is watched for, and what its clients are told."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,7 @@ from spider_sense.errors import ConfigError
 from spider_sense.extraction.standing import Standing
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy
-from spider_sense.serving import checks
 from spider_sense.serving.origin import CANARY
-from spider_sense.serving.settings import ServingSettings
 
 
 def mark_as(engine: Any, name: str, mark: dict[str, Any]) -> None:
@@ -97,7 +94,7 @@ def test_a_client_is_not_told_how_its_principal_stands(tiny_loaded: LoadedModel,
     assert findings.hushed == ("half",)
     assert {one["action"] for one in map(findings.ended, range(4))} == {"stop", "observe", "omit_reasoning"}
     assert sorted(seen.principal for seen in recorder.seen) == ["half", "honest", "lost", "miner"]
-    cases = {name: served.case for name, served in engine.guard._served.items()}
+    cases = {name: served.case for name, served in engine.guard._running.items()}
     assert cases["half"].decision.reason == "extraction limit (level): extraction.limit says omit_reasoning"
     assert cases["lost"].decision.reason == "extraction unknown (down): extraction.on_unknown says stop"
 
@@ -135,21 +132,3 @@ def test_another_guard_leaves_the_watch_as_it_was(tiny_loaded: LoadedModel, guar
         engine.step({})
         engine.cache.clear()
     assert [seen.principal for seen in recorder.seen] == ["before", "after"]
-
-
-def test_a_graph_that_was_compiled_without_the_watch_is_another_one(
-    tiny_loaded: LoadedModel, guards: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    watch, _ = guards.watch()
-    monkeypatch.setattr(checks, "read_artifact", lambda settings: settings.detector)
-    monkeypatch.setattr(checks, "heads_of", lambda detector: watch.probes[: int(detector.name)])
-    guard = guards.guard(tiny_loaded, (guards.probe("one", "mean", "resid.0"),))
-
-    def graph(heads: int) -> str:
-        (tmp_path / "extraction.yaml").write_text(f"{{detector: '{heads}', key: none, store: none}}")
-        return checks.graph_of(guard, ServingSettings(guard=tmp_path, extraction=tmp_path / "extraction.yaml"))
-
-    bare = checks.graph_of(guard, ServingSettings(guard=tmp_path))
-    assert bare == f"{checks.OP_VERSION}/one:resid.0*1"
-    assert graph(1) == f"{bare}/x.0:resid.1*1"
-    assert graph(2) == f"{bare}/x.0:resid.1*1/x.1:resid.1*1"

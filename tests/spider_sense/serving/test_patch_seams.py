@@ -14,7 +14,7 @@ import pytest
 from spider_sense.errors import ConfigError
 from spider_sense.models import LoadedModel
 from spider_sense.serving import block_keys, patch_seams
-from spider_sense.serving.patch_seams import find_patch, graph_of, patching, read_again, scheduling, switch_on
+from spider_sense.serving.patch_seams import find_patch, patching, read_again, scheduling, switch_on
 from spider_sense.serving.scheduler_seams import new_actor
 from spider_sense.serving.settings import PATCHED, ServingSettings
 
@@ -223,13 +223,14 @@ def told(tmp_path: Path) -> Callable[[str], ServingSettings]:
     return settings
 
 
-def test_the_policys_patch_and_its_strength_are_part_of_the_graph(
+def test_a_policy_names_the_folder_of_its_patch_or_has_none(
     tiny_loaded: LoadedModel, tiny_patches: Any, tmp_path: Path, told: Callable[[str], ServingSettings]
 ) -> None:
-    assert (find_patch(told("")), graph_of(told(""))) == (None, "")
+    assert find_patch(told("")) is None
     saved = tiny_patches.patch(tiny_loaded, alpha=0.75).save_pretrained(tmp_path / "patch")
-    assert graph_of(told(f"patch: {{folder: {tmp_path / 'patch'}}}")) == f"/patch:{saved.digest}*0.75"
-    assert graph_of(told(f"patch: {{folder: {tmp_path / 'patch'}, alpha: 2}}")) == f"/patch:{saved.digest}*2.0"
+    found = find_patch(told(f"patch: {{folder: {tmp_path / 'patch'}}}"))
+    assert found is not None
+    assert (found[0].digest, found[1]) == (saved.digest, 0.75)
     with pytest.raises(ConfigError, match=r"names no patch\.folder"):
         find_patch(told("patch: {alpha: 2}"))
 

@@ -65,11 +65,11 @@ def test_the_states_of_all_blocks_fit_beside_the_kv_cache(
     left = _measured(lambda: 1_000_000, worker)
     block = 1_000_000 // most
     blocks = left // block
-    guard.keep_blocks(16, blocks)
+    guard.kv_states.keep(16, blocks)
     states = guard.judge.scorer.blocks
     assert states is not None
     taken = sum(part.nbytes for part in states.tables)
-    assert blocks * block + taken <= 1_000_000 < (blocks + 2) * (block + guard.block_bytes)
+    assert blocks * block + taken <= 1_000_000 < (blocks + 2) * (block + guard.kv_states.block_bytes)
     cache.enable_prefix_caching = False
     assert _measured(lambda: 1_000_000, worker) == 1_000_000
     worker.model_runner = SimpleNamespace()
