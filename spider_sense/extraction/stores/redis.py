@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from spider_sense.errors import MissingExtraError
+from spider_sense.extraction.stores.redis_scripts import CLEAR, ERASE, GROUPS, LINK, SET
 from spider_sense.extraction.stores.store import Change, Entry, StoreError, check_names, check_owner, missing, moment
 
 __all__ = ["RedisStore"]
@@ -27,76 +28,6 @@ _SCHEMA, _OWNER = _PREFIX + "schema", _PREFIX + "owner"
 _STATE = _PREFIX + "state:"
 _BATCH = 256
 """Principals in one command, for whose time the server does nothing else."""
-
-_SET = """
-local written = {}
-for i = 3, #KEYS do
-  local at = 5 * (i - 3) + 2
-  local name, old, new, standing, state = unpack(ARGV, at, at + 4)
-  local tag = redis.call('HGET', KEYS[i], 'tag') or ''
-  written[i - 2] = (tag == old or tag == new) and 1 or 0
-  if tag == old then
-    redis.call('HSET', KEYS[i], 'tag', new, 'state', state, 'standing', standing)
-    redis.call('ZADD', KEYS[1], 'GT', ARGV[1], name)
-    if standing == '' then redis.call('HDEL', KEYS[2], name) else redis.call('HSET', KEYS[2], name, standing) end
-  end
-end
-return written
-"""
-"""KEYS: seen, own, and the states. ARGV: the time; for each state its principal, the tag that was read, a new one, the
-standing and the state. Returns 1 for each that was written, by this command or by the same one before."""
-
-_ERASE = """
-local erased = 0
-for i = 5, #KEYS do
-  local name = ARGV[i - 3]
-  local seen = redis.call('ZSCORE', KEYS[1], name)
-  if ARGV[1] == '' or (seen and tonumber(seen) < tonumber(ARGV[1])) then
-    erased = erased + redis.call('DEL', KEYS[i])
-    redis.call('ZREM', KEYS[1], name)
-    for k = 2, 4 do redis.call('HDEL', KEYS[k], name) end
-  end
-end
-return erased
-"""
-"""KEYS: seen, own, group, party, and the states. ARGV: the time before which they were seen, or nothing; principals."""
-
-_CLEAR = """
-local cleared = 0
-for i = 3, #KEYS do
-  local own, group = redis.call('HDEL', KEYS[1], ARGV[i - 1]), redis.call('HDEL', KEYS[2], ARGV[i - 1])
-  if own == 1 then redis.call('HSET', KEYS[i], 'standing', '', 'tag', ARGV[1]) end
-  if own + group > 0 then cleared = cleared + 1 end
-end
-return cleared
-"""
-"""KEYS: own, group, and the states. ARGV: a new tag, so that no writer brings a standing back; principals."""
-
-_GROUPS = """
-redis.call('DEL', KEYS[1])
-for i = 2, #KEYS do
-  if redis.call('EXISTS', KEYS[i]) == 1 then redis.call('HSET', KEYS[1], ARGV[2 * i - 3], ARGV[2 * i - 2]) end
-end
-"""
-"""KEYS: group, and the states. ARGV: for each state its principal and the standing."""
-
-_LINK = """
-local old, name = {}, nil
-for i = 2, #ARGV do
-  local party = redis.call('HGET', KEYS[1], ARGV[i])
-  if party then
-    old[party] = true
-    if not name or party < name then name = party end
-  end
-end
-name = name or ARGV[1]
-for i = 2, #ARGV do redis.call('HSET', KEYS[1], ARGV[i], name) end
-local all = redis.call('HGETALL', KEYS[1])
-for i = 1, #all, 2 do
-  if old[all[i + 1]] then redis.call('HSET', KEYS[1], all[i], name) end
-end
-"""
-"""KEYS: party. ARGV: the name of the link if none of them is in one, principals."""
 
 
 class RedisStore:
@@ -121,7 +52,7 @@ class RedisStore:
         self._url, self._patience, self._stale = _without_password(url), patience, False
         with self._told():
             self._db: Any = redis.Redis.from_url(url, socket_timeout=patience, socket_connect_timeout=patience)
-            scripts = (_SET, _ERASE, _CLEAR, _GROUPS, _LINK)
+            scripts = (SET, ERASE, CLEAR, GROUPS, LINK)
             self._set, self._erase, self._clear, self._groups, self._link = map(self._db.register_script, scripts)
             self._check_server(make)
 
