@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from spider_sense.extraction import Event, Key
+from spider_sense.extraction import Event, Key, PrincipalState
 from spider_sense.extraction.layout import PROBES, SKETCH, LinkKind
 from spider_sense.extraction.population import Population
 from spider_sense.extraction.thresholds import Budget, Calibration
@@ -67,6 +68,12 @@ def attackers(count: int, first_seed: int = 100_000, requests: int = 64) -> list
     ]
 
 
+def ring(kinds: Sequence[LinkKind], count: int = 10, **how: Any) -> list[list[Event]]:
+    """Return streams of accounts that share evidence of some kinds; the rest are arguments of :func:`stream`."""
+    links = [(kind, KEY.hash(kind, "one hand")) for kind in kinds]
+    return [stream(f"ring{index}", 90_000 + index, 32, links=links, **how) for index in range(count)]
+
+
 def biased(name: str, ids: Sequence[Sequence[int]], max_tokens: int = 1, top_logprobs: int = 20) -> list[Event]:
     """Return events with logit biases, one for each set of ids."""
     events = stream(name, 1, len(ids))
@@ -74,6 +81,12 @@ def biased(name: str, ids: Sequence[Sequence[int]], max_tokens: int = 1, top_log
         replace(event, biased=tuple(some), max_tokens=max_tokens, top_logprobs=top_logprobs)
         for event, some in zip(events, ids, strict=True)
     ]
+
+
+def states(detector: TieredDetector, streams: Sequence[Sequence[Event]]) -> dict[str, PrincipalState]:
+    """Return each principal's state after its stream."""
+    states_N = detector.replay(streams).states
+    return {events[0].principal: PrincipalState(states_N[row : row + 1]) for row, events in enumerate(streams)}
 
 
 def fitted() -> TieredDetector:

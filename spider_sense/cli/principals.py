@@ -57,12 +57,13 @@ def review(config: Config) -> None:
     Where a state is damaged, what was found earlier stands beside what is found now.
     """
     from spider_sense.extraction.keys import Key
+    from spider_sense.extraction.review import review as reviewed
     from spider_sense.extraction.standing import strictest, text_of
 
     with _opened(config) as (settings, artifact, store):
         states = dict(_readable(store))
         unreadable: dict[str, str] = {}
-        found = list(artifact.detector(Key.read(settings.key)).review(states))
+        found = list(reviewed(artifact.detector(Key.read(settings.key)), states))
         lines = [*group_lines(found), *selection_lines(found)]
         if len(states) < len(store):  # Whose group a damaged state belongs to cannot be told.
             kept, unreadable = _found(store)

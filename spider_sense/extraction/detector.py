@@ -1,6 +1,5 @@
 """What a detector of extraction does, for the stores, feeds and harnesses around it."""
 
-from collections.abc import Mapping
 from typing import Protocol
 
 from spider_sense.extraction.decision import Decision
@@ -19,8 +18,4 @@ class Detector(Protocol):
 
     def update(self, state: PrincipalState, event: Event) -> tuple[PrincipalState, tuple[Decision, ...]]:
         """Return the next state and the decisions that this event brought about; ``state`` is not changed."""
-        ...
-
-    def review(self, states: Mapping[str, PrincipalState]) -> tuple[Decision, ...]:
-        """Look at a whole population: linked groups, and which principals to act on under false-discovery control."""
         ...

@@ -2,21 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spider_sense.extraction.decision import LEVELS, TIERS, Decision, Level, Tier
 from spider_sense.extraction.discovery import benjamini_hochberg
-from spider_sense.extraction.groups import Group, group_tenant, linked, stacked
+from spider_sense.extraction.groups import Group, judged, stacked
 from spider_sense.extraction.layout import States
-from spider_sense.extraction.likeness import COMMON, group_likeness, group_score, group_shares
+from spider_sense.extraction.likeness import COMMON, group_likeness, group_shares
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import EVERYBODY, Calibration
-
-if TYPE_CHECKING:
-    from spider_sense.extraction.tiers import TieredDetector
+from spider_sense.extraction.tiers import TieredDetector
 
 __all__ = ["review"]
 
@@ -30,22 +27,23 @@ _LIMIT = LEVELS.index("limit") + 1
 _NONE: tuple[float, Tier] = 1.0, "level"
 
 
-def review(detector: "TieredDetector", states: Mapping[str, PrincipalState]) -> tuple[Decision, ...]:
+def review(detector: TieredDetector, states: Mapping[str, PrincipalState]) -> tuple[Decision, ...]:
     """Return findings about groups, one for each member, and about principals that were selected together."""
-    found = [
-        decision for group in linked(states, detector.population) for decision in _judge_group(detector, group, states)
-    ]
+    found: list[Decision] = []
+    for group, tenant, score in judged(states, detector.population):
+        members = stacked({name: states[name] for name in group.members})
+        found += _judge_group(detector, group, members, tenant, score)
     return (*found, *_discoveries(detector, states))
 
 
-def _judge_group(detector: "TieredDetector", group: Group, states: Mapping[str, PrincipalState]) -> Iterator[Decision]:
-    members = stacked({name: states[name] for name in group.members})
+def _judge_group(
+    detector: TieredDetector, group: Group, members: States, tenant: str, score: float
+) -> Iterator[Decision]:
     together = _together(members)
     if int(detector.rules.judge(together)[0]) == len(LEVELS):
         words = (group.evidence(), *detector.rules.evidence(together, 0))
         yield from _of_members(group, members, "rule", "act", float(len(LEVELS)), 1.0, None, True, words, EVERYBODY)
-    score, tenant, calibration = group_score(members), group_tenant(members), detector.calibration
-    threshold = detector.threshold("group", tenant)
+    calibration, threshold = detector.calibration, detector.threshold("group", tenant)
     watch = np.inf if calibration is None else calibration.threshold("group", tenant, WATCHED)
     watch = UNCALIBRATED if watch == np.inf else watch
     if score <= min(threshold, watch):
@@ -119,7 +117,7 @@ def _together(members: States) -> States:
     return one
 
 
-def _discoveries(detector: "TieredDetector", states: Mapping[str, PrincipalState]) -> Iterator[Decision]:
+def _discoveries(detector: TieredDetector, states: Mapping[str, PrincipalState]) -> Iterator[Decision]:
     """Yield whom Benjamini and Hochberg's procedure selects; their p-values split the budget over the tiers.
 
     Who crossed no threshold has a p-value of 1: among few principals, or many attackers, the procedure alone would

@@ -10,6 +10,7 @@ from spider_sense.extraction.decision import LEVELS, TIERS, Decision
 from spider_sense.extraction.event import Event, EventBatch
 from spider_sense.extraction.groups import Group, linked
 from spider_sense.extraction.layout import States
+from spider_sense.extraction.review import review
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.extraction.tracker import walk
@@ -72,5 +73,5 @@ def judge(detector: TieredDetector, streams: Mapping[str, Sequence[Event]]) -> R
 
     states_N = walk(list(streams.values()), detector.key, step)
     states = {name: PrincipalState(states_N[row : row + 1]) for row, name in enumerate(names)}
-    reviewed = detector.review(states)
+    reviewed = review(detector, states)
     return Ruling(states, trails, (*decisions, *reviewed), tuple(linked(states, detector.population)))

@@ -3,7 +3,7 @@
 Shape letters: N principals, T requests of the longest stream.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,6 @@ from spider_sense.extraction.features import vector
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import CHECKPOINTS, States
 from spider_sense.extraction.population import Population
-from spider_sense.extraction.review import review
 from spider_sense.extraction.rules import Rules
 from spider_sense.extraction.state import PrincipalState
 from spider_sense.extraction.thresholds import Calibration
@@ -124,10 +123,6 @@ class TieredDetector:
 
         states = walk(streams, self.key, step)
         return Replay(own, level, rule, states)
-
-    def review(self, states: Mapping[str, PrincipalState]) -> tuple[Decision, ...]:
-        """Look at linked groups, and select whom to act on under false-discovery control."""
-        return review(self, states)
 
     def threshold(self, tier: Tier, tenant: str, share: float | None = None) -> float:
         """Return a tier's threshold; infinity without a calibration."""

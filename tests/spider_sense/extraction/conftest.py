@@ -37,9 +37,6 @@ class Counting:
         level = self.LEVELS.get(int(states["count"][0]))
         return replace(state, states=states), () if level is None else (decision(event.principal, level),)
 
-    def review(self, states: Mapping[str, PrincipalState]) -> tuple[Decision, ...]:
-        return tuple(decision(name, "limit", "group") for name in states if name.startswith("ring"))
-
 
 def decision(principal: str, level: Level, tier: Any = "own") -> Decision:
     return Decision(
