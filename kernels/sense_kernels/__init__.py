@@ -3,7 +3,8 @@
 from sense_kernels._triton import AVAILABLE
 from sense_kernels.fold import fold, fold_torch, fold_triton
 from sense_kernels.host_sites import HostSites
-from sense_kernels.lanes import PROMPT, RESPONSE, TAIL, WATCHED, Lane, LaneKind, LaneTable, State
+from sense_kernels.lane_table import LaneTable, State
+from sense_kernels.lanes import PROMPT, RESPONSE, TAIL, WATCHED, Lane, LaneKind
 from sense_kernels.launch import WARM_ROWS, MatchScratch, Scratch, new_match_scratch, new_scratch
 from sense_kernels.patch import (
     PatchDots,

@@ -78,7 +78,7 @@ def fold_cells(
         lanes: (value, query, param, head), [L] each.
         trace: [T, H] or None.
         blocks: (block [R], state, count, peak of the KV blocks), or None for each.
-        program: this program's place among those of the group, each of which has ``R // BLOCK_HEADS`` requests.
+        program: its place among those of the group, each of which folds cells / padded heads requests.
         requests: B.
         unit: 1, unknown to the compiler.
         INDEX: the group's number.

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from sense_kernels.lanes import WATCHED, HostGroup, LaneKind, LaneTable, State
+from sense_kernels.lane_table import LaneTable, State
+from sense_kernels.lanes import WATCHED, HostGroup, LaneKind
 from sense_kernels.rows import FoldRows, IntArray
 
 __all__ = ["FloatArray", "fold_one_row", "read_heads"]

@@ -20,7 +20,7 @@ from sense_kernels._fold_kernel import fold_cells
 from sense_kernels._triton import AVAILABLE, tl, triton
 from sense_kernels.chunk import fold_chunks
 from sense_kernels.decode import fold_one_row
-from sense_kernels.lanes import LaneTable, State
+from sense_kernels.lane_table import LaneTable, State
 from sense_kernels.launch import fold_launch, options
 from sense_kernels.rows import FoldRows, RowTensors
 from sense_kernels.score import library

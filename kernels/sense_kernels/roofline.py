@@ -9,7 +9,8 @@ Shape letters: T packed rows, D width, C logit columns, B requests, K linear col
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sense_kernels.lanes import LANE_KINDS, LaneTable
+from sense_kernels.lane_table import LaneTable
+from sense_kernels.lanes import LANE_KINDS
 from sense_kernels.launch import padded
 
 __all__ = [

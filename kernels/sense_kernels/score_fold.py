@@ -9,7 +9,7 @@ Shape letters: T packed rows, D width, C logit columns, B requests, H heads, N s
 from torch import Tensor
 
 from sense_kernels.fold import fold, fold_torch
-from sense_kernels.lanes import LaneTable, State
+from sense_kernels.lane_table import LaneTable, State
 from sense_kernels.launch import Scratch
 from sense_kernels.rows import FoldRows, RowTensors
 from sense_kernels.score import score, score_torch

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sense_kernels.lanes import WATCHED, LaneGroup, LaneTable, State
+from sense_kernels.lane_table import LaneTable, State
+from sense_kernels.lanes import WATCHED, LaneGroup
 from sense_kernels.recurrences import READOUT, UPDATE, Chunk
 from sense_kernels.rows import FoldRows, IntArray
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sense_kernels.lanes import Lane, LaneKind, LaneTable
+from sense_kernels.lane_table import LaneTable
+from sense_kernels.lanes import Lane, LaneKind
 from sense_kernels.roofline import Work
 
 __all__ = ["DTYPES", "Case", "empty", "integers", "mixed_bank"]
