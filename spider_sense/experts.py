@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spider_sense.errors import SiteError
 from spider_sense.layouts import expect, find_module, is_mixture, layout_of, text_config
-from spider_sense.sites import layer_count
+from spider_sense.sites import check_layer, layer_count
 from spider_sense.types import Site
 
 __all__ = ["Experts", "experts_of", "resolve_expert"]
@@ -84,9 +84,7 @@ def resolve_expert(model: nn.Module, site: Site) -> Experts:
     Raises:
         SiteError: if the architecture is unknown, or has no such layer or expert.
     """
-    layers = layer_count(model)
-    if site.layer not in range(layers):
-        raise SiteError(f"site {site}: the model has layers 0 to {layers - 1}")
+    check_layer(site, layer_count(model))
     experts = experts_of(model, site.layer)
     if experts is None:
         raise SiteError(f"site {site}: layer {site.layer} has no experts; write {site.place}.{site.layer}")

@@ -26,10 +26,8 @@ __all__ = ["ScoredSet", "score_activations", "score_examples", "score_rendered",
 class ScoredSet:
     """Scores of N conversations."""
 
-    prompt_NH: np.ndarray
-    """Readout at the last prompt token, float64."""
     peak_NH: np.ndarray
-    """Maximum over time from there on, float64; equal to ``prompt_NH`` where there is no response."""
+    """Maximum over time from the last prompt token on, float64: the readout there where there is no response."""
     tokens: np.ndarray
     """Tokens of each prompt, int64 [N]."""
 
@@ -45,11 +43,10 @@ def score_activations(probes: Sequence[Probe], data: ActivationSet, which: np.nd
     """
     bank = Bank(probes)
     parts = [_score_chunk(bank, data, which[start : start + chunk]) for start in range(0, len(which), chunk)]
-    prompt, peak = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
-    return ScoredSet(prompt, peak, data.skips[which] + data.prompt_rows[which])
+    return ScoredSet(np.concatenate(parts), data.skips[which] + data.prompt_rows[which])
 
 
-def _score_chunk(bank: Bank, data: ActivationSet, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _score_chunk(bank: Bank, data: ActivationSet, which: np.ndarray) -> np.ndarray:
     scorer = Scorer(bank)
     spans = [data.rows(index) for index in which]
     hidden_TPD = torch.cat([data.hidden[span] for span in spans])
@@ -68,13 +65,11 @@ def _score_chunk(bank: Bank, data: ActivationSet, which: np.ndarray) -> tuple[np
     return _fold(scorer, logits_TC, batch)
 
 
-def _fold(scorer: Scorer, logits_TC: Tensor, batch: Sequence[RequestRows]) -> tuple[np.ndarray, np.ndarray]:
-    """Return readouts at the end of the prompt and maxima over time of a batch, [B, H] each."""
-    trace_TH = torch.full((len(logits_TC), scorer.bank.table.heads), torch.nan, device=logits_TC.device)
-    scorer.step(logits_TC, batch, trace_TH)
-    ends = [int(item.rows[np.searchsorted(item.positions, item.request.prompt_length - 1)]) for item in batch]
-    peak_BH = scorer.peak([item.request for item in batch])
-    return trace_TH[ends].double().cpu().numpy(), peak_BH.double().cpu().numpy()
+def _fold(scorer: Scorer, logits_TC: Tensor, batch: Sequence[RequestRows]) -> np.ndarray:
+    """Return the maxima over time of a batch [B, H], float64."""
+    scorer.step(logits_TC, batch)
+    peak_BH: np.ndarray = scorer.peak([item.request for item in batch]).double().cpu().numpy()
+    return peak_BH
 
 
 def score_examples(
@@ -127,7 +122,7 @@ def score_rendered(
     """
     order = sorted(range(len(rendered)), key=lambda index: len(rendered[index].ids))
     bank = Bank(probes, loaded.model.device, dtype=dtype or loaded.model.dtype)
-    result_N2H = np.empty((len(rendered), 2, len(probes)))
+    peak_NH = np.empty((len(rendered), len(probes)))
     seen: list[Forward] = []
     readers = {site: bank.tap(site) for site in bank.sites}
 
@@ -139,10 +134,10 @@ def score_rendered(
         for batch in _batches(order, rendered, batch_tokens):
             _run(loaded, [rendered[index] for index in batch])
             together = [(rendered[index], prompt_lengths[index]) for index in batch]
-            result_N2H[batch] = _score_forward(bank, seen[0], together)
+            peak_NH[batch] = _score_forward(bank, seen[0], together)
             if advance is not None:
                 advance(len(batch))
-    return ScoredSet(result_N2H[:, 0], result_N2H[:, 1], np.array(prompt_lengths))
+    return ScoredSet(peak_NH, np.array(prompt_lengths))
 
 
 @torch.inference_mode()
@@ -183,4 +178,4 @@ def _score_forward(bank: Bank, forward: Forward, together: Sequence[tuple[Render
         RequestRows(scorer.open(str(item.key), length, one.skip, one.tail), item.rows, item.positions)
         for item, (one, length) in zip(forward.sequences, together, strict=True)
     ]
-    return np.stack(_fold(scorer, bank.logits(forward.total), batch), 1)
+    return _fold(scorer, bank.logits(forward.total), batch)

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from spider_sense.errors import SiteError
-from spider_sense.layouts import LAYOUTS, Projection, expect, find_module, is_mixture, layout_of, text_config, unwrap
+from spider_sense.layouts import Projection, expect, find_module, is_mixture, layout_of, text_config, unwrap
 from spider_sense.types import Place, Site
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "resolve",
     "resolve_all",
     "shortened",
-    "supported_architectures",
     "unwrap",
 ]
 
@@ -46,11 +45,6 @@ class ResolvedSite:
     def width(self) -> int:
         """Number of features that the site has."""
         return self.stop - self.start
-
-
-def supported_architectures() -> tuple[str, ...]:
-    """Return every ``config.model_type`` that has sites, sorted."""
-    return tuple(sorted(LAYOUTS))
 
 
 def check_layer(site: Site, layers: int) -> None:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from spider_sense.errors import SiteError, nearest
 
-__all__ = ["ACTIONS", "UNKNOWN", "ZONES", "Action", "Coverage", "Place", "Site", "Verdict", "Zone"]
+__all__ = ["UNKNOWN", "ZONES", "Action", "Coverage", "Place", "Site", "Verdict", "Zone"]
 
 Place = Literal["resid", "mlp_in", "gate", "up"]
 """resid: the residual stream after a block. mlp_in: what enters a block's MLP. gate, up: the outputs of the two MLP
@@ -21,8 +21,6 @@ ZONES: tuple[Zone, ...] = get_args(Zone)
 
 Action = Literal["observe", "flag", "steer", "patch", "escalate", "stop", "throttle", "verify", "omit_reasoning"]
 """What a policy asks for; ``decision.SEVERITY`` orders them."""
-
-ACTIONS: tuple[str, ...] = get_args(Action)
 
 UNKNOWN = "unknown"
 """The principal of every request that does not tell."""

@@ -164,7 +164,3 @@ class BlockStates:
             return False
         stream.take(slot, self.tables, block, whole=alike)
         return True
-
-    def forget(self) -> None:
-        """Make every block unknown: the guard is another one, or the KV cache was emptied."""
-        self._digest = [None] * len(self._digest)

@@ -3,23 +3,12 @@
 Shape letters: N slots, S state floats, G lane groups, H heads, B requests of a step, T packed rows, C logit columns.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from sense_kernels import MERGE, PROMPT, FoldRows, LaneTable, State, fold, readout_torch
+from sense_kernels import PROMPT, FoldRows, LaneTable, State, fold, readout_torch
 
-__all__ = ["Snapshot", "Stream"]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A copy of some slots' state, independent of the table."""
-
-    state_BS: Tensor
-    count_BG: Tensor
-    peak_BH: Tensor
+__all__ = ["Stream"]
 
 
 class Stream:
@@ -68,18 +57,6 @@ class Stream:
         """Return the maxima over time [B, H]; -inf before the end of the prompt, NaN after a bad logit."""
         return self._peak[self._index(slots)]
 
-    def save(self, slots: list[int]) -> Snapshot:
-        """Copy the state of some slots, to undo what follows or to resume elsewhere."""
-        index_B = self._index(slots)
-        return Snapshot(self._state[index_B], self._count[index_B], self._peak[index_B])
-
-    def restore(self, slots: list[int], snapshot: Snapshot) -> None:
-        """Put a snapshot into slots, as many as it holds."""
-        index_B = self._index(slots)
-        self._state[index_B] = snapshot.state_BS
-        self._count[index_B] = snapshot.count_BG
-        self._peak[index_B] = snapshot.peak_BH
-
     def take(self, slot: int, blocks: State, block: int, whole: bool) -> None:
         """Let a slot go on from the state of a KV block that lies within its prompt, so that no maximum was watched.
 
@@ -96,24 +73,6 @@ class Stream:
             if whole or group.span & PROMPT:
                 self._state[slot, group.offset : group.stop] = blocks.state[block, group.offset : group.stop]
                 self._count[slot, place] = blocks.counts[block, place]
-
-    def merge(self, left: Snapshot, right: Snapshot) -> Snapshot:
-        """Join the states of two neighbouring segments of the same requests.
-
-        Raises:
-            ValueError: if a lane kind of the bank cannot be merged.
-        """
-        state_BS = torch.empty_like(left.state_BS)
-        for index, group in enumerate(self.table.groups):
-            if group.kind not in MERGE:
-                raise ValueError(f"{group.kind} cannot be merged; mergeable: {', '.join(sorted(MERGE))}")
-            sides = [
-                side.state_BS[:, group.offset : group.stop].view(len(side.state_BS), len(group.param), group.width)
-                for side in (left, right)
-            ]
-            merged = MERGE[group.kind](sides[0], left.count_BG[:, index], sides[1], right.count_BG[:, index])
-            state_BS[:, group.offset : group.stop] = merged.flatten(1)
-        return Snapshot(state_BS, left.count_BG + right.count_BG, torch.maximum(left.peak_BH, right.peak_BH))
 
     def _index(self, slots: list[int]) -> Tensor:
         # From pageable memory the copy would wait for all that the stream has still to do.

@@ -91,8 +91,3 @@ class Screening:
     def raised(self) -> tuple[StageVerdict, ...]:
         """Verdicts that are not a plain acceptance."""
         return tuple(verdict for verdict in self.verdicts if verdict.outcome != "accept" or verdict.flagged)
-
-    @property
-    def escalated_share(self) -> float:
-        """Share of the spans that the judge was asked about."""
-        return sum(verdict.answer is not None for verdict in self.verdicts) / max(len(self.verdicts), 1)

@@ -51,7 +51,7 @@ def test_it_is_what_the_bank_and_the_fold_read(tiny_loaded: LoadedModel) -> None
     examples = [Example(id=t, text=t, label="", category="", source="", group="") for t in PROMPTS]
     live = score_examples(tiny_loaded, heads, examples)
     found = pooled(tiny_loaded, site, PROMPTS)
-    np.testing.assert_allclose(found, live.prompt_NH, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, live.peak_NH, rtol=1e-4, atol=1e-5)
 
 
 def test_a_conversation_with_its_own_system_prompt_is_computed_whole(tiny_loaded: LoadedModel) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from spider_sense.errors import SiteError
 from spider_sense.experts import experts_of
-from spider_sense.layouts import positions
+from spider_sense.layouts import LAYOUTS, positions
 from spider_sense.sites import (
     ResolvedSite,
     available_places,
@@ -17,7 +17,6 @@ from spider_sense.sites import (
     resolve,
     resolve_all,
     shortened,
-    supported_architectures,
     unwrap,
 )
 from spider_sense.types import Place, Site
@@ -79,14 +78,13 @@ def output_of(model: Any, path: str) -> Tensor:
 
 
 def test_the_table_and_the_tiny_models_cover_each_other(tiny_model: Builder, architecture: str) -> None:
-    assert architecture in supported_architectures()
+    assert architecture in LAYOUTS
     assert tiny_model(architecture).config.model_type == architecture
 
 
 def test_the_table_is_sorted_and_has_the_promised_architectures() -> None:
-    names = supported_architectures()
-    assert list(names) == sorted(names)
-    assert len(names) == 13
+    assert list(LAYOUTS) == sorted(LAYOUTS)
+    assert len(LAYOUTS) == 13
 
 
 def test_every_architecture_has_the_places_it_should(tiny_model: Builder, architecture: str) -> None:

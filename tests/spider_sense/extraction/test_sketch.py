@@ -71,7 +71,7 @@ def test_a_guards_heads_read_the_sketch(tiny_loaded: Any) -> None:
     texts = ["one", "two words", "a prompt that is somewhat longer than these"]
     means = pooled(tiny_loaded, site, texts)
     examples = [Example(id=t, text=t, label="", category="", source="", group="") for t in texts]
-    live = score_examples(tiny_loaded, sketch.heads(site), examples).prompt_NH
+    live = score_examples(tiny_loaded, sketch.heads(site), examples).peak_NH
     np.testing.assert_allclose(live, np.concatenate(sketch.project(means), axis=1), atol=1e-4)
 
 
@@ -89,6 +89,6 @@ def test_heads_read_the_sketch_of_a_real_model() -> None:
     noisy = np.concatenate([hidden + rng.normal(0, 0.1, hidden.shape).astype(np.float32) for _ in range(8)])
     sketch = Sketch.fit(noisy, [f"p{index % 8}" for index in range(len(noisy))], {"exam": hidden})
     examples = [Example(id=t, text=t, label="", category="", source="", group="") for t in texts]
-    live = score_examples(loaded, sketch.heads(site), examples).prompt_NH
+    live = score_examples(loaded, sketch.heads(site), examples).peak_NH
     expected = np.concatenate(sketch.project(hidden), axis=1)
     np.testing.assert_allclose(live, expected, atol=1e-5 * np.abs(expected).max())

@@ -70,8 +70,8 @@ def test_stages_are_screened_each_by_its_own(screen: Any, judge: Any) -> None:
     ]
     assert found.outcome == "sanitise"
     assert judge.asked[0].purpose == "find it"
-    assert found.escalated_share == 0.25
     counts = tally([found])
+    assert counts["escalated_share"] == 0.25
     assert counts["decided_by"] == {"probe": 3, "judge": 1}
     assert (counts["escalated"], counts["judge"]["prompt_tokens"], counts["judge"]["failures"]) == (1, 7, 0)
 

@@ -204,12 +204,11 @@ def test_stored_activations_score_like_the_model(tiny_run: Any) -> None:
     live = score_examples(tiny_run.loaded, guard.probes, examples, batch_tokens=100)
     assert data.ids == tuple(example.id for example in examples)
     assert np.array_equal(stored.tokens, live.tokens)
-    # What is stored has 11 bits.
-    np.testing.assert_allclose(stored.prompt_NH, live.prompt_NH, rtol=5e-3, atol=5e-3)
     answered = np.diff(data.starts) > data.prompt_rows
     assert answered.any()
-    assert np.array_equal(stored.peak_NH[~answered], stored.prompt_NH[~answered])
-    assert (stored.peak_NH >= stored.prompt_NH).all()
+    # What is stored has 11 bits. The model reads prompts alone here.
+    np.testing.assert_allclose(stored.peak_NH[~answered], live.peak_NH[~answered], rtol=5e-3, atol=5e-3)
+    assert (stored.peak_NH[answered] >= live.peak_NH[answered] - 5e-3 * (1 + np.abs(live.peak_NH[answered]))).all()
 
 
 def test_offline_scores_are_the_streamed_ones(tiny_run: Any) -> None:
