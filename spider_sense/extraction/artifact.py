@@ -19,7 +19,7 @@ from spider_sense.extraction.level import LevelModel
 from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.population import Population
 from spider_sense.extraction.sketch import Sketch
-from spider_sense.extraction.thresholds import EVERYBODY, Budget, Calibration
+from spider_sense.extraction.thresholds import Budget, Calibration
 from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.fingerprint import Fingerprint, check_match
 from spider_sense.folders import ArtifactKind, Record, VersionedRecord, sha256
@@ -60,6 +60,8 @@ class ExtractionManifest(VersionedRecord):
     probes: tuple[str, ...]
     lists: tuple[str, ...] = ()
     levels: dict[int, ModelRecord] = Field(min_length=1)
+    recent: ModelRecord
+    """The level of recent requests."""
     floors: dict[str, float]
     principals: int
     """Honest principals that the population was fitted on."""
@@ -175,7 +177,8 @@ class Artifact:
             key_digest=self.key_digest,
             probes=self.sketch.names,
             lists=() if self.lists is None else self.lists.names,
-            levels={at: ModelRecord(centre=m.centre, spread=m.spread) for at, m in population.levels.items()},
+            levels={at: _record(model) for at, model in population.levels.items()},
+            recent=_record(population.recent),
             floors=dict(population.floors),
             principals=population.principals,
             budget=None if calibration is None else calibration.budget,
@@ -197,7 +200,7 @@ def _tensors(artifact: Artifact) -> dict[str, Tensor]:
     population = artifact.population
     arrays = {f"sketch.{name}": getattr(artifact.sketch, name) for name in _SKETCH}
     arrays |= {f"population.{name}": getattr(population, name) for name in _POPULATION}
-    for at, model in population.levels.items():
+    for at, model in (*population.levels.items(), ("recent", population.recent)):
         arrays[f"level.{at}.mean"] = model.mean
         # An infinite scale marks a feature that never varied; the file holds finite numbers only.
         arrays[f"level.{at}.scale"] = np.where(np.isfinite(model.scale), model.scale, -1.0)
@@ -228,6 +231,7 @@ def _artifact(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray]) ->
     population = Population(
         **{name: arrays[f"population.{name}"] for name in _POPULATION},
         levels={at: _model(f"level.{at}", record, arrays) for at, record in sorted(manifest.levels.items())},
+        recent=_model("level.recent", manifest.recent, arrays),
         floors=manifest.floors,
         prevalence=dict(zip(tokens.tolist(), arrays["prevalence.counts"].tolist(), strict=True)),
         principals=manifest.principals,
@@ -243,6 +247,10 @@ def _artifact(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray]) ->
         fitted=frozenset(arrays["fitted"].view(np.uint64).tolist()),
         calibration=_calibration(manifest, arrays),
     )
+
+
+def _record(model: LevelModel) -> ModelRecord:
+    return ModelRecord(centre=model.centre, spread=model.spread)
 
 
 def _model(name: str, record: ModelRecord, arrays: Mapping[str, np.ndarray]) -> LevelModel:
@@ -262,8 +270,5 @@ def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray])
         tier: {name: np.inf if value is None else value for name, value in by_stratum.items()}
         for tier, by_stratum in manifest.least.items()
     }
-    # Guards of before did not count them.
-    unnamed = int(arrays["unnamed"][0]) if "unnamed" in arrays else 0
-    # They took a group of which nothing was known for a kind of work, so all of theirs count as such.
-    groups = int(arrays["unnamed_groups"][0]) if "unnamed_groups" in arrays else len(maxima["group"][EVERYBODY])
+    unnamed, groups = (int(arrays[name][0]) for name in ("unnamed", "unnamed_groups"))
     return Calibration(maxima, manifest.budget, manifest.horizons, least, unnamed, groups)

@@ -16,6 +16,7 @@ __all__ = [
     "CHECKPOINTS",
     "DIRECTIONS",
     "EMPTY_LINK",
+    "EVERY",
     "FROZEN",
     "LINK_KINDS",
     "LINK_SLOTS",
@@ -45,6 +46,8 @@ FROZEN = 48
 """Requests after which the frozen baseline is complete."""
 CHECKPOINTS = (16, 32, 64, 128, 256, 512, 1024)
 """Numbers of requests at which the level tier looks."""
+EVERY = 128
+"""Requests between its looks after the last checkpoint."""
 SAMPLE = 32
 """Requests of a principal whose sketches and logits are kept, for what linked accounts have in common."""
 LISTS = 8

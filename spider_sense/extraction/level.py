@@ -1,4 +1,4 @@
-"""Tier 2: how far a principal lies from honest ones, one model for each number of requests.
+"""Tier 2: how far a principal lies from honest ones, one model for each number of requests, and one for recent ones.
 
 All features grow with suspicion and weigh the same. Weights that are learned, on few families of honest work and of
 campaigns, tell those families apart; equal ones do not, and they need no simulated attackers.

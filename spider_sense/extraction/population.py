@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spider_sense.errors import DataError
 from spider_sense.extraction.event import Event, EventBatch
-from spider_sense.extraction.features import highest, vector
+from spider_sense.extraction.features import highest, looks, recent_vector, vector
 from spider_sense.extraction.keys import Key
 from spider_sense.extraction.layout import BINS, CHECKPOINTS, EMPTY_LINK, States
 from spider_sense.extraction.level import LevelModel
@@ -44,6 +44,8 @@ class Population:
     """Directions that vary, [J]."""
     levels: Mapping[int, LevelModel]
     """By checkpoint."""
+    recent: LevelModel
+    """Of recent requests, for the looks after the last checkpoint."""
     floors: Mapping[str, float]
     """By tenant type, and of everybody: the highest level of these principals, below which nobody is limited."""
     prevalence: Mapping[int, int]
@@ -69,13 +71,15 @@ class Population:
         tracker = Tracker(edges, active, salt=key.hash("salt", ""))
         snapshots, states = _snapshots(honest, tracker, centres, key)
         levels = _levels(snapshots)
+        recent = LevelModel.fit(snapshots[max(levels)].recent_NF)
         holders = Counter(int(token) for state in states for token in np.unique(state["links"]) if token != EMPTY_LINK)
         return cls(
             edges=edges,
             centres=centres,
             active=active,
             levels=levels,
-            floors=_floors(snapshots, levels),
+            recent=recent,
+            floors=_floors(snapshots, levels, recent),
             prevalence={token: count for token, count in holders.items() if count > 1},
             principals=len(honest),
             probe_names=tuple(probe_names),
@@ -85,7 +89,7 @@ class Population:
     def ceiling(self) -> float:
         """The highest level that a principal can reach."""
         top = highest(self.centres)
-        return max(float(model.score(top)[0]) for model in self.levels.values())
+        return max(float(model.score(top)[0]) for model in (*self.levels.values(), self.recent))
 
     def tracker(self, key: Key) -> Tracker:
         """Return what carries states along."""
@@ -99,6 +103,17 @@ class Population:
         """Return the model of a checkpoint, or of the last one before it that has one."""
         known = [checkpoint for checkpoint in self.levels if checkpoint <= count]
         return self.levels[max(known)] if known else None
+
+    def reading(self, states_N: States, count: int) -> tuple[LevelModel | None, NDArray[np.float64]]:
+        """Return what judges principals at a look, and what it reads of them, [N, F].
+
+        Args:
+            states_N: of the principals.
+            count: requests at the look.
+        """
+        if count > CHECKPOINTS[-1]:
+            return self.recent, recent_vector(states_N, self.centres)
+        return self.model_at(count), vector(states_N, self.centres)
 
 
 def _bins(honest: Sequence[Sequence[Event]]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
@@ -118,27 +133,42 @@ def _bins(honest: Sequence[Sequence[Event]]) -> tuple[NDArray[np.float32], NDArr
     return edges, centres.astype(np.float32), np.append(x_NI.std(axis=0) > 1e-6, True)
 
 
-Snapshots = Mapping[int, tuple[NDArray[np.float64], NDArray[np.bytes_]]]
-"""By checkpoint: the features of the principals that reached it, [N, F], and their tenant types, [N]."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Snapshot:
+    """The principals that reached a look."""
+
+    all_NF: NDArray[np.float64]
+    """Features of all their requests."""
+    recent_NF: NDArray[np.float64]
+    tenant_N: NDArray[np.bytes_]
+    """Tenant types."""
+
+
+Snapshots = Mapping[int, _Snapshot]
+"""By requests at the look."""
 
 
 def _snapshots(
     streams: Sequence[Sequence[Event]], tracker: Tracker, centres: NDArray[np.float32], key: Key
 ) -> tuple[Snapshots, States]:
-    found: dict[int, tuple[NDArray[np.float64], NDArray[np.bytes_]]] = {}
+    found: dict[int, _Snapshot] = {}
 
     def step(rows: NDArray[np.int64], states: States, batch: EventBatch) -> States:
         tracker.advance(states, batch)
         count = int(states["count"][0])  # streams go in step
-        if count in CHECKPOINTS:
-            found[count] = vector(states, centres), states["tenant"].copy()
+        if looks(states["count"][:1])[0]:
+            found[count] = _Snapshot(vector(states, centres), recent_vector(states, centres), states["tenant"].copy())
         return states
 
     return found, walk(streams, key, step)
 
 
 def _levels(snapshots: Snapshots) -> dict[int, LevelModel]:
-    fitted = {count: LevelModel.fit(x_NF) for count, (x_NF, _) in snapshots.items() if len(x_NF) >= LEAST_HONEST}
+    fitted = {
+        count: LevelModel.fit(seen.all_NF)
+        for count, seen in snapshots.items()
+        if count in CHECKPOINTS and len(seen.all_NF) >= LEAST_HONEST
+    }
     if not fitted:
         raise DataError(
             f"no checkpoint is reached by {LEAST_HONEST} honest principals; give more streams of at least "
@@ -147,12 +177,13 @@ def _levels(snapshots: Snapshots) -> dict[int, LevelModel]:
     return fitted
 
 
-def _floors(snapshots: Snapshots, levels: Mapping[int, LevelModel]) -> dict[str, float]:
+def _floors(snapshots: Snapshots, levels: Mapping[int, LevelModel], recent: LevelModel) -> dict[str, float]:
     floors: dict[str, float] = {}
-    for count, model in levels.items():
-        x_NF, tenant_N = snapshots[count]
-        scores = model.score(x_NF)
-        for name in (EVERYBODY, *(bytes(tenant).decode("ascii") for tenant in np.unique(tenant_N))):
-            highest = scores[tenant_N == name.encode()] if name else scores
+    late = [count for count in snapshots if count > CHECKPOINTS[-1]]
+    for count in (*levels, *late):
+        seen = snapshots[count]
+        scores = levels[count].score(seen.all_NF) if count in levels else recent.score(seen.recent_NF)
+        for name in (EVERYBODY, *(bytes(tenant).decode("ascii") for tenant in np.unique(seen.tenant_N))):
+            highest = scores[seen.tenant_N == name.encode()] if name else scores
             floors[name] = max(floors.get(name, -np.inf), float(highest.max()))
     return floors

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from spider_sense.extraction.decision import LEVELS, TIERS, Decision, Level, Tier
 from spider_sense.extraction.event import Event, EventBatch
-from spider_sense.extraction.features import vector
+from spider_sense.extraction.features import looks
 from spider_sense.extraction.keys import Key
-from spider_sense.extraction.layout import CHECKPOINTS, States
+from spider_sense.extraction.layout import States
 from spider_sense.extraction.population import Population
 from spider_sense.extraction.rules import Rules
 from spider_sense.extraction.state import PrincipalState
@@ -95,13 +95,14 @@ class TieredDetector:
     def _carry(self, states: States, batch: EventBatch) -> None:
         """Advance in place."""
         self.tracker.advance(states, batch)
-        for checkpoint in CHECKPOINTS:
-            model = self.population.model_at(checkpoint)
-            rows = np.flatnonzero((states["count"] == checkpoint) & (states["sketched"] > 0))
-            if model is not None and len(rows):
-                scores = model.score(vector(states[rows], self.population.centres))
+        looked = looks(states["count"]) & (states["sketched"] > 0)
+        for count in np.unique(states["count"][looked]).tolist():
+            rows = np.flatnonzero(looked & (states["count"] == count))
+            model, features = self.population.reading(states[rows], count)
+            if model is not None:
+                scores = model.score(features)
                 above = scores > states["level"][rows]
-                states["level"][rows[above]], states["level_at"][rows[above]] = scores[above], checkpoint
+                states["level"][rows[above]], states["level_at"][rows[above]] = scores[above], count
 
     def replay(self, streams: Sequence[Sequence[Event]]) -> Replay:
         """Carry N streams, one principal each, through all their events.

@@ -5,7 +5,7 @@ Shape letters: F features.
 
 import numpy as np
 
-from spider_sense.extraction.features import FEATURES, vector
+from spider_sense.extraction.features import FEATURES
 from spider_sense.extraction.layout import LISTS, PROBES, States
 from spider_sense.extraction.own import leading_direction
 from spider_sense.extraction.population import Population
@@ -30,10 +30,10 @@ def own_words(population: Population, state_1: States) -> tuple[str, ...]:
 def level_words(population: Population, state_1: States) -> tuple[str, ...]:
     """Say which features set a principal apart from honest ones, the strongest first."""
     at = int(state_1["level_at"][0])
-    model = population.model_at(at)
+    model, features = population.reading(state_1, at)
     if model is None:
         return ()
-    parts = model.contributions(vector(state_1, population.centres)[0])
+    parts = model.contributions(features[0])
     order = [index for index in np.argsort(-parts) if parts[index] > 0]
     named = ", ".join(FEATURES[index] for index in order)
     words = [f"after {at} requests the principal looks unlike honest ones; most telling now: {named}"]

@@ -70,6 +70,8 @@ class BenchConfig(Settings):
     warm_up: int = Field(default=60, gt=0)
     after: int = Field(default=250, gt=0)
     """Requests after a campaign began that it may be found in."""
+    late: int = Field(default=0, ge=0)
+    """Innocent requests before a turn of an old account, whose life is longer than ``length``; 0 leaves it out."""
     organisations: Groups
     ring_sizes: tuple[int, ...] = (10,)
     """Accounts that a campaign is spread over."""

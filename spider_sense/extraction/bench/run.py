@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from spider_sense.extraction.bench.adaptive import adaptive_outcomes
-from spider_sense.extraction.bench.config import BenchConfig, Embedding
+from spider_sense.extraction.bench.config import BenchConfig, Cell, Embedding
 from spider_sense.extraction.bench.embeddings import text_embedding
 from spider_sense.extraction.bench.features import Features, cached_features
 from spider_sense.extraction.bench.load import load_figures
@@ -97,6 +97,8 @@ def _wanted(config: BenchConfig, seed: int, embedding: Embedding) -> Iterator[st
         yield "groups"
     if main and config.horizon:
         yield "horizon"
+    if main and config.late:
+        yield "late"
     if main and first and config.adaptive:
         yield "adaptive"
     if main and first:
@@ -134,6 +136,19 @@ def _horizon(run: SeedRun) -> Found:
     scene = run.scene
     long = run.calibrated(scene.drawn_on(run.calibration))
     return run.outcomes(long, f"drawn on to {run.config.horizon}", scene.drawn_on(scene.benign("test"))), {}
+
+
+def _late(run: SeedRun) -> Found:
+    """Let old accounts turn, to campaigns and to other innocent work, at thresholds of the usual lives."""
+    late = run.config.late
+    scene = replace(run.scene, config=run.config.model_copy(update={"warm_up": late}))
+    cells = [Cell(share=share, start="pivot") for share in (1.0, 0.5)]
+    found: list[Outcome] = []
+    for cell in cells:
+        found += run.outcomes(run.ours, f"{cell.name} after {late}", scene.attackers(cell))
+    for name, streams in (("no attack", scene.without_attack(cells[0])), ("other work", scene.other_work())):
+        found += run.outcomes(run.ours, f"{name} after {late}", streams, late)
+    return found, {}
 
 
 def _adaptive(run: SeedRun) -> Found:
@@ -177,6 +192,7 @@ _STAGES: Mapping[str, Callable[[SeedRun], Found]] = {
     "baselines": _baselines,
     "groups": _groups,
     "horizon": _horizon,
+    "late": _late,
     "adaptive": _adaptive,
     "sweep": _sweep,
     "load": _load,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from spider_sense.errors import GuardError, MismatchError
 from spider_sense.extraction import Key
@@ -42,6 +43,8 @@ def test_what_is_read_back_decides_alike(
     streams = [tiny_streams.stream("a", 7, 128, attack_from=40), tiny_streams.stream("b", 8, 20)]
     one, other = again.detector(tiny_streams.KEY).replay(streams), detector.replay(streams)
     assert one.states.tobytes() == other.states.tobytes()
+    assert_array_equal(again.population.recent.scale, detector.population.recent.scale)
+    assert again.population.recent.spread == detector.population.recent.spread
     for tier in ("own", "level", "group"):
         assert again.detector(tiny_streams.KEY).threshold(tier, "") == detector.threshold(tier, "")
     assert not list((tmp_path / "guard").glob("*.pkl"))

@@ -8,6 +8,9 @@ import pytest
 from spider_sense.errors import DataError
 from spider_sense.extraction import Decision
 from spider_sense.extraction.event import EventBatch
+from spider_sense.extraction.features import looks
+from spider_sense.extraction.layout import CHECKPOINTS, EVERY
+from spider_sense.extraction.population import Population
 from spider_sense.extraction.tiers import TieredDetector
 
 
@@ -40,6 +43,36 @@ def test_an_attack_from_the_first_request_is_found_by_its_level(detector: Tiered
     crossed = replay.level_NT > detector.threshold("level", "")
     assert (crossed[:, 31].reshape(-1, 3).mean(axis=0)[:2] >= 0.9).all()  # pure and half
     assert crossed[:, :15].sum() == 0  # before the first checkpoint
+
+
+def test_a_campaign_that_begins_after_the_last_checkpoint_is_acted_on(
+    detector: TieredDetector, tiny_streams: Any
+) -> None:
+    late = [tiny_streams.stream(f"late{i}", 70_000 + i, 1400, attack_from=1100) for i in range(5)]
+    replay, threshold = detector.replay(late), detector.threshold("level", "")
+    assert (replay.level_NT[:, 1099] <= threshold).all()
+    assert (replay.level_NT[:, -1] > threshold).all()
+    found = _decisions(detector, late[0])
+    act = [decision for decision in found if decision.level == "act"]
+    assert {decision.tier for decision in act} == {"own", "level"}
+    assert 1100 < act[0].count <= 1100 + 2 * EVERY
+    assert f"after {act[0].count} requests the principal looks unlike honest ones" in "; ".join(act[0].evidence)
+
+
+def test_long_honest_lives_come_no_higher(detector: TieredDetector, tiny_streams: Any) -> None:
+    replay = detector.replay(tiny_streams.honest(20, 50_000, 1600))
+    watched = replay.level_NT > detector.watch("level", "")
+    assert watched[:, 1023].sum() == watched[:, -1].sum() <= 3
+
+
+def test_the_fit_and_the_detector_look_at_the_same_places(tiny_streams: Any) -> None:
+    honest = tiny_streams.honest(50, 0, 1300)
+    population = Population.fit(honest, tiny_streams.KEY, tiny_streams.PROBE_NAMES)
+    states = TieredDetector(population, None, tiny_streams.KEY, 576).replay(honest).states
+    assert states["level"].max() == population.floors[""]
+    assert states["level_at"].max() > CHECKPOINTS[-1]
+    counts = np.arange(2000, dtype=np.uint32)
+    assert counts[looks(counts)].tolist() == [*CHECKPOINTS, *range(1152, 2000, EVERY)]
 
 
 def test_a_replay_says_what_single_updates_say(detector: TieredDetector, tiny_streams: Any) -> None:

@@ -53,6 +53,7 @@ def config(tmp_path: Path) -> BenchConfig:
         load_principals=50,
         resamples=20,
         horizon=48,
+        late=30,
         own_protocol=False,
     )
 
@@ -73,6 +74,7 @@ def test_a_bench_from_texts_to_report(config: BenchConfig, monkeypatch: pytest.M
     assert {"unseen families", "seen families", "no attack", "other work", "organisations", "ring of 3"} <= scenes
     assert {"innocent subject of 3", "innocent subject of 3, products"} <= scenes
     assert {"first 1 same", "pivot 1 same", "pivot 0.5 same", "drawn on to 48", "adaptive: paraphrased"} <= scenes
+    assert {"pivot 1 same after 30", "pivot 0.5 same after 30", "no attack after 30", "other work after 30"} <= scenes
     assert set(report["baselines"]) == {
         *("rate limit", "PRADA", "near duplicates", "Mahalanobis", "coverage", "MMD", "ADWIN", "Page-Hinkley")
     }
