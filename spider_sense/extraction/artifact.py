@@ -1,7 +1,7 @@
 """The extraction guard on disk: ``extraction.json`` and ``extraction.safetensors``."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -194,6 +194,8 @@ class Artifact:
 
 _SKETCH = ("mean", "projection", "weights", "biases")
 _POPULATION = ("edges", "centres", "active")
+_LEAST = -1e300
+"""Stands for -inf, of a principal without the evidence that a tier needs: the file holds finite numbers only."""
 
 
 def _tensors(artifact: Artifact) -> dict[str, Tensor]:
@@ -212,8 +214,7 @@ def _tensors(artifact: Artifact) -> dict[str, Tensor]:
     arrays["fitted"] = np.array(sorted(artifact.fitted), dtype=np.uint64).view(np.int64)
     for tier, maxima in (artifact.calibration.maxima if artifact.calibration else {}).items():
         for stratum, values in maxima.items():
-            # A principal without the evidence a tier needs has -inf; the file holds finite numbers only.
-            arrays[f"maxima.{tier}.{stratum}"] = np.maximum(values, -1e300)
+            arrays[f"maxima.{tier}.{stratum}"] = np.maximum(values, _LEAST)
     if artifact.calibration is not None:
         arrays["unnamed"] = np.array([artifact.calibration.unnamed])
         arrays["unnamed_groups"] = np.array([artifact.calibration.unnamed_groups])
@@ -262,10 +263,13 @@ def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray])
     if manifest.budget is None:
         return None
     tiers: tuple[Tier, ...] = ("own", "level")
-    maxima: dict[Tier, dict[str, np.ndarray]] = {
-        tier: {stratum: arrays[f"maxima.{tier}.{stratum}"] for stratum in manifest.strata} for tier in tiers
-    }
-    maxima["group"] = {stratum: arrays[f"maxima.group.{stratum}"] for stratum in manifest.groups}
+
+    def read(name: str, tier: Tier, strata: Iterable[str]) -> dict[str, np.ndarray]:
+        found = {stratum: arrays[f"{name}.{tier}.{stratum}"] for stratum in strata}
+        return {stratum: np.where(values > _LEAST, values, -np.inf) for stratum, values in found.items()}
+
+    maxima: dict[Tier, dict[str, np.ndarray]] = {tier: read("maxima", tier, manifest.strata) for tier in tiers}
+    maxima["group"] = read("maxima", "group", manifest.groups)
     least = {
         tier: {name: np.inf if value is None else value for name, value in by_stratum.items()}
         for tier, by_stratum in manifest.least.items()

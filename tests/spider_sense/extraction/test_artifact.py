@@ -14,6 +14,7 @@ from spider_sense.extraction.artifact import MANIFEST, TENSORS, Artifact
 from spider_sense.extraction.layout import SKETCH, VERSION
 from spider_sense.extraction.lists import KnownLists
 from spider_sense.extraction.sketch import Sketch
+from spider_sense.extraction.thresholds import Calibration
 from spider_sense.extraction.tiers import TieredDetector
 from spider_sense.types import Site
 
@@ -48,6 +49,14 @@ def test_what_is_read_back_decides_alike(
     for tier in ("own", "level", "group"):
         assert again.detector(tiny_streams.KEY).threshold(tier, "") == detector.threshold(tier, "")
     assert not list((tmp_path / "guard").glob("*.pkl"))
+
+
+def test_what_limits_nobody_limits_nobody_when_it_is_read_back(artifact: Artifact, tmp_path: Path) -> None:
+    none = np.full(300, -np.inf)
+    short = artifact.calibrated(Calibration.fit(none, none, [""] * 300, np.full(300, 16)))
+    again = short.save_pretrained(tmp_path / "guard")
+    assert again.calibration is not None
+    assert again.calibration.threshold("own") == again.calibration.threshold("level") == np.inf
 
 
 def test_other_thresholds_have_another_digest(artifact: Artifact) -> None:
