@@ -212,10 +212,11 @@ def _tensors(artifact: Artifact) -> dict[str, Tensor]:
         arrays["lists.owner"] = artifact.lists.owner_M
         arrays["lists.signatures"] = artifact.lists.signatures_MH.view(np.int32)
     arrays["fitted"] = np.array(sorted(artifact.fitted), dtype=np.uint64).view(np.int64)
-    for tier, maxima in (artifact.calibration.maxima if artifact.calibration else {}).items():
-        for stratum, values in maxima.items():
-            arrays[f"maxima.{tier}.{stratum}"] = np.maximum(values, _LEAST)
     if artifact.calibration is not None:
+        for name in ("maxima", "lasting"):
+            for tier, maxima in getattr(artifact.calibration, name).items():
+                for stratum, values in maxima.items():
+                    arrays[f"{name}.{tier}.{stratum}"] = np.maximum(values, _LEAST)
         arrays["unnamed"] = np.array([artifact.calibration.unnamed])
         arrays["unnamed_groups"] = np.array([artifact.calibration.unnamed_groups])
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
@@ -270,9 +271,10 @@ def _calibration(manifest: ExtractionManifest, arrays: Mapping[str, np.ndarray])
 
     maxima: dict[Tier, dict[str, np.ndarray]] = {tier: read("maxima", tier, manifest.strata) for tier in tiers}
     maxima["group"] = read("maxima", "group", manifest.groups)
+    lasting: dict[Tier, dict[str, np.ndarray]] = {tier: read("lasting", tier, manifest.horizons) for tier in tiers}
     least = {
         tier: {name: np.inf if value is None else value for name, value in by_stratum.items()}
         for tier, by_stratum in manifest.least.items()
     }
     unnamed, groups = (int(arrays[name][0]) for name in ("unnamed", "unnamed_groups"))
-    return Calibration(maxima, manifest.budget, manifest.horizons, least, unnamed, groups)
+    return Calibration(maxima, manifest.budget, manifest.horizons, least, unnamed, groups, lasting)

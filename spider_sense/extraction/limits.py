@@ -94,7 +94,10 @@ def _never(
             return f"too few of {found} honest {honest} sent enough", f"calibrate on honest {honest} with longer lives"
         return f"{share:.2%} needs {needed} honest {honest}, there are {found}", f"calibrate on more honest {honest}"
     if bounds.get("work") == math.inf:
-        kinds = KINDS if tier == "group" else LEAST_KINDS
-        return f"too few kinds of work, at least {kinds} are needed", _MORE_WORK
+        if tier == "group":
+            return f"too few kinds of work, at least {KINDS} are needed", _MORE_WORK
+        horizon = calibration.horizons.get(calibration.stratum(tier, stratum))
+        lived = "" if horizon is None else f", by principals with lives of {horizon} requests"
+        return f"too few kinds of work, at least {LEAST_KINDS} are needed{lived}", _MORE_WORK
     reached = f"the threshold is {threshold:.2f}, and nothing can exceed {ceiling:.2f}"
     return reached, _MORE_WORK if threshold == bounds.get("work") else f"calibrate on more honest {honest}"

@@ -2,8 +2,10 @@
 
 The statistic of a principal is the maximum over its life. If a new honest principal is exchangeable with the n of
 calibration, ``p = (1 + #{their maxima >= its value so far}) / (n + 1)`` falls to ``a`` or below at any time of its life
-with probability at most ``a``, whatever the dependence inside the stream. A maximum grows with the life, so nothing is
-claimed of principals that send more requests than those of calibration did.
+with probability at most ``a``, whatever the dependence inside the stream. A maximum grows with the life, and most lives
+are short: whoever lives long is not exchangeable with all. So ``p`` is taken twice, over all n and over those who lived
+as long as the longest-lived 299, up to the horizon, and the larger counts. That bounds the share of all, and that of
+those who send as much as the horizon; nothing is claimed of what anybody sends beyond it.
 
 Principals who do the same kind of work lie at the same level, and the next one may do another kind. So the level's
 threshold is also at least what the highest level of a new kind of work stays below, if those of the F kinds are
@@ -88,7 +90,8 @@ class Calibration:
     """Sorted. Each tier has the stratum of everybody."""
     budget: Budget
     horizons: Mapping[str, int] = field(default_factory=dict)
-    """By stratum: requests that at least 299 of its principals lived to send; none where they are fewer."""
+    """By stratum: requests that at least 299 of its principals lived to send, more where a share of the budget takes
+    more; none where there are fewer than 299."""
     least: Mapping[Tier, Mapping[str, float]] = field(default_factory=dict)
     """Of level and group, by stratum: what the threshold is at least."""
     unnamed: int = 0
@@ -97,6 +100,8 @@ class Calibration:
     unnamed_groups: int = 0
     """Honest linked groups of which it is not known whether all members do one kind of work. None was counted as a
     kind, so the margin of groups rests on the others alone."""
+    lasting: Mapping[Tier, Maxima] = field(default_factory=dict)
+    """Of own and level: the maxima of those who lived to the horizon of their stratum."""
 
     @classmethod
     def fit(
@@ -142,16 +147,17 @@ class Calibration:
             "level": {name: np.sort(level[chosen]) for name, chosen in rows.items()},
             "group": {name: np.sort(together[chosen]) for name, chosen in of_groups.items()},
         }
-        longest = {name: np.sort(lives[chosen])[::-1] for name, chosen in rows.items()}
-        horizons = {name: int(found[CERTIFIED - 1]) for name, found in longest.items() if len(found) >= CERTIFIED}
         budget, kinds = budget or Budget(), np.array(work or [str(place) for place in range(len(own))])
+        horizons = _horizons(lives, rows, budget)
+        lasting = {name: chosen & (lives >= horizons.get(name, 0)) for name, chosen in rows.items()}
         shared = np.array([group.work or "" for group in groups], dtype=np.str_)
         unknown = sum(group.work == "" for group in groups)
         least: dict[Tier, Mapping[str, float]] = {
             "level": {
                 name: max(
-                    _new_work(level[chosen], kinds[chosen], budget.level, LEAST_KINDS),
                     (floors or {}).get(name, -np.inf),
+                    _new_work(level[chosen], kinds[chosen], budget.level, LEAST_KINDS),
+                    _new_work(level[lasting[name]], kinds[lasting[name]], budget.level, LEAST_KINDS),
                 )
                 for name, chosen in rows.items()
             },
@@ -160,7 +166,18 @@ class Calibration:
                 for name, chosen in of_groups.items()
             },
         }
-        return cls(maxima, budget, horizons, least, unnamed, unknown)
+        return cls(
+            maxima,
+            budget,
+            horizons,
+            least,
+            unnamed,
+            unknown,
+            {
+                "own": {name: np.sort(own[lasting[name]]) for name in horizons},
+                "level": {name: np.sort(level[lasting[name]]) for name in horizons},
+            },
+        )
 
     def stratum(self, tier: Tier, tenant: str) -> str:
         """Return the stratum that a tenant type is judged by: its own if it is large enough, else everybody."""
@@ -198,10 +215,9 @@ class Calibration:
 
     def bounds(self, tier: Tier, tenant: str = EVERYBODY, share: float | None = None) -> dict[Source, float]:
         """Return what a threshold rests on, of which it is the highest; see there."""
-        stratum = self.stratum(tier, tenant)
-        values, small = self.maxima[tier][stratum], self.maxima[tier].get(tenant, np.zeros(0))
-        allowed = int(np.floor((self.budget.share(tier) if share is None else share) * (len(values) + 1) + 1e-9))
-        reached = float(values[-allowed]) if allowed else np.inf
+        stratum, small = self.stratum(tier, tenant), self.maxima[tier].get(tenant, np.zeros(0))
+        wanted = self.budget.share(tier) if share is None else share
+        reached = max(_reached(values, wanted) for values in self._compared(tier, stratum))
         # Where none of the honest sent enough for a statistic, nothing is known of those who do.
         found: dict[Source, float] = {"principals": reached if reached > -np.inf else np.inf}
         if tenant != stratum and len(small):
@@ -213,13 +229,37 @@ class Calibration:
 
     def p_value(self, tier: Tier, tenant: str, score: float) -> float:
         """Return the conformal p-value of a principal's maximum so far, in its stratum."""
-        values = self.maxima[tier][self.stratum(tier, tenant)]
-        above = len(values) - int(np.searchsorted(values, score, side="left"))
-        p_value = (1 + above) / (len(values) + 1)
+        p_value = max(_share_above(values, score) for values in self._compared(tier, self.stratum(tier, tenant)))
         if score > self.threshold(tier, tenant):
             return p_value
         # A level that a new kind of work may reach is no evidence beyond the tier's share.
         return max(p_value, float(np.nextafter(self.budget.share(tier), 1)))
+
+    def _compared(self, tier: Tier, stratum: str) -> list[NDArray[np.float64]]:
+        """Return the maxima that a stratum is judged by: of all, and of those who lived to its horizon."""
+        lasting = self.lasting.get(tier, {}).get(stratum)
+        return [self.maxima[tier][stratum], *([] if lasting is None else [lasting])]
+
+
+def _horizons(
+    lives_N: NDArray[np.integer[Any]], rows: Mapping[str, NDArray[np.bool_]], budget: Budget
+) -> dict[str, int]:
+    """Return what so many of each stratum lived to send that the shares of the budget can be told from zero."""
+    wanted = max(CERTIFIED, *(int(np.ceil(1 / share - 1e-6)) - 1 for share in (budget.own, budget.level)))
+    longest = {name: np.sort(lives_N[chosen])[::-1][:wanted] for name, chosen in rows.items()}
+    return {name: int(found[-1]) for name, found in longest.items() if len(found) >= CERTIFIED}
+
+
+def _reached(values_N: NDArray[np.float64], share: float) -> float:
+    """Return what at most a share of principals like these exceed; infinite where they are too few."""
+    allowed = int(np.floor(share * (len(values_N) + 1) + 1e-9))
+    return float(values_N[-allowed]) if allowed else np.inf
+
+
+def _share_above(values_N: NDArray[np.float64], score: float) -> float:
+    """Return the conformal p-value of a score among sorted maxima."""
+    above = len(values_N) - int(np.searchsorted(values_N, score, side="left"))
+    return (1 + above) / (len(values_N) + 1)
 
 
 def _rows(strata: Sequence[str]) -> dict[str, NDArray[np.bool_]]:

@@ -70,7 +70,8 @@ def groups_picture(groups: Sequence[Group], worst: Mapping[str, Decision]) -> st
 def calibration_picture(p_values: Mapping[Tier, NDArray[np.float64]], calibration: Calibration) -> str:
     """Draw which share of this log's principals has a p-value of at most alpha, against alpha.
 
-    Honest principals follow the diagonal; a share above it at small alpha is what the thresholds cut off.
+    Honest principals follow the diagonal, or lie below it where most of calibration lived short; a share above it at
+    small alpha is what the thresholds cut off.
     """
     figure, axes = _axes("alpha", "share of principals with p <= alpha", (5.6, 4.2))
     least = 1 / (max(len(values) for values in calibration.maxima["own"].values()) + 1)

@@ -46,6 +46,9 @@ def test_what_is_read_back_decides_alike(
     assert one.states.tobytes() == other.states.tobytes()
     assert_array_equal(again.population.recent.scale, detector.population.recent.scale)
     assert again.population.recent.spread == detector.population.recent.spread
+    assert again.calibration is not None
+    assert detector.calibration is not None
+    assert_array_equal(again.calibration.lasting["own"][""], detector.calibration.lasting["own"][""])
     for tier in ("own", "level", "group"):
         assert again.detector(tiny_streams.KEY).threshold(tier, "") == detector.threshold(tier, "")
     assert not list((tmp_path / "guard").glob("*.pkl"))

@@ -114,6 +114,37 @@ def test_a_claim_ends_where_the_lives_of_calibration_end() -> None:
     assert not calibration.certified("own", "bench", 1)
 
 
+def test_short_lives_lower_no_threshold_of_long_ones() -> None:
+    """Most of a real log lives short; the maxima of those are low, and so would the threshold of all be."""
+    budget = Budget()
+    above: dict[int, list[float]] = {25: [], 310: []}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        lives = np.r_[np.full(CERTIFIED, 310), np.full(2000, 25)]
+        # The maximum of so many uniform numbers.
+        highest = rng.random(len(lives)) ** (1 / lives)
+        known = Calibration.fit(highest, highest, [""] * len(lives), lives)
+        assert known.certified("own", "", 310)
+        for life, found in above.items():
+            found.append((rng.random(2000) ** (1 / life) > known.threshold("own")).mean())
+        for score in 1 - rng.random(50) / 5000:
+            assert (score > known.threshold("own")) == (known.p_value("own", "", score) <= budget.own)
+    assert np.mean(above[310]) < budget.own
+    # Those who live short may be the higher ones: the bound is over all, too.
+    lively = Calibration.fit(2 - highest, 2 - highest, [""] * len(lives), lives)
+    assert lively.threshold("own") == np.sort(2 - highest)[-13]
+    kinds = ["one"] * CERTIFIED + [f"kind {place % 9}" for place in range(2000)]
+    assert Calibration.fit(highest, highest, [""] * len(lives), lives, kinds).threshold("level") == math.inf
+
+
+def test_a_small_share_takes_more_long_lives() -> None:
+    lives, draw = np.arange(1, 1001), np.random.default_rng(0).random(1000)
+    small = Calibration.fit(draw, draw, [""] * 1000, lives, budget=Budget(level=0.002))
+    assert small.horizons[""] == 1000 - 499 + 1
+    assert small.threshold("level") < math.inf
+    assert Calibration.fit(draw, draw, [""] * 1000, lives).horizons[""] == 1000 - CERTIFIED + 1
+
+
 def _grouped(groups: list[HonestGroup]) -> Calibration:
     return Calibration.fit(np.zeros(4), np.zeros(4), [""] * 4, np.full(4, 64), groups=groups)
 
