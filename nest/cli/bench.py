@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nest.cli.app import app, console
+from spider_sense.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from nest.bench.config import BenchConfig
@@ -30,7 +31,6 @@ def bench(
     from nest.bench.processes import run_processes
     from nest.bench.run import run_bench
     from nest.bench.stage import set_stage
-    from spider_sense.cli.progress import progress_bars
     from spider_sense.config import load_yaml
 
     settings = load_yaml(config, BenchConfig)

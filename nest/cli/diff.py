@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nest.cli.app import app, console
+from spider_sense.printable import printable
 
 if TYPE_CHECKING:
     from nest.diff import PatchDiff
@@ -76,8 +77,6 @@ def _show_models(found: "ModelDiff") -> None:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    from spider_sense.printable import printable
-
     # Names that came from outside: brackets are no markup in them.
     table = Table(title=Text(printable(title)))
     for name in columns:

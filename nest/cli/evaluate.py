@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nest.cli.app import app, console
+from spider_sense.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,8 +151,6 @@ def _classifier(
 @contextmanager
 def _bars(sets: "EvalSets", config: "EvalConfig") -> "Iterator[Progress]":
     """Show a bar for each part, from the moment that it begins to move."""
-    from spider_sense.cli.progress import progress_bars
-
     with progress_bars() as bars:
         shown: dict[str, Any] = {}
 

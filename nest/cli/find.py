@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nest.cli.app import app, console
+from spider_sense.cli.progress import progress_bars
 
 __all__ = ["find"]
 
@@ -39,7 +40,6 @@ def find(
     from nest.prompts import load_prompts
     from nest.selection import FEWEST
     from nest.tasks import utility_files
-    from spider_sense.cli.progress import progress_bars
     from spider_sense.config import parse
     from spider_sense.models import load_model
 

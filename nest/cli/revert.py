@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from nest.cli.app import app
+from spider_sense.printable import printable
 
 __all__ = ["revert"]
 
@@ -18,7 +19,6 @@ def revert(
 ) -> None:
     """Write a patched model as it was before, bit for bit."""
     from nest.revert import write_reverted
-    from spider_sense.printable import printable
 
     done = write_reverted(folder, out, device)
     # The name stands in a file that may come from anybody.

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nest.cli.app import app, console
+from spider_sense.cli.progress import progress_bars
 
 __all__ = ["tune"]
 
@@ -34,7 +35,6 @@ def tune(
     from nest.prompts import load_prompts
     from nest.run import tune_patch
     from nest.tune import TuneConfig, processes
-    from spider_sense.cli.progress import progress_bars
     from spider_sense.config import load_yaml
     from spider_sense.folders import check_writable
     from spider_sense.models import load_model

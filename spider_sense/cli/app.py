@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from spider_sense.errors import SpiderSenseError
+from spider_sense.printable import printable
 
 __all__ = ["app", "console", "main", "run"]
 
@@ -34,8 +35,6 @@ def run(command: typer.Typer) -> None:
     try:
         command()
     except SpiderSenseError as error:
-        from spider_sense.printable import printable
-
         message = escape(printable(str(error)))
         Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -12,7 +12,7 @@ import typer
 from spider_sense.cli.app import app, console
 from spider_sense.cli.extraction_tables import group_lines, selection_lines
 from spider_sense.cli.plain import plain
-from spider_sense.errors import ConfigError
+from spider_sense.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
     from spider_sense.extraction.artifact import Artifact
@@ -79,7 +79,6 @@ def review(config: Config) -> None:
 
 def _readable(store: "Store") -> "Iterator[tuple[str, PrincipalState]]":
     """Yield the states; one that is damaged is named and left out, or it would hide what the others did."""
-    from spider_sense.errors import StateError
     from spider_sense.extraction.state import PrincipalState
 
     for name, data in store.principals():
@@ -91,7 +90,6 @@ def _readable(store: "Store") -> "Iterator[tuple[str, PrincipalState]]":
 
 def _found(store: "Store") -> "tuple[list[tuple[str, Decision]], dict[str, str]]":
     """Return what was found, by name, and what of it is damaged, as it is kept; the latter is named."""
-    from spider_sense.errors import StateError
     from spider_sense.extraction.standing import decision_of
 
     found, damaged = [], {}
@@ -147,8 +145,6 @@ def unlink(config: Config, names: Names) -> None:
 
 
 def _forget_links(store: "Store", name: str) -> None:
-    from spider_sense.errors import StateError
-
     try:
         if store.read(name) is not None:
             # Who is unlinked was not seen by that, and is not kept for longer.
@@ -158,7 +154,6 @@ def _forget_links(store: "Store", name: str) -> None:
 
 
 def _undeclared(entry: "Entry | None") -> "Entry":
-    from spider_sense.errors import StateError
     from spider_sense.extraction.state import PrincipalState
 
     if entry is None:

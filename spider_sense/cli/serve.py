@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spider_sense.cli.app import app
+from spider_sense.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from spider_sense.serving.settings import ServingSettings
@@ -43,7 +44,6 @@ def serve(
 ) -> None:
     """Serve a model under a guard; after the model come any options of `vllm serve`, or of `transformers serve`."""
     from spider_sense.config import parse
-    from spider_sense.errors import ConfigError, nearest
     from spider_sense.serving.settings import ServingSettings
 
     if model.startswith("-"):
