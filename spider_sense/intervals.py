@@ -13,9 +13,7 @@ __all__ = ["grouped_interval", "rate_interval", "ratio_of_rounds"]
 Doubles = NDArray[np.float64]
 
 
-def rate_interval(
-    flags: Sequence[bool], clusters: Sequence[Any], resamples: int, seed: int = 0
-) -> tuple[float, Interval]:
+def rate_interval(flags: Sequence[bool], clusters: Sequence[Any], resamples: int) -> tuple[float, Interval]:
     """Return a rate and its 95% interval, the wider of two at either end.
 
     One is Clopper and Pearson's over all flags, the other a bootstrap over clusters, such as families of principals or
@@ -25,23 +23,19 @@ def rate_interval(
     exact = clopper_pearson(int(np.sum(flags)), len(flags))
     if not len(flags):
         return rate, exact
-    drawn = grouped_interval(flags, clusters, lambda values: float(np.mean(values)), resamples, seed)
+    drawn = grouped_interval(flags, clusters, lambda values: float(np.mean(values)), resamples)
     return rate, Interval(min(exact.low, drawn.low), max(exact.high, drawn.high))
 
 
 def grouped_interval(
-    values: Sequence[float],
-    clusters: Sequence[Any],
-    statistic: Callable[[Doubles], float],
-    resamples: int,
-    seed: int = 0,
+    values: Sequence[float], clusters: Sequence[Any], statistic: Callable[[Doubles], float], resamples: int
 ) -> Interval:
     """Return the 95% percentile interval of a statistic, clusters drawn first and then values within each."""
     rows: dict[Any, list[float]] = {}
     for value, cluster in zip(values, clusters, strict=True):
         rows.setdefault(cluster, []).append(float(value))
     groups = [np.array(group) for group in rows.values()]
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     found = np.empty(resamples)
     for index in range(resamples):
         chosen = [groups[place] for place in generator.integers(len(groups), size=len(groups))]

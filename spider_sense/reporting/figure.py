@@ -77,10 +77,10 @@ class Figure:
         """Draw a vertical line from bottom to top."""
         self._line(self.x(x), self.y.start, self.x(x), self.y.stop, style)
 
-    def dot(self, x: float, y: float, style: str, tip: str, radius: float = 4.0) -> None:
+    def dot(self, x: float, y: float, style: str, tip: str) -> None:
         """Draw a dot with a tooltip."""
         self.marks.append(
-            f'<circle class="dot {html.escape(style)}" cx="{self.x(x)}" cy="{self.y(y)}" r="{radius}">'
+            f'<circle class="dot {html.escape(style)}" cx="{self.x(x)}" cy="{self.y(y)}" r="4">'
             f"<title>{html.escape(tip)}</title></circle>"
         )
 

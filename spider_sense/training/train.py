@@ -44,6 +44,8 @@ from spider_sense.types import Site
 __all__ = ["Trained", "calibrate_probe", "default_sites", "train"]
 
 DEPTHS = 8
+STEERED_BY = 64
+"""Prompts of a class that a steering vector is the mean of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def train(config: TrainConfig, progress: Progress | None = None, loaded: LoadedM
         tuple(probe for item in made for probe in item.controls.probes),
         _steering_vectors(loaded, parts, made[0].sites_by_depth),
     )
-    results = {item.record.name: _measure(guard, index, item, loaded, parts, config) for index, item in enumerate(made)}
+    results = {item.record.name: _measure(guard, index, item, loaded, parts) for index, item in enumerate(made)}
     guard = _with_evidence(guard, results)
     _write(guard, made, config.output)
     sweeps = {item.record.name: item.sweep for item in made}
@@ -225,7 +227,7 @@ def _swept(found: Sweep) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def _steering_vectors(loaded: LoadedModel, parts: Parts, sites: tuple[Site, ...], each: int = 64) -> dict[str, Tensor]:
+def _steering_vectors(loaded: LoadedModel, parts: Parts, sites: tuple[Site, ...]) -> dict[str, Tensor]:
     """Return the vector ``refusal``: from benign to harmful prompts at their last token, in the raw residual stream."""
     resid = [site for site in sites if site.place == "resid"]
     harmful = [
@@ -239,7 +241,7 @@ def _steering_vectors(loaded: LoadedModel, parts: Parts, sites: tuple[Site, ...]
     site, chat, means = resid[len(resid) // 2], Chat(loaded.tokenizer), []
     model: Any = loaded.model
     with Capture(model, [site]) as capture:
-        for rows in (harmful[:each], benign[:each]):
+        for rows in (harmful[:STEERED_BY], benign[:STEERED_BY]):
             lasts = []
             for row in rows:
                 ids = chat.render(row.turns or row.text, 256).ids
@@ -249,9 +251,7 @@ def _steering_vectors(loaded: LoadedModel, parts: Parts, sites: tuple[Site, ...]
     return {f"refusal@{site}": means[0] - means[1]}
 
 
-def _measure(
-    guard: Guard, index: int, item: _Made, loaded: LoadedModel, parts: Parts, config: TrainConfig
-) -> dict[str, Any]:
+def _measure(guard: Guard, index: int, item: _Made, loaded: LoadedModel, parts: Parts) -> dict[str, Any]:
     baselines = item.controls.length, item.controls.tfidf
     return evaluate(guard, index, baselines, loaded, parts.test, item.config.label_map)
 

@@ -24,6 +24,8 @@ Vectors = NDArray[np.float32]
 
 SHARD = 512
 """Texts of a shard: half a minute of one core."""
+MAX_TOKENS = 160
+"""Of a prompt; a longer one loses tokens from its middle."""
 
 
 class Features:
@@ -39,27 +41,21 @@ class Features:
 
 
 def cached_features(
-    model: str,
-    site: Site,
-    texts: Sequence[str],
-    *,
-    max_tokens: int = 160,
-    folder: Path | None = None,
-    advance: Callable[[int], None] | None = None,
+    model: str, site: Site, texts: Sequence[str], advance: Callable[[int], None] | None = None
 ) -> Features:
     """Return the features of texts; only those that no run has read are computed.
+
+    The cache lies in ``SPIDER_SENSE_CACHE``, by default in ``~/.cache/spider-sense``.
 
     Args:
         model: as for ``load_model``; read in float32.
         site: where to read.
         texts: user texts; repeated ones are read once.
-        max_tokens: of a prompt; a longer one loses tokens from its middle.
-        folder: of the cache, by default ``SPIDER_SENSE_CACHE`` or ``~/.cache/spider-sense``.
         advance: is told how many texts were computed.
     """
     loaded = load_model(model, "float32")
-    root = folder or Path(os.environ.get("SPIDER_SENSE_CACHE") or Path.home() / ".cache" / "spider-sense")
-    place = root / "extraction" / f"{fingerprint(loaded).weight_digest[:12]}-{site}-{max_tokens}"
+    root = Path(os.environ.get("SPIDER_SENSE_CACHE") or Path.home() / ".cache" / "spider-sense")
+    place = root / "extraction" / f"{fingerprint(loaded).weight_digest[:12]}-{site}-{MAX_TOKENS}"
     place.mkdir(parents=True, exist_ok=True)
     wanted = {text: _digest(text) for text in texts}
     known = _known(place, set(wanted.values()))
@@ -67,7 +63,7 @@ def cached_features(
     # Shards of like lengths waste no padding.
     missing.sort(key=lambda text: (len(text), text))
     for first in range(0, len(missing), SHARD):
-        known |= _compute(loaded, site, missing[first : first + SHARD], max_tokens, place)
+        known |= _compute(loaded, site, missing[first : first + SHARD], place)
         if advance:
             advance(len(missing[first : first + SHARD]))
     index = {text: row for row, text in enumerate(wanted)}
@@ -88,10 +84,8 @@ def _known(place: Path, wanted: set[bytes]) -> dict[bytes, Vectors]:
     return known
 
 
-def _compute(
-    loaded: LoadedModel, site: Site, texts: Sequence[str], max_tokens: int, place: Path
-) -> dict[bytes, Vectors]:
-    hidden_ND = pooled(loaded, site, texts, max_tokens=max_tokens, batch_tokens=1024)
+def _compute(loaded: LoadedModel, site: Site, texts: Sequence[str], place: Path) -> dict[bytes, Vectors]:
+    hidden_ND = pooled(loaded, site, texts, max_tokens=MAX_TOKENS, batch_tokens=1024)
     digests = [_digest(text) for text in texts]
     shard = {"digest": np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16), "hidden": hidden_ND}
     path = place / f"{hashlib.sha256(b''.join(digests)).hexdigest()[:16]}.safetensors"

@@ -69,9 +69,9 @@ class Family:
         """Whether its requests share words that a wrapper brings."""
         return self.wrappers[0] != "{payload}"
 
-    def wrapped(self, wrapper: int = 0) -> tuple[str, ...]:
-        """Return the texts inside one of the wrappers."""
-        return tuple(self.wrappers[wrapper].replace("{payload}", text) for text in self.texts)
+    def wrapped(self) -> tuple[str, ...]:
+        """Return the texts inside the first wrapper."""
+        return tuple(self.wrappers[0].replace("{payload}", text) for text in self.texts)
 
 
 class _Entry(Settings):
