@@ -141,15 +141,14 @@ class Calibration(BaseModel):
             tokens: ``[N]`` prompt lengths.
 
         Returns:
-            JSON-ready, for ``suspect`` and ``breach``: ``fpr`` and ``tpr``, each with ``value``, ``low``, ``high``.
+            JSON-ready, for ``suspect`` and ``breach``: ``fpr`` and ``tpr``, each as
+            :meth:`spider_sense.rates.Rate.json` gives it.
         """
         result: dict[str, Any] = {}
         for level in LEVELS:
             margins = scores - self.values(level, tokens)
-            sides = {"fpr": rate_above(margins[~labels], 0.0), "tpr": rate_above(margins[labels], 0.0)}
-            result[level] = {
-                name: {"value": rate.value, "low": rate.low, "high": rate.high} for name, rate in sides.items()
-            }
+            sides = {"fpr": margins[~labels], "tpr": margins[labels]}
+            result[level] = {name: rate_above(side, 0.0).json() for name, side in sides.items()}
         return result
 
 

@@ -48,6 +48,12 @@ class Rate:
     high: float
     n: int
 
+    def json(self) -> dict[str, float | None]:
+        """Return ``value``, ``low`` and ``high``, ready for JSON; of no rows each is None."""
+        if self.value is None:
+            return {"value": None, "low": None, "high": None}
+        return {"value": self.value, "low": self.low, "high": self.high}
+
 
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """Exact two-sided interval of a binomial proportion; 0 to 1 where there was no trial.

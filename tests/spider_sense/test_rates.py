@@ -1,11 +1,12 @@
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spider_sense.errors import ConfigError, MissingExtraError
-from spider_sense.rates import Interval, clopper_pearson, most_within
+from spider_sense.rates import Interval, clopper_pearson, most_within, rate_of
 
 
 def test_clopper_pearson_against_published_values() -> None:
@@ -17,6 +18,13 @@ def test_clopper_pearson_against_published_values() -> None:
     interval = clopper_pearson(81, 263)
     assert (round(interval.low, 4), round(interval.high, 4)) == (0.2527, 0.3676)
     assert clopper_pearson(0, 0) == Interval(low=0.0, high=1.0)
+
+
+def test_a_rate_of_no_rows_is_none_in_json() -> None:
+    interval = clopper_pearson(1, 4)
+    some = rate_of(np.array([True, False, False, False]))
+    assert some.json() == {"value": 0.25, "low": interval.low, "high": interval.high}
+    assert rate_of(np.empty(0, dtype=bool)).json() == {"value": None, "low": None, "high": None}
 
 
 @given(st.integers(1, 200), st.data())

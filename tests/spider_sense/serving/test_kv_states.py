@@ -39,7 +39,7 @@ def test_cached_tokens_that_nothing_is_known_of_are_missing(tiny_loaded: LoadedM
     engine.add("before", [1, 5, *range(10, 20)], [20])
     engine.step({"before": 100})
     assert engine.guard.judge.scorer.blocks is not None
-    engine.guard.keep_blocks(guards.SIZE, guards.BLOCKS)
+    engine.guard.kv_states.keep(guards.SIZE, guards.BLOCKS)
     engine.add("after", [1, 5, *range(10, 20)], [20])
     engine.step({"after": 100})
     findings, row = engine.found["after"]
