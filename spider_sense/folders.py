@@ -21,11 +21,11 @@ from torch import Tensor
 
 from spider_sense.errors import ConfigError, SpiderSenseError
 
-__all__ = ["ArtifactKind", "Record", "VersionedRecord", "check_file", "check_writable", "sha256"]
+__all__ = ["ArtifactKind", "Record", "VersionedRecord", "check_file", "check_writable", "sha256", "short_digest"]
 
 
 class Record(BaseModel):
-    """Base of everything that stands in a manifest: frozen, without unknown keys."""
+    """Base of a manifest, of everything that stands in one, and of what is read from it: frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -180,6 +180,11 @@ def check_file(path: Path, renamed: bool = True) -> None:
         raise ConfigError(f"cannot write {path}: it is a folder; name a file with --out")
     if path.exists() and not os.access(path, os.W_OK):
         raise ConfigError(f"cannot write {path}: it is closed to this user; name another file with --out")
+
+
+def short_digest(manifest: Record) -> str:
+    """Return 16 hexadecimal digits that name an artifact by all that its manifest says."""
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:16]
 
 
 def sha256(path: Path) -> str:

@@ -4,7 +4,6 @@ On disk a guard is a folder: ``guard.json`` (this module's :class:`Manifest`), `
 that were trained beside it, and steering vectors in ``vectors.safetensors``. Nothing is pickled.
 """
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from spider_sense.calibration import Calibration
 from spider_sense.canary import Canaries
 from spider_sense.errors import DataError, GuardError, MismatchError, nearest
 from spider_sense.fingerprint import Fingerprint, ServingConfig, check_match
-from spider_sense.folders import ArtifactKind, Record, VersionedRecord, sha256
+from spider_sense.folders import ArtifactKind, Record, VersionedRecord, sha256, short_digest
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.types import Site
 
@@ -141,7 +140,7 @@ class Guard:
     @property
     def digest(self) -> str:
         """Short name of this guard version, for audit records."""
-        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()[:16]
+        return short_digest(self.manifest)
 
     def check_model(self, found: Fingerprint, serving: ServingConfig, allow_uncertified: bool = False) -> None:
         """Check that the guard was made for this model, served this way.

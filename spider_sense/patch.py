@@ -6,7 +6,6 @@ On disk it is a folder with ``patch.json`` (this module's :class:`PatchManifest`
 Shape letters: R patched rows of a projection, K clusters, D inputs of the projection.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from spider_sense.errors import PatchError, SiteError
 from spider_sense.fingerprint import Fingerprint, check_match
-from spider_sense.folders import ArtifactKind, VersionedRecord, sha256
+from spider_sense.folders import ArtifactKind, VersionedRecord, sha256, short_digest
 from spider_sense.types import Site
 
 __all__ = ["KIND", "NeuronPatch", "PatchManifest", "PatchTarget", "by_layer", "check_outside_experts"]
@@ -91,7 +90,7 @@ class NeuronPatch:
     @property
     def digest(self) -> str:
         """Short name of this patch, for audit records and cache keys; save it first."""
-        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()[:16]
+        return short_digest(self.manifest)
 
     def check_model(self, found: Fingerprint) -> None:
         """Check that the patch was tuned for this model.

@@ -1,19 +1,16 @@
-"""The report as data: everything that the page shows, and nothing about how it looks."""
+"""The report as data: everything that the page shows, and nothing about how it looks.
 
-from pydantic import BaseModel, ConfigDict
+Numbers of a guard's manifest are checked here, since the page writes them without escaping.
+"""
 
 from spider_sense.calibration import Calibration
+from spider_sense.folders import Record
 from spider_sense.types import Action, Zone
 
 __all__ = ["Conversation", "DetectorFacts", "GuardFacts", "Rate", "Report", "SweepPoint", "System", "Token", "Track"]
 
 
-class _Record(BaseModel):
-    # Numbers of a manifest are checked here: the page writes them without escaping.
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rate(_Record):
+class Rate(Record):
     """A share and its 95% interval; None where there was nothing to measure."""
 
     value: float | None
@@ -21,7 +18,7 @@ class Rate(_Record):
     high: float | None
 
 
-class System(_Record):
+class System(Record):
     """The guard or one of its controls, measured on the test part."""
 
     name: str
@@ -38,7 +35,7 @@ class System(_Record):
         return "TF-IDF" if self.name == "tfidf" else self.name.replace("_", " ")
 
 
-class SweepPoint(_Record):
+class SweepPoint(Record):
     """One candidate of the sweep, measured on the validation part."""
 
     family: str
@@ -50,7 +47,7 @@ class SweepPoint(_Record):
     """Whether the guard's detector is of this family and at these sites."""
 
 
-class DetectorFacts(_Record):
+class DetectorFacts(Record):
     """What the manifest says of one detector."""
 
     name: str
@@ -71,7 +68,7 @@ class DetectorFacts(_Record):
     """Best first."""
 
 
-class GuardFacts(_Record):
+class GuardFacts(Record):
     """What the manifest says of the guard as a whole."""
 
     model: str
@@ -85,7 +82,7 @@ class GuardFacts(_Record):
     test_sources: tuple[str, ...]
 
 
-class Token(_Record):
+class Token(Record):
     """One token of a conversation as one detector reads it; numbers are None where nothing was scored."""
 
     text: str
@@ -99,7 +96,7 @@ class Token(_Record):
     """Running readout after the token, from the last prompt token on."""
 
 
-class Track(_Record):
+class Track(Record):
     """One detector on one conversation."""
 
     detector: str
@@ -113,7 +110,7 @@ class Track(_Record):
     """Without the template's head."""
 
 
-class Conversation(_Record):
+class Conversation(Record):
     """One prompt, the model's own answer, and what every detector says."""
 
     name: str
@@ -130,7 +127,7 @@ class Conversation(_Record):
     """Largest difference of streamed and whole-sequence readouts, divided by max(1, |readout|)."""
 
 
-class Report(_Record):
+class Report(Record):
     """A whole report."""
 
     created: str

@@ -5,21 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from spider_sense.errors import DataError
 from spider_sense.fingerprint import ServingConfig
+from spider_sense.folders import Record
 
 __all__ = ["Manifest", "Pins", "ShardEntry", "read_manifest", "resume", "write_manifest"]
 
 MANIFEST = "capture.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Pins(_Record):
+class Pins(Record):
     """What every shard of a folder has in common."""
 
     weight_digest: str
@@ -29,7 +26,7 @@ class Pins(_Record):
     tail: int
 
 
-class ShardEntry(_Record):
+class ShardEntry(Record):
     """One shard."""
 
     file: str
@@ -39,7 +36,7 @@ class ShardEntry(_Record):
     """Names of the conversations in their order, each with the key of what it was captured from."""
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """What a folder holds, and in which order it is loaded."""
 
     schema_version: Literal[1] = 1

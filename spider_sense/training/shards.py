@@ -22,6 +22,7 @@ from torch import Tensor
 
 from spider_sense.activations import ActivationSet
 from spider_sense.errors import DataError
+from spider_sense.folders import sha256
 from spider_sense.training.manifest import Manifest, ShardEntry, read_manifest, write_manifest
 from spider_sense.types import Site
 
@@ -48,7 +49,7 @@ def append(folder: Path, manifest: Manifest, rows: Sequence[CapturedRows]) -> Ma
     path = folder / f"shard-{_sha256([manifest.pins.model_dump(), keys])[:16]}.safetensors"
     beside = path.with_suffix(".tmp")
     save_file(_tensors(rows), beside, metadata={"ids": json.dumps(list(keys))})
-    entry = ShardEntry(file=path.name, sha256=_file_digest(beside), keys=keys)
+    entry = ShardEntry(file=path.name, sha256=sha256(beside), keys=keys)
     os.replace(beside, path)
     manifest = manifest.model_copy(update={"shards": (*manifest.shards, entry)})
     write_manifest(folder, manifest)
@@ -113,7 +114,7 @@ def _starts(lengths: Sequence[int]) -> Tensor:
 def _read_lengths(folder: Path, entry: ShardEntry) -> dict[str, tuple[int, int, int]]:
     """Check the file, and return rows, prompt rows and skip of each conversation."""
     with _open_shard(folder, entry) as shard:
-        if _file_digest(folder / entry.file) != entry.sha256:
+        if sha256(folder / entry.file) != entry.sha256:
             raise DataError(
                 f"{folder / entry.file} is damaged: its SHA-256 is not the one in the manifest; delete it and run again"
             )
@@ -144,11 +145,6 @@ def _open_shard(folder: Path, entry: ShardEntry) -> Iterator[Any]:
             yield shard
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read {path}: {error}; delete it and run again") from error
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sha256(value: object) -> str:
