@@ -17,6 +17,7 @@ from spider_sense.case import Case
 from spider_sense.chat import Chat
 from spider_sense.data import Example
 from spider_sense.errors import SpiderSenseError
+from spider_sense.greedy import GREEDY
 from spider_sense.guard import Guard
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor
@@ -77,13 +78,7 @@ def _answer(loaded: LoadedModel, prompt: Sequence[int], max_new_tokens: int) -> 
         attention_mask=torch.ones_like(ids_1P),
         max_new_tokens=max_new_tokens,
         pad_token_id=loaded.tokenizer.pad_token_id,
-        # Models bring defaults of their own: to sample, how, and to penalise repetition.
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
+        **GREEDY,
     )
     return list(output[0].tolist())
 

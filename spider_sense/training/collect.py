@@ -19,6 +19,7 @@ from spider_sense.chat import Chat
 from spider_sense.data import Example
 from spider_sense.errors import ConfigError, DataError
 from spider_sense.fingerprint import fingerprint, serving_config
+from spider_sense.greedy import GREEDY
 from spider_sense.models import LoadedModel
 from spider_sense.scoring.bank import EPS
 from spider_sense.sites import resolve_all, shortened
@@ -182,13 +183,7 @@ def _run(loaded: LoadedModel, batch: Sequence[Conversation], depth: int) -> list
         attention_mask=mask_BT,
         max_new_tokens=generate,
         pad_token_id=pad,
-        # Models bring defaults of their own: to sample, how, and to penalise repetition.
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
+        **GREEDY,
     )
     ends = _ends(model)
     return [_until(tokens, ends) for tokens in all_BT[:, ids_BT.shape[1] :].tolist()]
