@@ -1,6 +1,5 @@
 """A ruling on extraction as one HTML page that needs nothing from outside."""
 
-import html
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from spider_sense.extraction.decision import Decision, Tier
 from spider_sense.extraction.limits import Limit, limits
 from spider_sense.extraction.ruling import Ruling
 from spider_sense.extraction.tiers import TieredDetector
-from spider_sense.printable import printable
+from spider_sense.reporting.escaped import escaped
 from spider_sense.reporting.extraction_pictures import calibration_picture, groups_picture, timeline_picture
 from spider_sense.reporting.style import STYLE
 
@@ -55,7 +54,7 @@ def render_extraction(artifact: Artifact, detector: TieredDetector, ruling: Ruli
         ruling: what to show.
         origin: where the log comes from, in words.
     """
-    limits = "".join(f"<li>{_text(line)}</li>" for line in _LIMITS)
+    limits = "".join(f"<li>{escaped(line)}</li>" for line in _LIMITS)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -83,10 +82,10 @@ def _header(artifact: Artifact, ruling: Ruling, origin: str) -> str:
             f"at most {calibration.budget.whole:.1%}" if calibration else "not calibrated: findings are not limited",
         ),
     ]
-    listed = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts)
+    listed = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts)
     return (
         f'<header><p class="brand">Spider-Sense</p><h1>Who is distilling this model</h1><p class="summary">'
-        f"{_text(origin)} {len(ruling.states)} principals, {requests} requests: {counts['act']} to act on, "
+        f"{escaped(origin)} {len(ruling.states)} principals, {requests} requests: {counts['act']} to act on, "
         f"{counts['limit']} to limit, {counts['watch']} to watch.</p><dl>{listed}</dl></header>"
     )
 
@@ -100,12 +99,12 @@ def _principals(detector: TieredDetector, ruling: Ruling) -> Iterator[str]:
         tiers: tuple[Tier, ...] = ("own", "level")
         thresholds = {tier: detector.threshold(tier, tenant) for tier in tiers}
         picture = timeline_picture(ruling, name, thresholds)
-        label = f'<span class="label">{_text(tenant)}</span>' if tenant else ""
+        label = f'<span class="label">{escaped(tenant)}</span>' if tenant else ""
         yield (
-            f'<article><h3><span class="badge {_BADGES[decision.level]}">{decision.level}</span> {_text(name)} '
+            f'<article><h3><span class="badge {_BADGES[decision.level]}">{decision.level}</span> {escaped(name)} '
             f'<span class="label">{ruling.states[name].count} requests</span>{label}</h3>'
             f"<ul>{''.join(_findings(ruling, name))}</ul>"
-            f'<figure><img alt="statistics of {_text(name)} along its requests" src="{picture}"></figure></article>'
+            f'<figure><img alt="statistics of {escaped(name)} along its requests" src="{picture}"></figure></article>'
         )
     yield "</section>"
 
@@ -113,7 +112,7 @@ def _principals(detector: TieredDetector, ruling: Ruling) -> Iterator[str]:
 def _findings(ruling: Ruling, principal: str) -> Iterator[str]:
     for decision in ruling.decisions:
         if decision.principal == principal:
-            yield f"<li>{_text(_sentence(decision))}</li>"
+            yield f"<li>{escaped(_sentence(decision))}</li>"
 
 
 def _sentence(decision: Decision) -> str:
@@ -168,8 +167,4 @@ def _stratum(limit: Limit) -> str:
         str(limit.count),
         *limit.words,
     )
-    return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
+    return f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in cells)}</tr>"

@@ -1,10 +1,9 @@
 """The heat map of a conversation: every token on a ground of blue (against) or vermilion (for), breaches underlined."""
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 
-from spider_sense.printable import printable
+from spider_sense.reporting.escaped import escaped
 from spider_sense.reporting.report import Conversation, Token, Track
 
 __all__ = ["colour_scale", "heat_map", "strongest"]
@@ -47,7 +46,7 @@ def _spans(track: Track, response: bool, full: float) -> str:
 
 
 def _span(token: Token, track: Track, full: float) -> str:
-    text = html.escape(printable(token.text)).replace("\n", "<i>⏎</i>\n") or "<i>·</i>"
+    text = escaped(token.text).replace("\n", "<i>⏎</i>\n") or "<i>·</i>"
     return (
         f'<span class="{" ".join(_classes(token, track))}"{_strength(token, full)} title="{_tip(token)}">{text}</span>'
     )
@@ -85,4 +84,4 @@ def _tip(token: Token) -> str:
 
 def _visible(token: Token) -> str:
     """Return a token on one line, escaped."""
-    return html.escape(printable(token.text).replace("\n", "⏎").strip(" ") or "␠" * len(token.text) or "·")
+    return escaped(token.text).replace("\n", "⏎").strip(" ") or "␠" * len(token.text) or "·"

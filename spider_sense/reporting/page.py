@@ -1,9 +1,7 @@
 """Renders a report as one HTML page that needs nothing from outside: no network, no scripts."""
 
-import html
-
-from spider_sense.printable import printable
 from spider_sense.reporting.charts import by_layer, layer_chart, roc_chart, time_chart
+from spider_sense.reporting.escaped import escaped
 from spider_sense.reporting.heatmap import colour_scale, heat_map, strongest
 from spider_sense.reporting.report import Conversation, DetectorFacts, Report
 from spider_sense.reporting.style import STYLE
@@ -21,14 +19,14 @@ def render(report: Report) -> str:
     scales = [colour_scale(report.conversations, index) for index in range(len(report.detectors))]
     conversations = "".join(_conversation(item, scales) for item in report.conversations)
     detectors = "".join(_detector(item) for item in report.detectors)
-    limits = "".join(f"<li>{_text(line)}</li>" for line in report.limits)
+    limits = "".join(f"<li>{escaped(line)}</li>" for line in report.limits)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Spider-Sense report: {_text(report.guard.model)}</title><style>{STYLE}</style></head><body><main>"
+        f"<title>Spider-Sense report: {escaped(report.guard.model)}</title><style>{STYLE}</style></head><body><main>"
         f"{_header(report)}"
-        f"<section><h2>Conversations</h2><p>{_text(report.origin)} Each was answered by the model under the guard in "
+        f"<section><h2>Conversations</h2><p>{escaped(report.origin)} Each was answered by the model under the guard in "
         f"shadow mode: scored, never acted on.</p>{_legend(scales)}{conversations}</section>"
         f'{detectors}<section class="limits"><h2>What these numbers do not show</h2><ul>{limits}</ul></section>'
         f"{_footer(report)}</main></body></html>\n"
@@ -47,8 +45,8 @@ def _header(report: Report) -> str:
         ("Trained on", ", ".join(guard.sources) or "not recorded"),
         ("Report made", report.created),
     ]
-    listed = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts)
-    lines = "".join(f'<p class="summary">{_text(line)}</p>' for line in report.summaries)
+    listed = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts)
+    lines = "".join(f'<p class="summary">{escaped(line)}</p>' for line in report.summaries)
     return f'<header><p class="brand">Spider-Sense</p><h1>Guard report</h1>{lines}<dl>{listed}</dl></header>'
 
 
@@ -64,15 +62,15 @@ def _legend(scales: list[float]) -> str:
 def _conversation(item: Conversation, scales: list[float]) -> str:
     tracks = [_track(item, index, scales[index]) for index in range(len(item.tracks))]
     more = "".join(
-        f"<details><summary>Detector {_text(track.detector)}: {track.zone}</summary>{body}</details>"
+        f"<details><summary>Detector {escaped(track.detector)}: {track.zone}</summary>{body}</details>"
         for track, body in zip(item.tracks[1:], tracks[1:], strict=True)
     )
-    label = f'<span class="label">labelled {_text(item.label)}</span>' if item.label else ""
+    label = f'<span class="label">labelled {escaped(item.label)}</span>' if item.label else ""
     missing = f'<p class="quiet">{item.missing} tokens were not seen.</p>' if item.missing else ""
     worst = max((track.zone for track in item.tracks), key=list(_MARKS).index)
     return (
         f'<article><h3><span class="badge {worst}"><span aria-hidden="true">{_MARKS[worst]}</span> {worst}</span> '
-        f"{_text(item.name)} {label}</h3>{missing}{tracks[0]}{more}</article>"
+        f"{escaped(item.name)} {label}</h3>{missing}{tracks[0]}{more}</article>"
     )
 
 
@@ -84,17 +82,17 @@ def _track(item: Conversation, index: int, full: float) -> str:
         ("Breach from", f"{track.breach:.3f}"),
         ("Default action", item.action),
     ]
-    listed = "".join(f"<div><dt>{name}</dt><dd>{_text(value)}</dd></div>" for name, value in facts)
+    listed = "".join(f"<div><dt>{name}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts)
     return (
         f'<div class="track"><div>{heat_map(track, full)}'
         f'<p class="quiet">{item.skipped} template tokens before these are not scored.</p>'
-        f'<h4>Strongest tokens</h4>{strongest(track)}<p class="quiet">{_text(track.meaning)}.</p></div>'
+        f'<h4>Strongest tokens</h4>{strongest(track)}<p class="quiet">{escaped(track.meaning)}.</p></div>'
         f'<aside><dl class="facts">{listed}</dl><figure>{time_chart(track)}</figure></aside></div>'
     )
 
 
 def _detector(item: DetectorFacts) -> str:
-    open_section = f'<section><p class="brand">Detector {_text(item.name)}</p>'
+    open_section = f'<section><p class="brand">Detector {escaped(item.name)}</p>'
     return (
         f"{open_section}<h2>What it catches, and what it flags wrongly</h2>{_measured(item)}</section>"
         f"{open_section}<h2>Which layer, which probe</h2>{_sweep(item)}</section>"
@@ -135,7 +133,7 @@ def _sweep(item: DetectorFacts) -> str:
     bars = f"<div><h4>Other candidates, best first</h4>{candidate_bars(others)}</div>" if others else ""
     return (
         "<p>Candidates on the validation part, by positives caught at 1% false positives. "
-        f'Chosen: {_text(item.family)} at {_text(", ".join(item.sites))}.</p><div class="pair">{chart}{bars}</div>'
+        f'Chosen: {escaped(item.family)} at {escaped(", ".join(item.sites))}.</p><div class="pair">{chart}{bars}</div>'
     )
 
 
@@ -144,7 +142,3 @@ def _footer(report: Report) -> str:
         f"<footer><p>Streamed and whole-sequence readouts of the conversations above differ by at most "
         f"{report.difference:.1e} (relative to max(1, |readout|)).</p></footer>"
     )
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
