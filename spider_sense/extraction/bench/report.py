@@ -193,10 +193,15 @@ def _found_share(rows: Sequence[Outcome]) -> float:
 
 
 def _rate(rows: Sequence[Outcome], config: BenchConfig, *, limited: bool = False) -> tuple[float, tuple[float, float]]:
-    clusters = [(one.seed, one.family) for one in rows]
+    """Return a rate and its interval: the wider of one over families and one over seeds.
+
+    A family comes in several seeds, and all that is tested in a seed has one calibration. What several families make up
+    (``a+b``) counts with the first of them.
+    """
     flags = [one.limit is not None if limited else one.alarmed for one in rows]
-    rate, interval = rate_interval(flags, clusters, config.resamples)
-    return rate, (interval.low, interval.high)
+    rate, families = rate_interval(flags, [one.family.partition("+")[0] for one in rows], config.resamples)
+    _, seeds = rate_interval(flags, [one.seed for one in rows], config.resamples)
+    return rate, (min(families.low, seeds.low), max(families.high, seeds.high))
 
 
 def _rate_json(rows: Sequence[Outcome], config: BenchConfig, *, limited: bool = False) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The report: medians, rates, who is missed; an infinite number is null."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,23 @@ def test_the_worst_family_is_named() -> None:
     rows += [outcome("unseen families", 3 if n == 0 else None, "many") for n in range(10)]
     assert worst_family(rows) == {"family": "many", "rate": 0.1, "principals": 10}
     assert worst_family([]) is None
+
+
+def test_a_family_in_several_seeds_is_one_and_so_is_a_seed(config: BenchConfig) -> None:
+    """What fails together must not count as many: of two families one is alarmed, in every seed; of two seeds one."""
+    families = [
+        replace(outcome("ring of 10", 9 if first == "hit" else None, f"{first}+{second}"), seed=seed)
+        for seed in range(10)
+        for first in ("hit", "missed")
+        for second in "abcde"
+    ]
+    seeds = [
+        replace(outcome("other work", 9 if seed else None, f"f{place}"), seed=seed)
+        for seed in (0, 1)
+        for place in range(100)
+    ]
+    rows = summarise(Results([*families, *seeds], {}), config)["systems"]
+    assert {row["scene"]: (row["rate"], row["low"], row["high"]) for row in rows} == {
+        "ring of 10": (0.5, 0, 1),
+        "other work": (0.5, 0, 1),
+    }
