@@ -7,11 +7,11 @@ bound are joined. Only evidence of the account makes a pair: strangers who run o
 prompt and its parameters. Those confirm a pair that has half of the weight. What scores a group, what its requests are
 about, links nobody.
 
-Shape letters: N principals, K kinds, L slots.
+Shape letters: N principals, K kinds, L slots, P pairs.
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -42,6 +42,10 @@ SHARED = 0.5
 """Probability that two accounts of one hand share a piece of evidence of a kind."""
 HUBS = 32
 """Holders of a hash that every other holder is compared with, so that a large group costs no square."""
+LEAST = BOUND / 2 / 3
+"""Weight of the rarest hash of a pair that may be joined: three kinds of the account make up half of the bound."""
+_AT_ONCE = 8192
+"""Pairs that are compared at once."""
 
 ACCOUNT: tuple[LinkKind, ...] = ("payment", "network", "client", "declared")
 """Kinds of evidence that join accounts."""
@@ -99,7 +103,7 @@ def linked(states: Mapping[str, PrincipalState], population: Population) -> list
     if not states:
         return []
     names = list(states)
-    edges = [edge for edge in _edges(names, stacked(states)["links"], population) if edge.weight >= BOUND]
+    edges = list(_edges(names, stacked(states), population))
     parent = {name: name for edge in edges for name in (edge.one, edge.other)}
     for edge in edges:
         parent[_root(parent, edge.one)] = _root(parent, edge.other)
@@ -119,49 +123,68 @@ def _root(parent: dict[str, str], name: str) -> str:
     return name
 
 
-def _edges(names: list[str], links_NKL: NDArray[np.uint64], population: Population) -> Iterator[Edge]:
-    weights: dict[tuple[int, int], dict[LinkKind, float]] = defaultdict(dict)
-    for kind in ACCOUNT:
-        for token, holders in _buckets(links_NKL[:, LINK_KINDS.index(kind)]):
-            weight = math.inf if kind == "declared" else _weight(population.share(token))
-            for pair in _pairs(holders) if weight > 0 else ():
-                weights[pair][kind] = max(weights[pair].get(kind, 0.0), weight)
-    held = Counter(links_NKL[:, [LINK_KINDS.index(kind) for kind in _CONTENT]].ravel().tolist())
-    for pair, kinds in weights.items():
-        if BOUND / 2 <= sum(kinds.values()) < BOUND:
-            kinds |= _confirmed(links_NKL[list(pair)], held, len(names), population)
-        yield Edge(names[pair[0]], names[pair[1]], sum(kinds.values()), tuple(kinds))
+def _edges(names: list[str], states_N: States, population: Population) -> Iterator[Edge]:
+    """Yield the pairs that are joined."""
+    links_NKL, kinds = states_N["links"], (*ACCOUNT, *_CONTENT)
+    weights_NKL = _weights(links_NKL, population)
+    pairs_P2 = _pairs(states_N, weights_NKL)
+    # Most principals fill few slots.
+    counting = {place: (weights_NKL[:, place] > 0).any(0) for place in map(LINK_KINDS.index, kinds)}
+    evidence = [(links_NKL[:, place, slots], weights_NKL[:, place, slots]) for place, slots in counting.items()]
+    for start in range(0, len(pairs_P2), _AT_ONCE):
+        some = pairs_P2[start : start + _AT_ONCE]
+        common_PK = np.stack([_common(*each, some) for each in evidence], 1)
+        account_P = common_PK[:, : len(ACCOUNT)].sum(1)
+        # What the account shows without the content needs no confirmation.
+        common_PK[~((account_P >= BOUND / 2) & (account_P < BOUND)), len(ACCOUNT) :] = 0
+        for row in np.flatnonzero(common_PK.sum(1) >= BOUND).tolist():
+            one, other = some[row].tolist()
+            found = tuple(kind for kind, weight in zip(kinds, common_PK[row], strict=True) if weight > 0)
+            yield Edge(names[one], names[other], float(common_PK[row].sum()), found)
 
 
-def _confirmed(
-    links_2KL: NDArray[np.uint64], held: Mapping[int, int], principals: int, population: Population
-) -> dict[LinkKind, float]:
-    """Return what the content of a pair adds; a hash is as common as here or among honest principals, if more so."""
-    found: dict[LinkKind, float] = {}
-    for kind in _CONTENT:
-        one, other = (set(links_2KL[side, LINK_KINDS.index(kind)].tolist()) for side in (0, 1))
-        shares = [max(population.share(t), held[t] / principals) for t in one & other - {int(EMPTY_LINK)}]
-        if shares and _weight(min(shares)) > 0:
-            found[kind] = _weight(min(shares))
-    return found
+def _weights(links_NKL: NDArray[np.uint64], population: Population) -> NDArray[np.float64]:
+    """Return the weight of each hash that at least two rows hold, [N, K, L]; of others 0.
+
+    One of content is as common as here or among honest principals, if more so.
+    """
+    weights_NKL = np.zeros(links_NKL.shape)
+    for kind in (*ACCOUNT, *_CONTENT):
+        links_NL = links_NKL[:, LINK_KINDS.index(kind)]
+        tokens, places, held = np.unique(links_NL, return_inverse=True, return_counts=True)
+        weights = np.zeros(len(tokens))
+        for at in np.flatnonzero((held > 1) & (tokens != EMPTY_LINK)).tolist():
+            share = population.share(int(tokens[at]))
+            share = max(share, held[at] / len(links_NL)) if kind in _CONTENT else share
+            weights[at] = math.inf if kind == "declared" else max(_weight(share), 0.0)
+        weights_NKL[:, LINK_KINDS.index(kind)] = weights[places].reshape(links_NL.shape)
+    return weights_NKL
 
 
-def _buckets(links_NL: NDArray[np.uint64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield every hash that at least two rows hold, and the rows."""
-    tokens, rows = links_NL.ravel(), np.repeat(np.arange(len(links_NL)), links_NL.shape[1])
-    order = np.argsort(tokens, kind="stable")
-    tokens, rows = tokens[order], rows[order]
-    starts = np.flatnonzero(np.concatenate([[True], tokens[1:] != tokens[:-1]]))
-    ends = np.append(starts[1:], len(tokens))
-    shared = (ends - starts > 1) & (tokens[starts] != EMPTY_LINK)
-    for start, end in zip(starts[shared].tolist(), ends[shared].tolist(), strict=True):
-        yield int(tokens[start]), rows[start:end]
+def _pairs(states_N: States, weights_NKL: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the pairs that may be joined, [P, 2]: they share a hash of the account that is rare enough."""
+    found = []
+    for place in map(LINK_KINDS.index, ACCOUNT):
+        rows, slots = np.nonzero(weights_NKL[:, place] >= LEAST)
+        tokens = states_N["links"][rows, place, slots]
+        # Whom the others are compared with is drawn by hash: by age, a new account would never be.
+        order = np.lexsort((states_N["seed"][rows] ^ tokens, tokens))
+        rows, tokens = rows[order], tokens[order]
+        for holders in np.split(rows, np.flatnonzero(tokens[1:] != tokens[:-1]) + 1):
+            hub, other = np.triu_indices(min(len(holders), HUBS), 1, len(holders))
+            one_two = np.sort(np.stack([holders[hub], holders[other]]), axis=0)
+            found.append(one_two[0] * len(states_N) + one_two[1])
+    return np.stack(np.divmod(np.unique(np.concatenate(found)), len(states_N)), 1)
 
 
-def _pairs(holders: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    for place, hub in enumerate(holders[:HUBS].tolist()):
-        for other in holders[place + 1 :].tolist():
-            yield hub, other
+def _common(
+    links_NL: NDArray[np.uint64], weights_NL: NDArray[np.float64], pairs_P2: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the weight of the rarest hash that each pair shares, [P]."""
+    one, other = pairs_P2.T
+    shared_PL = (links_NL[one][:, :, None] == links_NL[other][:, None]).any(2)
+    rarest_P: NDArray[np.float64] = np.where(shared_PL, weights_NL[one], 0).max(1, initial=0)
+    return rarest_P
 
 
 def _weight(share: float) -> float:

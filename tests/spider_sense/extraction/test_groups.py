@@ -8,6 +8,10 @@ from spider_sense.extraction.groups import group_tenant, honest_groups, kinds_ne
 from spider_sense.extraction.tiers import TieredDetector
 
 
+def _holding(links: Any, streams: Any) -> Any:
+    return [[replace(event, links=tuple(links)) for event in events] for events in streams]
+
+
 def test_rare_shared_evidence_of_two_kinds_links(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
     states = tiny_streams.states(
         uncalibrated, tiny_streams.honest(60, 40_000, 32) + tiny_streams.ring(("payment", "network"))
@@ -76,6 +80,27 @@ def test_a_large_group_is_found_whole(uncalibrated: TieredDetector, tiny_streams
     assert len(groups[0].edges) < 120 * 119 / 2
 
 
+def test_who_came_last_is_linked_as_who_came_first(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    """A network that many hold counts for two who share a payment too, wherever they stand in the store."""
+    network = ("network", tiny_streams.KEY.hash("network", "one hand"))
+    neighbours = _holding([network], tiny_streams.honest(60, 40_000, 32))
+    ring = tiny_streams.ring(("payment", "network"))
+    for streams in (ring + neighbours, neighbours + ring):
+        (group,) = linked(tiny_streams.states(uncalibrated, streams), uncalibrated.population)
+        assert set(group.members) == {f"ring{i}" for i in range(10)}
+        assert group.edges[0].kinds == ("payment", "network")
+
+
+def test_what_many_hold_links_whoever_came_last(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
+    """Of the holders of a hash only some are compared with all others: drawn by hash, and not the oldest."""
+    network, client = ((kind, tiny_streams.KEY.hash(kind, "many")) for kind in ("network", "client"))
+    first = _holding([network], tiny_streams.honest(60, 40_000, 32))
+    first += _holding([client], tiny_streams.honest(60, 41_000, 32))
+    last = _holding([network, client], tiny_streams.honest(9, 42_000, 32))
+    (group,) = linked(tiny_streams.states(uncalibrated, first + last), uncalibrated.population)
+    assert set(group.members) == {events[0].principal for events in last}
+
+
 def test_a_group_is_judged_by_what_all_its_members_declare(uncalibrated: TieredDetector, tiny_streams: Any) -> None:
     people, apps = (tiny_streams.honest(2, first, 32, tenant) for first, tenant in ((1, "chat"), (9, "app")))
     found = [group_tenant(stacked(tiny_streams.states(uncalibrated, some))) for some in (people, apps, people + apps)]
@@ -85,7 +110,7 @@ def test_a_group_is_judged_by_what_all_its_members_declare(uncalibrated: TieredD
 def test_the_work_of_a_group_is_known_only_if_that_of_all_members_is(
     uncalibrated: TieredDetector, tiny_streams: Any
 ) -> None:
-    states = _states(uncalibrated, _ring(tiny_streams, ("declared",), count=3))
+    states = tiny_streams.states(uncalibrated, tiny_streams.ring(("declared",), count=3))
     logs = {"one": ["a", "a", "a"], "none": [], "some": ["a", "a"], "two": ["a", "b"]}
     found = {
         name: honest_groups(states, uncalibrated.population, {f"ring{place}": kind for place, kind in enumerate(kinds)})
