@@ -1,5 +1,6 @@
 """``spider-sense principals``: what is kept of those who ask a model, for whoever answers for it."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -168,6 +169,18 @@ def erase(config: Config, names: Names) -> None:
         linked = {name for name in names if len(store.linked(name)) > 1}
         _warn("nothing is kept of", [name for name in names if store.read(name) is None and name not in linked])
         console.print(f"{store.erase(names)} of {len(names)} principals are erased", highlight=False)
+
+
+@principals.command()
+def expire(config: Config) -> None:
+    """Erase whoever sent nothing for `retention_days`, and vouch for this machine's clock: look at it first."""
+    with _opened(config) as (settings, _, store):
+        if settings.retention_days is None:
+            raise ConfigError(f"{config} keeps everybody for good: `retention_days` is null; give a number of days")
+        before = time.time() - settings.retention_days * 86_400
+        since = datetime.fromtimestamp(before, UTC).strftime("%Y-%m-%d %H:%M")
+        erased, kept = store.expire(before, sure=True), len(store)
+        console.print(f"{erased} principals, not seen since {since}, are erased; {kept} are kept", highlight=False)
 
 
 def _warn(what: str, names: list[str]) -> None:

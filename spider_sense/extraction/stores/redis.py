@@ -17,14 +17,23 @@ from uuid import uuid4
 
 from spider_sense.errors import MissingExtraError
 from spider_sense.extraction.stores.redis_scripts import CLEAR, ERASE, GROUPS, LINK, SET
-from spider_sense.extraction.stores.store import Change, Entry, StoreError, check_names, check_owner, missing, moment
+from spider_sense.extraction.stores.store import (
+    Change,
+    Entry,
+    StoreError,
+    check_clock,
+    check_names,
+    check_owner,
+    missing,
+    moment,
+)
 
 __all__ = ["RedisStore"]
 
 _VERSION = "1"
 _PREFIX = "{spider-sense}:"
 _SEEN, _OWN, _GROUP, _PARTY = (_PREFIX + name for name in ("seen", "own", "group", "party"))
-_SCHEMA, _OWNER = _PREFIX + "schema", _PREFIX + "owner"
+_SCHEMA, _OWNER, _EXPIRED = (_PREFIX + name for name in ("schema", "owner", "expired"))
 _STATE = _PREFIX + "state:"
 _BATCH = 256
 """Principals in one command, for whose time the server does nothing else."""
@@ -75,6 +84,13 @@ class RedisStore:
                 f"{self._url} has schema version {found}, this library reads {_VERSION}; use the version of "
                 "spider-sense that wrote it, or another database of the server"
             )
+        self._last_expiry()
+
+    def _last_expiry(self) -> float:
+        """Return the time of it; before the first one when somebody was last seen, or now."""
+        newest = self._db.zrange(_SEEN, -1, -1, withscores=True)
+        self._db.setnx(_EXPIRED, repr(newest[0][1] if newest else moment(None)))
+        return float(self._db.get(_EXPIRED))
 
     def claim(self, owner: str) -> None:
         """Say what its states are made by, for good."""
@@ -194,9 +210,13 @@ class RedisStore:
             self._rewrite_files()
         return erased
 
-    def expire(self, before: float) -> int:
+    def expire(self, before: float, sure: bool = False) -> int:
         """Erase those that were last seen before a time."""
         with self._told():
+            now = moment(None) if sure else check_clock(self._url, self._last_expiry())
+            self._db.set(_EXPIRED, repr(now))
+            for batch in _batches(self._db.zrangebyscore(_SEEN, f"({now!r}", "+inf")):
+                self._db.zadd(_SEEN, dict.fromkeys(batch, now), xx=True, lt=True)
             old = [name.decode() for name in self._db.zrangebyscore(_SEEN, "-inf", f"({before!r}")]
             self._stale |= bool(old)
             erased = self._remove(old, repr(before))

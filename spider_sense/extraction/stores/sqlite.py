@@ -12,7 +12,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from spider_sense.extraction.stores.store import Change, Entry, StoreError, check_names, check_owner, missing, moment
+from spider_sense.extraction.stores.store import (
+    Change,
+    Entry,
+    StoreError,
+    check_clock,
+    check_names,
+    check_owner,
+    missing,
+    moment,
+)
 
 __all__ = ["SqliteStore"]
 
@@ -80,6 +89,10 @@ class SqliteStore:
             if not self._check_header():
                 for statement in _SCHEMA:
                     self._db.execute(statement)
+            self._db.execute("CREATE TABLE IF NOT EXISTS expiry (only_one INTEGER PRIMARY KEY, last REAL NOT NULL)")
+            self._db.execute(
+                "INSERT OR IGNORE INTO expiry SELECT 1, coalesce((SELECT max(seen) FROM principal), ?)", (moment(None),)
+            )
 
     def _check_header(self) -> bool:
         """Return whether the tables are there."""
@@ -213,10 +226,14 @@ class SqliteStore:
             self._empty_log()
         return erased
 
-    def expire(self, before: float) -> int:
+    def expire(self, before: float, sure: bool = False) -> int:
         """Erase those that were last seen before a time."""
         with self._told():
             with self._transaction():
+                (last,) = self._db.execute("SELECT last FROM expiry").fetchone()
+                now = moment(None) if sure else check_clock(str(self.path), last)
+                self._db.execute("UPDATE expiry SET last = ?", (now,))
+                self._db.execute("UPDATE principal SET seen = ? WHERE seen > ?", (now, now))
                 old = self._db.execute("SELECT name FROM principal WHERE seen < ?", (before,)).fetchall()
                 for (name,) in old:
                     self._erase(name)

@@ -7,6 +7,7 @@ than once: where two writers meet, one of them is asked again.
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 from spider_sense.errors import SpiderSenseError
@@ -18,6 +19,7 @@ __all__ = [
     "Entry",
     "Store",
     "StoreError",
+    "check_clock",
     "check_names",
     "check_owner",
     "missing",
@@ -26,6 +28,9 @@ __all__ = [
 
 LONGEST_NAME = 512
 """Bytes of a principal's name in UTF-8."""
+_DAY = 86_400.0
+_PAUSE = 30 * _DAY
+"""Seconds between two expiries that need no explaining; an unnoticed error of the clock is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +122,38 @@ class Store(Protocol):
     def erase(self, principals: Collection[str]) -> int:
         """Remove all that is kept of some principals, from the files too, and return how many had a state."""
 
-    def expire(self, before: float) -> int:
-        """Erase those that were last seen before a time, in seconds since 1970, and return how many."""
+    def expire(self, before: float, sure: bool = False) -> int:
+        """Erase those that were last seen before a time, in seconds since 1970, and return how many.
+
+        Who was seen in the future, under a clock that was ahead, is seen now.
+
+        Args:
+            before: the time.
+            sure: whether somebody vouches for the clock. If not, it must go on from the last expiry, or nobody is
+                erased and ``StoreError`` says what to do.
+        """
 
     def __len__(self) -> int:
         """Return how many principals have a state."""
 
     def close(self) -> None:
         """Let go of the store; a second call does nothing."""
+
+
+def check_clock(place: str, last: float) -> float:
+    """Return the time in seconds since 1970, if it goes on from the last expiry of the store at a place.
+
+    Raises:
+        StoreError: if it lies more than 30 days from it: the clock is wrong, or was.
+    """
+    now = time.time()
+    if abs(now - last) > _PAUSE:
+        raise StoreError(
+            f"{place}: it is {datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC by this machine's clock, "
+            f"{abs(now - last) / _DAY:.0f} days {'after' if now > last else 'before'} the last expiry, so nobody is "
+            "erased; set the clock if that is wrong, and run `spider-sense principals expire` once if it is right"
+        )
+    return now
 
 
 def check_names(principals: Collection[str]) -> None:

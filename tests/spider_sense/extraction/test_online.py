@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -171,13 +172,26 @@ def test_operators_see_clear_link_and_erase(
     store.close()
 
 
-@pytest.mark.parametrize("verb", ["list", "review", "clear", "link", "unlink", "erase"])
+@pytest.mark.parametrize("verb", ["list", "review", "clear", "link", "unlink", "erase", "expire"])
 def test_a_store_that_is_not_there_is_not_made_by_operators(
     run: Callable[..., str], settings: ExtractionSettings, verb: str
 ) -> None:
     with pytest.raises(StoreError, match="store holds no store of principals"):
-        run(verb, *(["ann"] if verb not in ("list", "review") else []))
+        run(verb, *(["ann"] if verb not in ("list", "review", "expire") else []))
     assert not Path(settings.store).exists()
+
+
+def test_an_operator_vouches_for_the_clock_after_a_long_pause(
+    config: Path, run: Callable[..., str], settings: ExtractionSettings, artifact: Artifact, helpers: Any
+) -> None:
+    store, state = open_claimed(settings, artifact), helpers.Counting().open("ann").to_bytes()
+    store.update({"ann": keep(state)}, seen=time.time() - 91 * 86_400)
+    store.update({"bob": keep(state)}, seen=time.time() - 89 * 86_400)
+    assert re.match(r"1 principals, not seen since \d{4}-\d\d-\d\d \d\d:\d\d, are erased; 1 are kept", run("expire"))
+    store.close()
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"retention_days": None}))
+    with pytest.raises(ConfigError, match="keeps everybody for good: `retention_days` is null"):
+        run("expire")
 
 
 def test_a_principal_that_was_found_twice_has_one_line(

@@ -9,13 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from spider_sense.errors import ConfigError
-from spider_sense.extraction.stores import Entry, Store, StoreError, open_store
+from spider_sense.extraction.stores import Entry, SqliteStore, Store, StoreError, open_store
 
+DAY = 86_400.0
 WRITERS = Path(__file__).with_name("writers.py")
 
 
@@ -278,6 +280,73 @@ def test_now_is_when_one_was_seen(store: Store) -> None:
     store.update({"ann": put(b"1")})
     assert store.expire(time.time() - 60) == 0
     assert store.expire(time.time() + 60) == 1
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], float]:
+    """Return a function that sets the clock some days ahead, and returns when 90 days before that was."""
+    now = time.time()
+
+    def clock(days: float) -> float:
+        ahead = now + days * DAY
+        monkeypatch.setattr("spider_sense.extraction.stores.store.time", SimpleNamespace(time=lambda: ahead))
+        return ahead - 90 * DAY
+
+    return clock
+
+
+def test_who_was_seen_under_a_clock_that_was_ahead_ages_from_when_it_is_right(
+    store: Store, at: Callable[[float], float]
+) -> None:
+    at(3650)
+    store.update({"ann": put(b"1"), "bob": put(b"1")})
+    before = at(0)
+    store.update({"ann": put(b"2")})
+    assert store.expire(before) == 0
+    for day in range(25, 90, 25):
+        assert store.expire(at(day)) == 0
+    assert store.expire(at(91)) == 2
+
+
+def test_a_clock_that_is_ahead_erases_nobody(store: Store, at: Callable[[float], float]) -> None:
+    store.update({"ann": put(b"1")})
+    assert store.expire(at(1)) == 0
+    before = at(92)
+    for _ in range(2):  # A request under the wrong clock is no sign that it is right.
+        with pytest.raises(StoreError, match=r"91 days after the last expiry.*`spider-sense principals expire`"):
+            store.expire(before)
+        store.update({"bob": put(b"1")})
+    assert store.read("ann") == b"1"
+    assert store.expire(at(2)) == 0
+    with pytest.raises(StoreError, match="42 days before the last expiry"):
+        store.expire(at(-40))
+
+
+def test_who_vouches_for_the_clock_erases_after_a_long_pause(store: Store, at: Callable[[float], float]) -> None:
+    store.update({"ann": put(b"1")})
+    before = at(180)
+    store.update({"bob": put(b"1")})
+    assert store.expire(before, sure=True) == 1
+    assert store.expire(at(181)) == 0
+    assert store.read("bob") == b"1"
+
+
+def test_a_store_of_before_goes_on_from_whoever_was_seen_last(
+    place: str, store: Store, at: Callable[[float], float]
+) -> None:
+    store.update({"ann": put(b"1")}, seen=time.time() - 40 * DAY)
+    forget_expiry(store)
+    reopened = open_store(place)
+    with pytest.raises(StoreError, match="40 days after the last expiry"):
+        reopened.expire(at(0))
+    reopened.close()
+
+
+def forget_expiry(store: Any) -> None:
+    if isinstance(store, SqliteStore):
+        store._db.execute("DROP TABLE expiry")
+    else:
+        store._db.delete("{spider-sense}:expired")
 
 
 def test_threads_lose_no_update(store: Store) -> None:
