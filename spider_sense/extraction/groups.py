@@ -219,11 +219,11 @@ def honest_groups(
     """
     found = []
     for group, tenant, score in judged(states, population):
-        found.append(HonestGroup(tenant, _common({work.get(name, "") for name in group.members}), score))
+        found.append(HonestGroup(tenant, _work({work.get(name, "") for name in group.members}), score))
     return found
 
 
-def _common(kinds: set[str]) -> str | None:
+def _work(kinds: set[str]) -> str | None:
     """Return the kind of work that all members do; None if they differ, empty if that is not known."""
     named = kinds - {""}
     if len(named) > 1:
