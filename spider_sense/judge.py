@@ -46,6 +46,11 @@ class Reading:
     """[1, B, H] maxima over time, or [2, B, H] with the readouts; valid after ``event``."""
     event: torch.cuda.Event | None
 
+    def wait(self) -> None:
+        """Wait until they are there."""
+        if self.event is not None:
+            self.event.synchronize()
+
 
 class Judge:
     """Scores requests with a guard and decides by a policy.
@@ -182,8 +187,7 @@ class Judge:
         """
         if not reading.cases:
             return []
-        if reading.event is not None:
-            reading.event.synchronize()
+        reading.wait()
         peak_BH, *readout_BH = reading.host.numpy()
         if readout_BH:
             for case, position, readout_H in zip(reading.cases, reading.positions, readout_BH[0], strict=True):

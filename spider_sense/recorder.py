@@ -3,6 +3,8 @@
 Where an engine counts the events that the log does not take, a request of which nothing is recorded is stopped.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from spider_sense.audit import AuditEvent, AuditLog, EventKind
@@ -32,6 +34,15 @@ class Recorder:
     def keeps_text(self) -> bool:
         """Whether the log was asked to keep prompts."""
         return self._audit is not None and self._audit.include_text
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Record nothing meanwhile."""
+        audit, self._audit = self._audit, None
+        try:
+            yield
+        finally:
+            self._audit = audit
 
     def record(self, case: Case, kind: EventKind, decision: Decision | None = None, text: str | None = None) -> bool:
         """Record an event.

@@ -126,11 +126,14 @@ class Scorer:
             fold = FoldRows(np.concatenate(rows), np.concatenate(codes), starts, np.array(slots), block_R=block_R)
             self._fold(logits_TC, fold, trace)
 
-    def decode(self, logits_BC: Tensor, requests: Sequence[Request], block_B: np.ndarray | None) -> None:
-        """Fold a step of one row for each request, as :meth:`step` would.
+    def decode(
+        self, logits_TC: Tensor, row_B: np.ndarray, requests: Sequence[Request], block_B: np.ndarray | None
+    ) -> None:
+        """Fold one row of each request, as :meth:`step` would.
 
         Args:
-            logits_BC: [B, C] float32; rows in the order of the requests.
+            logits_TC: [T, C] float32.
+            row_B: int64, each request's row.
             requests: each row is the next position of its own, past the prompt and what is skipped.
             block_B: KV block that each row is the last token of, or -1; None of an engine without a prefix cache.
         """
@@ -139,7 +142,7 @@ class Scorer:
             request.position += 1
         start_B = np.arange(len(requests) + 1)
         code_B, slot_B = np.repeat(_RESPONSE_ROW, len(requests)), np.array([request.slot for request in requests])
-        self._fold(logits_BC, FoldRows(start_B[:-1], code_B, start_B, slot_B, block_R=block_B))
+        self._fold(logits_TC, FoldRows(row_B, code_B, start_B, slot_B, block_R=block_B))
 
     def _fold(self, logits_TC: Tensor, rows: FoldRows, trace: Tensor | None = None) -> None:
         self.stream.fold(logits_TC, rows, trace, None if self.blocks is None else self.blocks.tables)

@@ -9,7 +9,7 @@ Shape letters: T packed rows, B requests of a step.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class EngineGuard:
         self._decode, self._longest = decode, longest
         self._running: dict[str, RunningRequest] = {}
         self._before: tuple[Guard, Policy] | None = None
+        self._warming = False
         self._step = Step()
         # Where an engine looks ahead, tokens of one step arrive on another thread while the next step begins.
         self._lock = threading.Lock()
@@ -76,6 +77,18 @@ class EngineGuard:
         if self._before is not None:
             self.exchange(*self._before)
 
+    @contextmanager
+    def warming(self) -> Iterator[None]:
+        """What an engine runs to warm up is folded, for its kernels to be compiled, and is nobody's request: it is
+        neither recorded nor told to extraction."""
+        self._warming = True
+        try:
+            with self.judge.recorder.silent():
+                yield
+                self.close()
+        finally:
+            self._warming = False
+
     @property
     def waiting(self) -> bool:
         """Whether a pass has run whose tokens are not known yet."""
@@ -104,8 +117,8 @@ class EngineGuard:
 
         Args:
             ids: B requests in the order of their rows.
-            starts: first row of each, and the end of the last; B + 1 numbers.
-            positions: absolute position of each request's first row.
+            starts: first row of each, and the end of the last; B + 1 numbers or more.
+            positions: absolute position of each request's first row; B numbers or more.
 
         Raises:
             SpiderSenseError: if the rows are not those of the step.
@@ -117,8 +130,9 @@ class EngineGuard:
                 "apart; this version or option of the engine is not supported"
             )
         self._step.running = [self._running[name] for name in ids]
-        self._step.start_B = np.asarray(starts).tolist()
-        self._step.position_B = np.asarray(positions).tolist()
+        # A graph of a fixed size packs requests that are none behind them.
+        self._step.start_B = np.asarray(starts)[: len(ids) + 1].tolist()
+        self._step.position_B = np.asarray(positions)[: len(ids)].tolist()
 
     def fold(self) -> Step:
         """Fold the rows that are certain as they are, all but drafts, and start reading; nothing waits for a device."""
@@ -126,11 +140,13 @@ class EngineGuard:
         with self._lock:
             step, self._step = self._step, Step()
             logits_TC = self.judge.bank.logits(step.total)
-            if step.decodes:
-                requests = [running.case.request for running in step.running]
-                self.judge.scorer.decode(logits_TC, requests, self.kv_states.completed(step))
-            else:
-                self._fold_rows(logits_TC, step)
+            place_B = step.decoding()
+            if len(place_B):
+                requests = [step.running[place].case.request for place in place_B]
+                row_B = np.asarray(step.start_B)[place_B]
+                self.judge.scorer.decode(logits_TC, row_B, requests, self.kv_states.completed(step, place_B))
+            if len(place_B) < len(step.running):
+                self._fold_rows(logits_TC, step, np.setdiff1d(np.arange(len(step.running)), place_B).tolist())
             if not step.drafts:
                 step.reading = self.judge.read([running.case for running in step.running])
             step.seconds = time.perf_counter() - started
@@ -147,6 +163,9 @@ class EngineGuard:
             What is found of each request of the step that still runs.
         """
         started = time.perf_counter()
+        if step.reading is not None:
+            # Not while the lock is held, which the next step needs.
+            step.reading.wait()
         with self._lock:
             for running in step.running:
                 running.tokens += accepted.get(running.case.request.id, ())
@@ -166,8 +185,8 @@ class EngineGuard:
             for name in list(self._running):
                 stack.callback(self._close, name)
 
-    def _fold_rows(self, logits_TC: Tensor, step: Step) -> None:
-        waiting = list(step.rows())
+    def _fold_rows(self, logits_TC: Tensor, step: Step, places: Sequence[int]) -> None:
+        waiting = list(step.rows(places))
         while waiting:
             # A request may begin after blocks that another one fills in this very step.
             ready = [item for item in waiting if self.kv_states.borrow(item[0])] or waiting
@@ -221,11 +240,11 @@ class EngineGuard:
             return
         self._close(name)
         text = None if self._decode is None else self._decode(prompt)
-        asked = asked_of(new, self._longest) if self.judge.prompts.watched else None
+        own = self._warming or is_canary(new.sampling_params)
+        asked = asked_of(new, self._longest) if self.judge.prompts.watched and not own else None
         # The list grows with the answer.
         kept = tuple(prompt) if asked else prompt
-        principal, canary = principal_of(new.sampling_params), is_canary(new.sampling_params)
-        case = self.judge.open(name, kept, principal, text, asked, canary)
+        case = self.judge.open(name, kept, principal_of(new.sampling_params), text, asked, own)
         blocks = list(new.block_ids[0]) if new.block_ids else []
         self._running[name] = RunningRequest(
             case, prompt, blocks, self.kv_states.chain(case), cached=new.num_computed_tokens

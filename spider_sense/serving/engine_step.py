@@ -3,7 +3,7 @@
 Shape letters: T packed rows, B requests of a step.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,17 +57,16 @@ class Step:
     seconds: float = 0.0
     """That folding took."""
 
-    @property
-    def decodes(self) -> bool:
-        """Whether it computes one token of each request, each the next one of an answer."""
-        one_each = list(self.start_B) == list(range(self.total + 1))
-        return one_each and all(map(RunningRequest.goes_on, self.running, self.position_B))
+    def decoding(self) -> np.ndarray:
+        """Return the places of the requests of which it computes one token each, the next one of an answer."""
+        one = np.flatnonzero(np.diff(self.start_B) == 1).tolist()
+        return np.array([place for place in one if self.running[place].goes_on(self.position_B[place])], dtype=np.int64)
 
-    def rows(self) -> Iterator[tuple[RunningRequest, np.ndarray, np.ndarray]]:
-        """Yield each request with its rows and their absolute positions."""
-        for place, running in enumerate(self.running):
+    def rows(self, places: Iterable[int] | None = None) -> Iterator[tuple[RunningRequest, np.ndarray, np.ndarray]]:
+        """Yield each request, or those at some places, with its rows and their absolute positions."""
+        for place in range(len(self.running)) if places is None else places:
             rows = np.arange(self.start_B[place], self.start_B[place + 1])
-            yield running, rows, rows - self.start_B[place] + self.position_B[place]
+            yield self.running[place], rows, rows - self.start_B[place] + self.position_B[place]
 
     def sure(self, running: RunningRequest, rows: np.ndarray) -> int:
         """Return how many rows of a request are certain before anything is sampled."""

@@ -52,15 +52,20 @@ class KvStates:
         states = self._judge.scorer.blocks
         return None if states is None else TokenChain(f"{self._judge.digest}/{case.request.skip}", states.size)
 
-    def completed(self, step: Step) -> np.ndarray | None:
-        """Return the KV block [B] that each row of a decode step is the last token of, or -1."""
+    def completed(self, step: Step, place_B: np.ndarray) -> np.ndarray | None:
+        """Return the KV block [B] that each decoded row of a step is the last token of, or -1.
+
+        Args:
+            step: the step.
+            place_B: int64, places of the requests that decode.
+        """
         states = self._judge.scorer.blocks
         if states is None:
             return None
-        position_B = np.array(step.position_B)
+        position_B = np.array(step.position_B)[place_B]
         block_B = np.full(len(position_B), -1)
         for place in np.flatnonzero((position_B + 1) % states.size == 0):
-            running, here = step.running[place], slice(place, place + 1)
+            running, here = step.running[place_B[place]], slice(place, place + 1)
             ended = self._with_blocks(running, running.case.request, position_B[here], position_B[here]).blocks
             block_B[here] = -1 if ended is None else ended
         return block_B

@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ def install() -> None:
 
         wrap(CPUWorker, "determine_available_memory", _measured)
     wrap(Worker, "initialize_from_config", _sized)
+    wrap(Worker, "compile_or_warm_up_model", _warmed)
     wrap(Worker, "shutdown", _shut_down)
     for runner, rows in ((Runner1, rows_of_runner), (Runner2, _rows_of_runner_2)):
         wrap(runner, "execute_model", functools.partial(_executed, rows))
@@ -126,6 +128,12 @@ def _sized(original: Callable[..., Any], worker: Any, kv_cache_config: Any) -> A
     if guard is not None and cache.enable_prefix_caching:
         guard.kv_states.keep(cache.block_size, kv_cache_config.num_blocks)
     return result
+
+
+def _warmed(original: Callable[..., Any], worker: Any) -> Any:
+    guard: EngineGuard | None = getattr(worker.model_runner, _GUARD, None)
+    with nullcontext() if guard is None else guard.warming():
+        return original()
 
 
 def _shut_down(original: Callable[..., Any], worker: Any) -> None:

@@ -81,8 +81,10 @@ def test_decoding_several_requests_at_once_equals_their_whole_sequences() -> Non
         give(what, request, logits_TC, range(PROMPT_LENGTH))
     for position in range(PROMPT_LENGTH, LENGTH):
         turn = [(place + position) % 3 for place in range(3)]  # as an engine reorders its batch
-        logits_BC = torch.stack([values[place][position] for place in turn])
-        what.decode(logits_BC, [requests[place] for place in turn], None)
+        # Rows between them are others'.
+        logits_TC = torch.full((6, values[0].shape[1]), torch.nan)
+        logits_TC[1::2] = torch.stack([values[place][position] for place in turn])
+        what.decode(logits_TC, np.array([1, 3, 5]), [requests[place] for place in turn], None)
     for request, logits_TC in zip(requests, values, strict=True):
         torch.testing.assert_close(what.peak([request])[0], whole(logits_TC), rtol=1e-5, atol=1e-5)
         assert request.coverage == Coverage(scored=LENGTH)

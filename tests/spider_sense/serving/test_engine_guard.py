@@ -1,21 +1,26 @@
 """The worker's side of a served guard, driven by a scheduler that does to it whatever vLLM's may do."""
 
 import itertools
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spider_sense.audit import AuditEvent
+from spider_sense.audit import AuditEvent, AuditLog
 from spider_sense.errors import SpiderSenseError
 from spider_sense.judge import Judge
 from spider_sense.lost_events import LostEvents
 from spider_sense.models import LoadedModel
 from spider_sense.policy import Policy, Rule
+from spider_sense.recorder import Recorder
+from spider_sense.scoring import Scorer
 from spider_sense.serving import engine_guard
 from spider_sense.serving.engine_guard import EngineGuard
 
@@ -254,3 +259,48 @@ def test_an_exempt_principal_is_scored_and_never_acted_on(tiny_loaded: LoadedMod
     assert said["a"]["detectors"] == said["b"]["detectors"]
     assert [said[name]["action"] for name in "bc"] == ["throttle", "throttle"]
     assert sorted(engine.found["a"][0].throttled) == ["Red-Team", "unknown"]
+
+
+def test_requests_that_decode_are_folded_at_once_beside_a_prompt(
+    tiny_loaded: LoadedModel, guards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards, second_runner=True)
+    decoded: list[int] = []
+    inner = Scorer.decode
+
+    def decode(scorer: Scorer, logits_TC: torch.Tensor, row_B: np.ndarray, requests: Any, block_B: Any) -> None:
+        decoded.append(len(requests))
+        inner(scorer, logits_TC, row_B, requests, block_B)
+
+    monkeypatch.setattr(Scorer, "decode", decode)
+    for first, name in enumerate(("a", "b", "c")):
+        engine.add(name, [1, 5, *range(10 + first, 16 + first)], range(20, 28))
+    engine.step({"a": 100, "b": 100})
+    assert decoded == []
+    engine.step({"a": 1, "b": 1, "c": 5})
+    engine.step({"a": 1, "b": 1, "c": 5})
+    engine.step({"a": 1, "b": 1, "c": 1})
+    assert decoded == [2, 2, 3]
+    for name in ("a", "b", "c"):
+        engine.check(name, guards)
+
+
+def test_what_an_engine_runs_to_warm_up_is_nobodys_request(
+    tiny_loaded: LoadedModel, guards: Any, tmp_path: Path
+) -> None:
+    watching, told = guards.watch()
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards, watch=watching)
+    log = tmp_path / "audit.jsonl"
+    with AuditLog(log) as audit:
+        engine.guard.judge.recorder = Recorder(audit)
+        with engine.guard.warming():
+            for name in ("_warmup_0_", "_warmup_1_"):
+                engine.add(name, [1, 5, *range(10, 16)], range(20, 24))
+            engine.step({"_warmup_0_": 100, "_warmup_1_": 100})
+            engine.step({"_warmup_0_": 1, "_warmup_1_": 1})
+        assert not log.exists() or not log.read_text()
+        assert told.seen == []
+        engine.add("real", [1, 5, *range(10, 16)], range(20, 24))
+        engine.step({"real": 100})
+    assert [json.loads(line)["request"] for line in log.read_text().splitlines()] == ["real"]
+    assert len(told.seen) == 1
