@@ -43,7 +43,7 @@ def test_of_a_prompt_that_was_not_seen_whole_no_numbers_are_told(tiny_loaded: Lo
     engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1]), guards, watch=watch)
     engine.add("before", [1, 5, *range(10, 20)], [20])
     engine.step({"before": 100})
-    engine.guard.keep_blocks(guards.SIZE, guards.BLOCKS)
+    engine.guard.kv_states.keep(guards.SIZE, guards.BLOCKS)
     engine.add("after", [1, 5, *range(10, 20)], [20])
     engine.step({"after": 100})
     assert [seen.reading is None for seen in recorder.seen] == [False, True]
