@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from spider_sense.serving.choices import verdict_of
-from spider_sense.serving.streams import streamed_chat, streamed_completion
+from spider_sense.serving.streams import streamed_chat, streamed_completion, with_verdict
 
 CLEAR = {"zone": "clear", "action": "observe", "reason": "nothing"}
 BREACH = {"zone": "breach", "action": "stop", "reason": "misuse breach"}
@@ -86,3 +86,13 @@ def test_each_choice_of_each_prompt_gets_its_own() -> None:
     assert [verdict_in(line) for line in found[:4]] == [CLEAR, BREACH, BREACH, CLEAR]
     single = lines_of([(1, result(BREACH)), (0, result(CLEAR))], [lines[1][1:], lines[1][:1]], prompts=True)
     assert [verdict_in(line) for line in single[:2]] == [BREACH, CLEAR]
+
+
+def test_an_answer_says_its_verdict_and_that_it_was_stopped() -> None:
+    answer = {"id": "a", "choices": [{"index": 0, "finish_reason": "length"}]}
+    clear, stopped = (with_verdict(answer, said) for said in (CLEAR, BREACH))
+    assert clear == {**answer, "kv_transfer_params": {"spider_sense": CLEAR}}
+    why = {"finish_reason": "stop", "stop_reason": "spider_sense: misuse breach"}
+    assert stopped["choices"] == [{"index": 0, **why}]
+    last = with_verdict({"type": "response.completed", "response": {"id": "b"}}, BREACH)
+    assert last["response"] == {"id": "b", "kv_transfer_params": {"spider_sense": BREACH}}
