@@ -51,7 +51,7 @@ class StageData:
 
     @property
     def groups(self) -> list[str]:
-        """Of each, the context or pair that it belongs to, N names."""
+        """What each belongs to, N names: a context, a pair, an agent and a row of its, or itself alone."""
         return [item.example.group for item in self.examples]
 
     @property
