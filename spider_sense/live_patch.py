@@ -55,7 +55,7 @@ class RowStrengths:
             self.rest()
             return
         strength_T = torch.zeros(total, pin_memory=self.tensor.is_cuda)
-        strength_T[torch.from_numpy(rows)] = strength
+        strength_T.numpy()[rows] = strength
         self.tensor[:total].copy_(strength_T, non_blocking=True)
         self.used = True
 
