@@ -89,10 +89,15 @@ class SqliteStore:
             if not self._check_header():
                 for statement in _SCHEMA:
                     self._db.execute(statement)
-            self._db.execute("CREATE TABLE IF NOT EXISTS expiry (only_one INTEGER PRIMARY KEY, last REAL NOT NULL)")
-            self._db.execute(
-                "INSERT OR IGNORE INTO expiry SELECT 1, coalesce((SELECT max(seen) FROM principal), ?)", (moment(None),)
-            )
+                self._last_expiry()
+
+    def _last_expiry(self) -> float:
+        """Return the time of it; before the first one when somebody was last seen, or now."""
+        self._db.execute("CREATE TABLE IF NOT EXISTS expiry (only_one INTEGER PRIMARY KEY, last REAL NOT NULL)")
+        self._db.execute(
+            "INSERT OR IGNORE INTO expiry SELECT 1, coalesce((SELECT max(seen) FROM principal), ?)", (moment(None),)
+        )
+        return float(self._db.execute("SELECT last FROM expiry").fetchone()[0])
 
     def _check_header(self) -> bool:
         """Return whether the tables are there."""
@@ -230,7 +235,7 @@ class SqliteStore:
         """Erase those that were last seen before a time."""
         with self._told():
             with self._transaction():
-                (last,) = self._db.execute("SELECT last FROM expiry").fetchone()
+                last = self._last_expiry()
                 now = moment(None) if sure else check_clock(str(self.path), last)
                 self._db.execute("UPDATE expiry SET last = ?", (now,))
                 self._db.execute("UPDATE principal SET seen = ? WHERE seen > ?", (now, now))
