@@ -32,6 +32,10 @@ class Case:
     """The strictest decision so far."""
     position: int = -1
     """Last token that ``peak`` includes."""
+    counts: tuple[int, int, int] = (0, 0, 0)
+    """Tokens that were scored, cached and missing until then."""
+    closed: bool = False
+    """Whether it has ended."""
     missing: int = 0
     """Tokens known to be missing when it was last judged."""
     detectors: tuple[str, ...] = ()
@@ -63,7 +67,7 @@ class Case:
     @property
     def coverage(self) -> Coverage:
         """What the verdicts rest on."""
-        return self.request.coverage
+        return Coverage(*self.counts)
 
     @property
     def acted_on(self) -> bool:

@@ -21,7 +21,7 @@ from spider_sense.judge import Judge
 from spider_sense.policy import Policy
 from spider_sense.scoring import RequestRows
 
-__all__ = ["ContinuousCalls", "check_policy", "without_graphs"]
+__all__ = ["ContinuousCalls", "check_manager", "check_policy", "without_graphs"]
 
 _log = logging.getLogger(__name__)
 
@@ -138,24 +138,33 @@ def check_policy(policy: Policy) -> None:
         )
 
 
-def without_graphs(manager: Any) -> Any:
-    """Return a manager that runs each step, and so the model's hooks, where it would replay a graph of it.
+def check_manager(manager: Any) -> None:
+    """Check that a manager from before, if there is one, has captured no graphs.
 
     Raises:
-        ConfigError: if it is one from before, with its graphs captured already.
+        ConfigError: if it has.
     """
-    config = manager.continuous_batching_config
-    if config.use_cuda_graph in (None, False, (False, False)):
-        return manager
-    if manager.batch_processor is not None:
+    if manager is not None and manager.batch_processor is not None and _replays(manager):
         raise ConfigError(
-            f"continuous batching runs with use_cuda_graph={config.use_cuda_graph}, and a graph that is replayed runs "
-            "no hooks; call destroy_cached_continuous_batching_manager on the model first"
+            f"continuous batching runs with use_cuda_graph={manager.continuous_batching_config.use_cuda_graph}, and a "
+            "graph that is replayed runs no hooks; call destroy_cached_continuous_batching_manager on the model first"
         )
-    # Steps overlap by default where there are graphs.
-    config.use_cuda_graph, config.use_async_batching = (False, False), False
-    _log.warning("continuous batching under a guard runs without CUDA graphs: a graph that is replayed runs no hooks")
+
+
+def without_graphs(manager: Any) -> Any:
+    """Return a new manager, made to run each step, and so the model's hooks, where it would replay a graph of it."""
+    if _replays(manager):
+        config = manager.continuous_batching_config
+        # Steps overlap by default where there are graphs.
+        config.use_cuda_graph, config.use_async_batching = (False, False), False
+        _log.warning(
+            "continuous batching under a guard runs without CUDA graphs: a graph that is replayed runs no hooks"
+        )
     return manager
+
+
+def _replays(manager: Any) -> bool:
+    return manager.continuous_batching_config.use_cuda_graph not in (None, False, (False, False))
 
 
 def _name(item: SequenceRows) -> str:

@@ -29,7 +29,7 @@ def evidence(
         JSON-ready: ``guard`` and each control as :func:`summary`, the paired difference of TPR at 1% FPR to TF-IDF, and
         whether its whole interval lies above zero.
     """
-    gain = paired_bootstrap_tpr_difference(guard_scores, controls["tfidf"], labels, 0.01)
+    gain = paired_bootstrap_tpr_difference(guard_scores, controls["tfidf"], labels, groups, 0.01)
     return {
         "guard": summary(guard_scores, labels, groups),
         **{name: summary(scores, labels, groups) for name, scores in controls.items()},

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from spider_sense.errors import MismatchError
@@ -69,7 +69,12 @@ class ServingConfig(BaseModel):
     adapters: tuple[str, ...]
     """Names of the active PEFT adapters."""
     kv_cache: str | None = None
-    """Type of the KV cache, such as ``fp8``; None where it is the model's own."""
+    """Type of the KV cache that vLLM is told, such as ``fp8``; None where it is the model's own."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A guard that was made before there was the field keeps its digest.
+        return {name: value for name, value in write(self).items() if name != "kv_cache" or value is not None}
 
 
 def fingerprint(loaded: "LoadedModel") -> Fingerprint:

@@ -161,8 +161,7 @@ class Guard:
             known = "; ".join(config.model_dump_json() for config in self.manifest.certified)
             raise MismatchError(
                 f"uncertified serving configuration {serving.model_dump_json()}; thresholds were calibrated for "
-                f"{known}. Run `spider-sense calibrate` in this configuration, or accept unknown error rates with "
-                "allow_uncertified"
+                f"{known}. {_advice(serving)}, or accept unknown error rates with allow_uncertified"
             )
         # Weights of another precision hash differently, so only the rest can be compared.
         check_match(expected.model_copy(update={"weight_digest": found.weight_digest}), found)
@@ -200,6 +199,12 @@ class Guard:
         steers = manifest.vectors_digest is not None or (folder / VECTORS).exists()
         vectors = KIND.read_tensors(folder / VECTORS, manifest.vectors_digest) if steers else {}
         return cls(manifest, _probes(manifest.detectors, tensors), _probes(manifest.controls, tensors), vectors)
+
+
+def _advice(serving: ServingConfig) -> str:
+    if serving.kv_cache is not None:
+        return "Serve with the model's own type of KV cache"
+    return "Run `spider-sense calibrate` in this configuration"
 
 
 def _tensors(probes: tuple[Probe, ...]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from spider_sense.attach import Attachment
 from spider_sense.case import Case
-from spider_sense.continuous import ContinuousCalls, check_policy, without_graphs
+from spider_sense.continuous import ContinuousCalls, check_manager, check_policy, without_graphs
 from spider_sense.errors import ConfigError, MismatchError, SpiderSenseError
 from spider_sense.fingerprint import serving_config
 from spider_sense.forward import Forward, read_forward
@@ -98,6 +98,7 @@ class GuardedModel:
     def _checked_batching(self, *args: Any, **kwargs: Any) -> Any:
         # What is raised in the engine's thread would stand in the outputs of requests.
         self._check_continuous()
+        check_manager(getattr(self._model, "_cached_continuous_batching_manager", None))
         return without_graphs(self._batching(*args, **kwargs))
 
     def _check_continuous(self) -> None:

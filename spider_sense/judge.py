@@ -42,6 +42,8 @@ class Reading:
     cases: tuple[Case, ...]
     positions: tuple[int, ...]
     """Last token that each score includes."""
+    counts: tuple[tuple[int, int, int], ...]
+    """Tokens of each request that were scored, cached and missing until then; the next step may be folded already."""
     host: Tensor
     """[1, B, H] maxima over time, or [2, B, H] with the readouts; valid after ``event``."""
     event: torch.cuda.Event | None
@@ -177,7 +179,8 @@ class Judge:
         if self.bank.device.type == "cuda":
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self.bank.device))
-        return Reading(tuple(cases), tuple(case.request.position - 1 for case in cases), host, event)
+        counts = tuple((case.request.scored, case.request.cached, case.request.missing) for case in cases)
+        return Reading(tuple(cases), tuple(case.request.position - 1 for case in cases), counts, host, event)
 
     def decide(self, reading: Reading) -> list[Case]:
         """Turn a reading into verdicts and decisions.
@@ -198,15 +201,18 @@ class Judge:
         zone_BH[~(peak_BH < thresholds_B2H[:, 1])] = _BREACH
         changed = []
         raised_B = zone_BH.any(1).tolist()
-        rows = zip(reading.cases, reading.positions, peak_BH, zone_BH, raised_B, strict=True)
-        for case, position, peak_H, zone_H, raised in rows:
+        rows = zip(reading.cases, reading.positions, reading.counts, peak_BH, zone_BH, raised_B, strict=True)
+        for case, position, counts, peak_H, zone_H, raised in rows:
+            if case.closed:
+                continue  # a step that was on its way when it ended may still hold it
+            case.counts = counts
             if case.decision.action == "stop":
                 continue  # it keeps the verdict that stopped it
             case.peak, case.position = peak_H, position
             # Until its prompt is read a request is no evidence, and whoever is never heard would never be cleared.
             stands = case.standing is not None and position >= case.request.prompt_length - 1
-            if stands or case.request.missing > case.missing or (raised and (zone_H > case.zone).any()):
-                case.missing = case.request.missing
+            if stands or counts[2] > case.missing or (raised and (zone_H > case.zone).any()):
+                case.missing = counts[2]
                 case.zone = np.maximum(case.zone, zone_H)
                 standing, case.standing = (case.standing, None) if stands else (None, case.standing)
                 if self._decide(case, standing):
@@ -216,6 +222,7 @@ class Judge:
     def close(self, case: Case) -> None:
         """End a request and forget its state; its last verdicts stay readable."""
         self.prompts.forget(case)
+        case.closed = True
         try:
             self.recorder.record(case, "close")
         finally:

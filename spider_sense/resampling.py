@@ -1,6 +1,6 @@
 """Intervals of areas and rates by the bootstrap: over whole groups of rows, and of the difference of two systems."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,17 +72,24 @@ def tpr_interval(
 
 
 def paired_bootstrap_tpr_difference(
-    scores_a: Floats, scores_b: Floats, labels: Bools, fpr: float, resamples: int = 1000, seed: int = 0
+    scores_a: Floats,
+    scores_b: Floats,
+    labels: Bools,
+    groups: Sequence[str],
+    fpr: float,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> PairedDifference | None:
     """True-positive rate of a minus that of b at one false-positive rate, resampled; None where a class is missing.
 
-    Each resample draws positives and negatives separately with replacement (stratified), the same rows for both systems
-    (paired), and chooses both thresholds anew, so that the uncertainty of the thresholds is in the interval.
+    Each resample draws whole groups with replacement, the same for both systems (paired), and chooses both thresholds
+    anew, so that the uncertainty of the thresholds is in the interval. One that lacks a class is drawn again.
 
     Args:
         scores_a: ``[N]``.
         scores_b: ``[N]``, the same rows scored by the other system.
         labels: ``[N]``.
+        groups: N names.
         fpr: false-positive rate to stay within.
         resamples: number of bootstrap resamples.
         seed: of the resampling.
@@ -93,18 +100,15 @@ def paired_bootstrap_tpr_difference(
     """
     if resamples < 1:
         raise ConfigError(f"resamples={resamples}; choose at least 1, for example 1000")
-    split_a, split_b = by_class(scores_a, labels), by_class(scores_b, labels)
-    positives, negatives = split_a[0].size, split_a[1].size
-    if not positives or not negatives:
+    by_class(scores_a, labels), by_class(scores_b, labels)
+    differences = [
+        _tpr(*by_class(scores_a[rows], labels[rows]), fpr) - _tpr(*by_class(scores_b[rows], labels[rows]), fpr)
+        for rows in _draws(labels, groups, resamples, seed)
+    ]
+    if not differences:
         return None
-    generator = np.random.default_rng(seed)
-    differences = np.empty(resamples)
-    for index in range(resamples):
-        rows = generator.integers(positives, size=positives), generator.integers(negatives, size=negatives)
-        one, other = ((some[0][rows[0]], some[1][rows[1]]) for some in (split_a, split_b))
-        differences[index] = _tpr(*one, fpr) - _tpr(*other, fpr)
     low, high = np.percentile(differences, [2.5, 97.5])
-    return PairedDifference(mean=float(differences.mean()), low=float(low), high=float(high))
+    return PairedDifference(mean=float(np.mean(differences)), low=float(low), high=float(high))
 
 
 def _grouped(
@@ -115,22 +119,29 @@ def _grouped(
     resamples: int,
     seed: int,
 ) -> Interval | None:
-    """95% percentile interval over resamples of whole groups; one that lacks a class is drawn again."""
-    positives, negatives = by_class(scores, labels)
-    if not positives.size or not negatives.size:
+    """95% percentile interval over resamples of whole groups."""
+    by_class(scores, labels)
+    found = [statistic(scores[rows], labels[rows]) for rows in _draws(labels, groups, resamples, seed)]
+    if not found:
         return None
+    low, high = np.percentile(np.array(found, dtype=np.float64), [2.5, 97.5])
+    return Interval(low=float(low), high=float(high))
+
+
+def _draws(labels: Bools, groups: Sequence[str], resamples: int, seed: int) -> Iterator[Counts]:
+    """Yield the rows of each resample of whole groups, nothing where a class is missing; a draw without is repeated."""
+    if not 0 < np.count_nonzero(labels) < len(labels):
+        return
     generator = np.random.default_rng(seed)
     _, owner, sizes = np.unique(np.array(groups), return_inverse=True, return_counts=True)
     by_group, starts = np.argsort(owner, kind="stable"), np.cumsum(sizes) - sizes
-    found: list[float] = []
-    while len(found) < resamples:
+    drawn = 0
+    while drawn < resamples:
         chosen = generator.integers(len(sizes), size=len(sizes))
         rows = by_group[_ranges(starts[chosen], sizes[chosen])]
-        value = statistic(scores[rows], labels[rows]) if 0 < np.count_nonzero(labels[rows]) < len(rows) else None
-        if value is not None:
-            found.append(value)
-    low, high = np.percentile(found, [2.5, 97.5])
-    return Interval(low=float(low), high=float(high))
+        if 0 < np.count_nonzero(labels[rows]) < len(rows):
+            drawn += 1
+            yield rows
 
 
 def _ranges(starts: Counts, sizes: Counts) -> Counts:

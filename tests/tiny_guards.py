@@ -199,6 +199,9 @@ class Engine:
         watch: Any = None,
     ) -> None:
         self.second_runner = second_runner
+        self.looks_ahead = False
+        """Whether a step's tokens are taken in only when the next one has been folded."""
+        self.pending: tuple[Any, dict[str, list[int]]] | None = None
         self.what, self.helpers, self.which = what, helpers, guard
         policy = Policy.shadow() if watch is None else WATCHING
         self.guard = EngineGuard(Judge(guard, policy, watch=watch), longest=1000)
@@ -314,7 +317,21 @@ class Engine:
             ended = request.done == request.known
             accepted[name] = request.ids[request.known : request.known + 1] if ended else []
             request.known += len(accepted[name])
-        findings = self.guard.settle(self.guard.fold(), accepted)
+        before, self.pending = self.pending, (self.guard.fold(), accepted)
+        if self.looks_ahead:
+            if before is not None:
+                self._settle(*before)
+        else:
+            self.settle()
+
+    def settle(self) -> None:
+        """Take in the tokens of the last step."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            self._settle(*pending)
+
+    def _settle(self, step: Any, accepted: dict[str, list[int]]) -> None:
+        findings = self.guard.settle(step, accepted)
         self.found |= {name: (findings, row) for row, name in enumerate(findings.ids)}
 
     def _hit(self, request: SimpleNamespace) -> int:

@@ -81,12 +81,11 @@ def calibrate(
 def _check_traffic(folder: Path, files: Sequence[Path], trace: Path | None) -> None:
     """Check that there is one kind of traffic, and that it is what the guard reads."""
     from spider_sense.guard import Guard
-    from spider_sense.screening.stage_guard import DETECTORS
+    from spider_sense.screening.stage_guard import reads_stages
 
     if bool(files) == (trace is not None):
         raise ConfigError("name benign traffic with --data, or for a guard of the stages with --trace, and not both")
-    detectors = {record.name for record in Guard.from_pretrained(folder).manifest.detectors}
-    if trace is None and detectors <= set(DETECTORS):
+    if trace is None and reads_stages(Guard.from_pretrained(folder)):
         raise ConfigError(f"{folder} has probes of an agent's stages; name benign conversations with --trace")
 
 

@@ -10,6 +10,7 @@ from spider_sense.cli.app import app, console
 from spider_sense.cli.options import AllowUncertified, AsJson, Device, Dtype, Model
 from spider_sense.cli.progress import progress_bars
 from spider_sense.cli.tables import transforms_table
+from spider_sense.errors import GuardError
 
 __all__ = ["evade"]
 
@@ -30,8 +31,13 @@ def evade(
     from spider_sense.fingerprint import fingerprint, serving_config
     from spider_sense.guard import Guard
     from spider_sense.models import load_model
+    from spider_sense.screening.stage_guard import reads_stages
 
     which = Guard.from_pretrained(guard)
+    if reads_stages(which):
+        raise GuardError(
+            f"{guard} has probes of an agent's stages, and evade reads whole requests; name a guard of those"
+        )
     loaded = load_model(model, dtype, device)
     which.check_model(fingerprint(loaded), serving_config(loaded.model), allow_uncertified)
     with progress_bars() as progress:

@@ -25,6 +25,9 @@ def train(
     settings = load_yaml(config, TrainConfig)
     with progress_bars() as progress:
         trained = run(settings, progress)
+    dropped = trained.guard.manifest.training["dropped_repeats"]
+    if dropped:
+        console.print(f"{dropped} rows were left out: they repeat another, or share half of their text with a test row")
     for record in trained.guard.manifest.detectors:
         console.print(sweep_table(trained.sweeps[record.name]))
         console.print(results_table(trained.results[record.name]))

@@ -50,6 +50,11 @@ class Request:
         """What the score rests on."""
         return Coverage(self.scored, self.cached, self.missing)
 
+    @property
+    def computed(self) -> int:
+        """Tokens so far, whatever is known of them."""
+        return self.scored + self.cached + self.missing
+
     def codes(self, positions: np.ndarray) -> np.ndarray:
         """Return the row code of each absolute position, int64; 0 for a row that is not folded."""
         if len(positions) == 1 and positions[0] >= max(self.skip, self.prompt_length):

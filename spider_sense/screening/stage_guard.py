@@ -12,7 +12,7 @@ from spider_sense.screening.drift import DRIFT
 from spider_sense.screening.stage import STAGES, Stage
 from spider_sense.types import Zone
 
-__all__ = ["DETECTORS", "StageGuard", "stage_zone"]
+__all__ = ["DETECTORS", "StageGuard", "reads_stages", "stage_zone"]
 
 DETECTORS = (*STAGES, DRIFT)
 """What the detectors may be called."""
@@ -54,6 +54,11 @@ class StageGuard:
         """Return the places of a stage's detectors: its own, and at an observation drift."""
         names = (stage, DRIFT) if stage == "observation" else (stage,)
         return [place for place, record in enumerate(self.guard.manifest.detectors) if record.name in names]
+
+
+def reads_stages(guard: Guard) -> bool:
+    """Return whether all detectors of a guard are of an agent's stages."""
+    return {record.name for record in guard.manifest.detectors} <= set(DETECTORS)
 
 
 def stage_zone(score: float, bucket: BucketThresholds) -> Zone:

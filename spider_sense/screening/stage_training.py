@@ -68,8 +68,8 @@ def measure_files(stage: StageData, options: StageOptions) -> dict[str, dict[str
     Returns:
         By file and JSON-ready: :func:`spider_sense.evidence.evidence` with every control, ``interval``, the 95%
         interval of the AUROC over groups, ``family`` and ``sites``. The interval of the probe's rates is
-        :func:`spider_sense.metrics.tpr_interval`. The groups are ``stage.owners``. A file of one class has no AUROC and
-        is left out.
+        :func:`spider_sense.resampling.tpr_interval`. The groups are ``stage.owners``. A file of one class has no AUROC
+        and is left out.
     """
     result = {}
     for source in dict.fromkeys(stage.sources.tolist()):

@@ -112,8 +112,8 @@ def check_guard(guard: Guard, found: Fingerprint, serving: ServingConfig, allow_
     Raises:
         MismatchError: with both values.
     """
-    # Adapters are not in the checkpoint: it has to be the guard's, whatever is allowed beside it.
-    guard.check_model(found, serving.model_copy(update={"adapters": ()}), allow_uncertified)
+    # Adapters and the cache are not in the checkpoint: it has to be the guard's, whatever is allowed beside it.
+    guard.check_model(found, serving.model_copy(update={"adapters": (), "kv_cache": None}), allow_uncertified)
     guard.check_model(found, serving, allow_uncertified)
 
 

@@ -4,7 +4,7 @@ Shape letters: B requests of a step, H heads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Required, TypedDict
 
 import numpy as np
@@ -61,6 +61,8 @@ class Findings:
     reasons: tuple[str, ...]
     patched_from: tuple[int | None, ...]
     """First position that was computed under the patch, None of a request that is not patched, or not yet."""
+    patches: dict[str, int] = field(default_factory=dict)
+    """Requests that are to be patched from now on, and how many of their tokens were computed by now."""
     seconds: float = 0.0
     """That the guard took on the host for this step."""
     throttled: tuple[str, ...] = ()
@@ -78,12 +80,6 @@ class Findings:
         """Requests that are to end with this step, and why, in words that a client may read."""
         rows = enumerate(zip(self.ids, self.actions, strict=True))
         return {name: self._said(row)["reason"] for row, (name, action) in rows if action == "stop"}
-
-    @property
-    def patches(self) -> dict[str, int]:
-        """Requests that are to be patched from now on, and the number of their tokens that were computed."""
-        rows = zip(self.ids, self.actions, self.coverage_B3.sum(1).tolist(), strict=True)
-        return {name: computed for name, action, computed in rows if action == "patch"}
 
     def answer(self, row: int, detectors: Sequence[str], guard: str, scores: bool) -> dict[str, Any]:
         """Return what a client may read of one request, JSON-ready.
@@ -161,13 +157,13 @@ def findings_of(
     """
     heads = len(cases[0].peak) if cases else 0
     requests = [case.request for case in cases]
-    coverage = [(request.scored, request.cached, request.missing) for request in requests]
     return Findings(
         ids=tuple(request.id for request in requests),
         peak_BH=np.array([case.peak for case in cases], dtype=np.float32).reshape(-1, heads),
         threshold_BH=np.array([case.thresholds[1] for case in cases], dtype=np.float32).reshape(-1, heads),
         zone_BH=np.array([case.zone for case in cases], dtype=np.int8).reshape(-1, heads),
-        coverage_B3=np.array(coverage, dtype=np.int64).reshape(-1, 3),
+        coverage_B3=np.array([case.counts for case in cases], dtype=np.int64).reshape(-1, 3),
+        patches={case.request.id: case.request.computed for case in cases if case.decision.action == "patch"},
         actions=tuple(case.decision.action for case in cases),
         reasons=tuple(case.decision.reason for case in cases),
         patched_from=tuple(case.patched_from for case in cases),

@@ -61,7 +61,8 @@ class TrainConfig(Settings):
     respond: int = Field(default=32, ge=0)
     """Tokens of response that the model generates for some conversations."""
     responses: int = Field(default=160, ge=0)
-    """Benign conversations of the calibration part, and as many of the training part, that get a response."""
+    """Benign conversations of the calibration part that get a response, of each detector; a quarter as many of either
+    class of the training part."""
     max_tokens: int = Field(default=384, ge=32)
     suspect_fpr: float = 0.05
     breach_fpr: float = 0.01

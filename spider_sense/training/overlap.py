@@ -9,6 +9,8 @@ __all__ = ["overlapping"]
 LONGEST, SHORTEST = 8, 5
 """Words of a sequence that is compared. Four in a row are shared by texts that have nothing else in common."""
 
+_UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 Sequences = dict[tuple[str, ...], list[int]]
 
 
@@ -16,14 +18,15 @@ def overlapping(texts: Sequence[str], others: Sequence[str]) -> set[int]:
     """Return which of the texts hold half of one of the others, or have half of themselves in one.
 
     A half is half of the sequences of eight words, so that a wrapper around another payload is found, and so is a
-    payload within a wrapper. A text of five to seven words is one sequence; shorter ones are compared as a whole.
+    payload within a wrapper. A text of five to seven words is one sequence; shorter ones are compared as a whole. In
+    scripts without spaces (Chinese, Japanese, Thai) a character counts as a word.
     """
     words, other_words = [_words(text) for text in texts], [_words(text) for text in others]
     return {inner for inner, _ in _held(words, other_words)} | {outer for _, outer in _held(other_words, words)}
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    return _WORD.findall(text.lower())
 
 
 def _held(inner: Sequence[list[str]], outer: Sequence[list[str]]) -> Iterator[tuple[int, int]]:

@@ -70,7 +70,7 @@ def choose_parts(config: TrainConfig) -> Parts:
 
     Raises:
         ConfigError, DataError: see :func:`spider_sense.training.config.read_sets`.
-        DataError: if a detector lacks a class in any part.
+        DataError: if a detector lacks a class in any part, or most rows of a file overlap the test part.
     """
     test = {name: _named(rows) for name, rows in read_sets(config.test).items()}
     files = read_sets(config.data, without=config.test)
@@ -87,7 +87,7 @@ def choose_parts(config: TrainConfig) -> Parts:
         test.setdefault(example.source, []).append(example)
     names = [name for name, members in placed.items() for _ in members]
     examples = [example for members in placed.values() for example in members]
-    apart = _apart(examples, [row.text for members in test.values() for row in members])
+    apart = _apart(examples, [row for members in test.values() for row in members])
     dropped = len(rows) - len(drawn) - int(apart.sum())
     parts = Parts(tuple(compress(examples, apart)), np.array(names)[apart], test, dropped)
     for detector in config.detectors:
@@ -138,10 +138,29 @@ def _unseen(rows: Sequence[Example], seen: set[str]) -> list[Example]:
     return [row for row in rows if row.group not in repeated]
 
 
-def _apart(rows: Sequence[Example], test: Sequence[str]) -> np.ndarray:
-    """Return which rows [N] overlap no test text; a pair goes as a whole here, too."""
-    groups = {rows[index].group for index in overlapping([row.text for row in rows], test)}
-    return np.array([row.group not in groups for row in rows])
+def _apart(rows: Sequence[Example], test: Sequence[Example]) -> np.ndarray:
+    """Return which rows [N] overlap no test row; a pair goes as a whole here, too.
+
+    Raises:
+        DataError: if most rows of a file do.
+    """
+    groups = {rows[index].group for index in overlapping(list(map(_said, rows)), list(map(_said, test)))}
+    apart = np.array([row.group not in groups for row in rows], dtype=bool)
+    sources = np.array([row.source for row in rows])
+    for source in np.unique(sources).tolist():
+        kept = apart[sources == source]
+        if 2 * np.count_nonzero(kept) < len(kept):
+            raise DataError(
+                f"{len(kept) - np.count_nonzero(kept)} of {len(kept)} rows of {source} share half of their text, or of "
+                "a test row's, with a test row; leave the file out, or take what all its rows begin with out of them "
+                "(a system prompt belongs into `messages`, where it is not compared)"
+            )
+    return apart
+
+
+def _said(row: Example) -> str:
+    """Return what is compared: all but a system prompt, which rows of different content share."""
+    return row.text if row.turns is None else "\n".join(content for role, content in row.turns if role != "system")
 
 
 def _key(row: Example) -> str:

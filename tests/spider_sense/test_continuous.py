@@ -12,15 +12,16 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching import initialization, model_runner
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
-from spider_sense import guarded_model
+from spider_sense import guarded_model, packed_batches
 from spider_sense.audit import AuditEvent, AuditLog
-from spider_sense.continuous import ContinuousCalls, without_graphs
-from spider_sense.errors import ConfigError
+from spider_sense.continuous import ContinuousCalls, check_manager
+from spider_sense.errors import ConfigError, SpiderSenseError
 from spider_sense.forward import SequenceRows
 from spider_sense.guard import Guard
 from spider_sense.judge import Judge
 from spider_sense.models import LoadedModel
 from spider_sense.monitor import Monitor
+from spider_sense.packed_batches import PackedBatches
 from spider_sense.policy import Policy, Rule, Steer
 from spider_sense.types import Site
 
@@ -251,9 +252,29 @@ def test_a_step_that_no_hook_saw_fails_its_requests(
     assert "ran no hook of the guard" in str(output.error)
 
 
-def test_a_manager_from_before_with_its_graphs_is_refused() -> None:
+def test_a_manager_from_before_with_its_graphs_is_refused(guards: Any, what: LoadedModel) -> None:
     config = SimpleNamespace(use_cuda_graph=(False, True), use_async_batching=True)
-    with pytest.raises(ConfigError, match=r"use_cuda_graph=\(False, True\).*destroy_cached"):
-        without_graphs(SimpleNamespace(continuous_batching_config=config, batch_processor=object()))
-    plain = SimpleNamespace(continuous_batching_config=SimpleNamespace(use_cuda_graph=(False, False)))
-    assert without_graphs(plain) is plain
+    what.model._cached_continuous_batching_manager = SimpleNamespace(
+        continuous_batching_config=config, batch_processor=object()
+    )
+    with Monitor(guards.guard(what, guards.many_probes())).attach(what.model, what.tokenizer):
+        with pytest.raises(ConfigError, match=r"use_cuda_graph=\(False, True\).*destroy_cached"):
+            what.model.init_continuous_batching()
+        config.use_cuda_graph = (False, False)
+        check_manager(what.model._cached_continuous_batching_manager)
+
+
+def test_who_stops_listening_within_a_step_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_batches, "_packed_forward", lambda _: None)
+    batches, model = PackedBatches(), torch.nn.Identity()
+    listeners = [SimpleNamespace(packed=None, passes=0, release=None) for _ in range(2)]
+    for listener in listeners:
+        batches._listeners.setdefault(id(model), []).append(listener)
+
+    def run(processor: Any, model: Any) -> None:
+        batches._listeners[id(model)].remove(listeners[0])
+        listeners[1].passes += 1
+
+    batches._wrap(run)(None, model)
+    with pytest.raises(SpiderSenseError, match="ran no hook"):
+        batches._wrap(lambda processor, model: None)(None, model)

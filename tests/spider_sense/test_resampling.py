@@ -10,14 +10,16 @@ from spider_sense.rates import Interval, clopper_pearson
 from spider_sense.resampling import auroc_interval, paired_bootstrap_tpr_difference, tpr_interval
 from tests.labelled_rows import gaussian
 
+ALONE = [str(row) for row in range(800)]
+
 
 def test_paired_bootstrap_sees_the_better_system_and_its_own_twin() -> None:
     strong, labels = gaussian(3)
     weak, _ = gaussian(1, seed=1)
-    difference = paired_bootstrap_tpr_difference(strong, weak, labels, 0.05, resamples=200)
+    difference = paired_bootstrap_tpr_difference(strong, weak, labels, ALONE, 0.05, resamples=200)
     assert difference is not None
     assert 0.3 < difference.low < difference.mean < difference.high < 0.9
-    twin = paired_bootstrap_tpr_difference(strong, strong, labels, 0.05, resamples=50)
+    twin = paired_bootstrap_tpr_difference(strong, strong, labels, ALONE, 0.05, resamples=50)
     assert twin is not None
     assert (twin.low, twin.mean, twin.high) == (0, 0, 0)
 
@@ -26,17 +28,32 @@ def test_paired_bootstrap_is_narrower_than_an_unpaired_one() -> None:
     scores, labels = gaussian(2)
     rival = scores + np.random.default_rng(2).normal(0, 0.05, scores.size)
     elsewhere, _ = gaussian(2, seed=3)
-    paired = paired_bootstrap_tpr_difference(scores, rival, labels, 0.05, resamples=200)
-    unpaired = paired_bootstrap_tpr_difference(scores, elsewhere, labels, 0.05, resamples=200)
+    paired = paired_bootstrap_tpr_difference(scores, rival, labels, ALONE, 0.05, resamples=200)
+    unpaired = paired_bootstrap_tpr_difference(scores, elsewhere, labels, ALONE, 0.05, resamples=200)
     assert paired is not None
     assert unpaired is not None
     assert paired.high - paired.low < 0.6 * (unpaired.high - unpaired.low)
 
 
+def test_copies_of_a_row_are_no_independent_evidence_of_a_gain() -> None:
+    one, labels = gaussian(1, n=12)
+    other, _ = gaussian(1, n=12, seed=1)
+    alone = paired_bootstrap_tpr_difference(one, other, labels, ALONE[:24], 0.05, resamples=200)
+    copies = np.tile(one, 20), np.tile(other, 20), np.tile(labels, 20)
+    together = paired_bootstrap_tpr_difference(*copies, ALONE[:24] * 20, 0.05, resamples=200)
+    apart = paired_bootstrap_tpr_difference(*copies, ALONE[:480], 0.05, resamples=200)
+    assert alone == together
+    assert apart is not None
+    assert together is not None
+    assert apart.high - apart.low < (together.high - together.low) / 2
+
+
 def test_paired_bootstrap_gives_the_mean_and_the_95_percent_interval() -> None:
     scores, labels = gaussian(1)
     rival, _ = gaussian(1, seed=1)
-    one, two = (paired_bootstrap_tpr_difference(scores, rival, labels, 0.05, resamples=count) for count in (1, 2))
+    one, two = (
+        paired_bootstrap_tpr_difference(scores, rival, labels, ALONE, 0.05, resamples=count) for count in (1, 2)
+    )
     assert one is not None
     assert two is not None
     first, second = one.mean, 2 * two.mean - one.mean
@@ -50,12 +67,12 @@ def test_paired_bootstrap_repeats_with_its_seed_and_needs_both_classes() -> None
     rival, _ = gaussian(1, seed=1)
 
     def run(seed: int) -> Any:
-        return paired_bootstrap_tpr_difference(scores, rival, labels, 0.05, resamples=20, seed=seed)
+        return paired_bootstrap_tpr_difference(scores, rival, labels, ALONE, 0.05, resamples=20, seed=seed)
 
     assert run(7) == run(7) != run(8)
-    assert paired_bootstrap_tpr_difference(scores, rival, np.ones_like(labels), 0.05) is None
+    assert paired_bootstrap_tpr_difference(scores, rival, np.ones_like(labels), ALONE, 0.05) is None
     with pytest.raises(ConfigError, match="resamples=0"):
-        paired_bootstrap_tpr_difference(scores, rival, labels, 0.05, resamples=0)
+        paired_bootstrap_tpr_difference(scores, rival, labels, ALONE, 0.05, resamples=0)
 
 
 def test_the_interval_of_the_auroc_holds_it_and_narrows_with_rows() -> None:

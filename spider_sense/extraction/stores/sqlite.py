@@ -89,7 +89,9 @@ class SqliteStore:
             if not self._check_header():
                 for statement in _SCHEMA:
                     self._db.execute(statement)
-                self._last_expiry()
+        # Before anybody is seen under a clock that may be wrong. Of a damaged file its reader is told.
+        with suppress(sqlite3.DatabaseError), self._transaction():
+            self._last_expiry()
 
     def _last_expiry(self) -> float:
         """Return the time of it; before the first one when somebody was last seen, or now."""

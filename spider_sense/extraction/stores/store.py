@@ -151,7 +151,8 @@ def check_clock(place: str, last: float) -> float:
         raise StoreError(
             f"{place}: it is {datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC by this machine's clock, "
             f"{abs(now - last) / _DAY:.0f} days {'after' if now > last else 'before'} the last expiry, so nobody is "
-            "erased; set the clock if that is wrong, and run `spider-sense principals expire` once if it is right"
+            "erased; set the clock if that is wrong, and run `spider-sense principals expire` once if it is right, as "
+            "after a pause or where retention begins only now"
         )
     return now
 

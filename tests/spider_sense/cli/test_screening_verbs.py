@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from spider_sense.calibration import calibrate
 from spider_sense.cli import commands, main
 from spider_sense.cli.app import app, console
-from spider_sense.errors import SpiderSenseError
+from spider_sense.errors import GuardError, SpiderSenseError
 from spider_sense.guard import Detector
 from spider_sense.scoring import Aggregator, Probe, SiteMap
 from spider_sense.screening.signature_bank import SignatureBank
@@ -334,3 +334,8 @@ def test_a_guard_of_the_stages_is_not_evaluated_on_prompt_sets(
 def test_traces_are_no_traffic_of_a_guard_of_whole_requests(run: Run, tiny_run: Any, tmp_path: Path) -> None:
     with pytest.raises(SpiderSenseError, match="'misuse' is of no stage"):
         run("calibrate", "--guard", tiny_run.folder, "--model", "x", "--trace", asked(tmp_path / "own.jsonl", 20))
+
+
+def test_a_guard_of_the_stages_is_not_measured_against_disguises(run: Run, stage_guard: Path) -> None:
+    with pytest.raises(GuardError, match="has probes of an agent's stages, and evade reads whole requests"):
+        run("evade", "--guard", stage_guard, "--model", "x")

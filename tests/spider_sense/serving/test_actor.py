@@ -82,6 +82,7 @@ def findings(
         actions=tuple(actions.get(name, "observe") for name in names),
         reasons=tuple("misuse breach" if name in stops else "nothing" for name in names),
         patched_from=tuple(7 if name in patches else None for name in names),
+        patches=dict.fromkeys(patches, 9),
         seconds=0.25,
         throttled=throttled,
     )

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from spider_sense.errors import ConfigError
+from spider_sense.errors import ConfigError, MismatchError
 from spider_sense.fingerprint import ServingConfig
-from spider_sense.serving.engine_config import check_engine, keep_ranks_alike, serving_of
+from spider_sense.models import LoadedModel
+from spider_sense.serving.engine_config import check_engine, check_guard, keep_ranks_alike, serving_of
 
 PLAIN: dict[str, dict[str, Any]] = {
     "parallel_config": {
@@ -86,3 +87,27 @@ def test_a_guard_from_before_knows_the_models_own_cache_alone() -> None:
     kept = ServingConfig.model_validate({"dtype": "bfloat16", "quantization": None, "adapters": ()})
     assert kept == serving_of(engine())
     assert kept != serving_of(engine(cache_config={"cache_dtype": "fp8"}))
+
+
+def test_a_guard_from_before_keeps_its_digest() -> None:
+    plain = ServingConfig(dtype="bfloat16", quantization=None, adapters=())
+    assert plain.model_dump_json() == '{"dtype":"bfloat16","quantization":null,"adapters":[]}'
+    assert '"kv_cache":"fp8"' in plain.model_copy(update={"kv_cache": "fp8"}).model_dump_json()
+
+
+@pytest.mark.parametrize("changed", [{}, {"kv_cache": "fp8"}, {"adapters": ("LoRA",)}])
+def test_other_weights_are_refused_whatever_is_allowed_beside_them(
+    tiny_loaded: LoadedModel, guards: Any, changed: dict[str, Any]
+) -> None:
+    guard = guards.guard(tiny_loaded, guards.many_probes()[:1])
+    found, serving = guard.manifest.fingerprint, guard.manifest.certified[0].model_copy(update=changed)
+    check_guard(guard, found, serving, allow_uncertified=True)
+    with pytest.raises(MismatchError, match="weight_digest"):
+        check_guard(guard, found.model_copy(update={"weight_digest": "other"}), serving, allow_uncertified=True)
+
+
+def test_what_to_do_about_a_cache_that_no_threshold_was_set_for(tiny_loaded: LoadedModel, guards: Any) -> None:
+    guard = guards.guard(tiny_loaded, guards.many_probes()[:1])
+    serving = guard.manifest.certified[0].model_copy(update={"kv_cache": "fp8"})
+    with pytest.raises(MismatchError, match="own type of KV cache, or accept"):
+        check_guard(guard, guard.manifest.fingerprint, serving, allow_uncertified=False)

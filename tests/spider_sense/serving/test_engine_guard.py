@@ -304,3 +304,38 @@ def test_what_an_engine_runs_to_warm_up_is_nobodys_request(
         engine.step({"real": 100})
     assert [json.loads(line)["request"] for line in log.read_text().splitlines()] == ["real"]
     assert len(told.seen) == 1
+
+
+def test_what_is_told_of_a_step_is_of_that_step_where_the_next_is_folded_before(
+    tiny_loaded: LoadedModel, guards: Any
+) -> None:
+    engine = guards.Engine(tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()), guards)
+    engine.looks_ahead = True
+    engine.add("a", [1, 5, *range(10, 16)], range(20, 28))
+    covered = []
+    for _ in range(3):
+        engine.step({"a": 100})
+        if "a" in engine.found:
+            findings, row = engine.found["a"]
+            covered.append(findings.coverage_B3[row].tolist())
+    assert covered == [[8, 0, 0], [9, 0, 0]]
+    engine.settle()
+    engine.check("a", guards)
+
+
+def test_a_row_beyond_the_end_of_a_request_is_not_judged(tiny_loaded: LoadedModel, guards: Any, tmp_path: Path) -> None:
+    engine = guards.Engine(
+        tiny_loaded, guards.guard(tiny_loaded, guards.many_probes()[:1], guards.calibration(-1e9, -1e9)), guards
+    )
+    engine.looks_ahead = True
+    with AuditLog(tmp_path / "audit.jsonl") as audit:
+        engine.guard.judge.recorder = Recorder(audit)
+        engine.add("a", [1, 5, *range(10, 16)], range(20, 28))
+        engine.step({"a": 100})
+        engine.finished = {"a"}
+        engine.add("b", [1, 6, *range(30, 36)], range(20, 28))
+        engine.step({"b": 100})
+        engine.settle()
+    events = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events if event["request"] == "a"] == ["open", "close"]
+    assert [event["event"] for event in events if event["request"] == "b"] == ["open", "verdict"]

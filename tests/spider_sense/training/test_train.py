@@ -145,6 +145,26 @@ def test_what_holds_half_of_a_test_text_is_left_out_with_its_pair(
     assert (before.dropped, after.dropped) == (0, 2)
 
 
+def test_a_system_prompt_that_all_rows_share_is_no_overlap(tiny_training: Any, tmp_path: Path) -> None:
+    frame = " ".join(f"rule{index}" for index in range(60))
+    rows, held_out = tiny_training.rows(64, seed=1), tiny_training.rows(24, seed=2)
+    framed = [
+        [
+            {key: value for key, value in row.items() if key != "text"}
+            | {"messages": [{"role": "system", "content": frame}, {"role": "user", "content": row["text"]}]}
+            for row in part
+        ]
+        for part in (rows, held_out)
+    ]
+    sets = _sets(tiny_training, tmp_path, *framed)
+    parts = choose_parts(tiny_training.config(tmp_path, **sets))
+    assert (len(parts.examples), parts.dropped) == (64, 0)
+    written = [[row | {"text": f"{frame} {row['text']}"} for row in part] for part in (rows, held_out)]
+    sets = _sets(tiny_training, tmp_path, *written)
+    with pytest.raises(DataError, match=r"64 of 64 rows of traffic share half.*belongs into `messages`"):
+        choose_parts(tiny_training.config(tmp_path, **sets))
+
+
 def _sets(tiny_training: Any, folder: Path, rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> Any:
     files = {"data": ("traffic", rows), "test": ("held_out", held_out)}
     return {
