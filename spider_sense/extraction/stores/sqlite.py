@@ -4,6 +4,7 @@ Several processes may share the file, on a local disk. A process that is killed 
 nothing else; the next one that opens the file cleans up by itself.
 """
 
+import logging
 import os
 import sqlite3
 import threading
@@ -24,6 +25,8 @@ from spider_sense.extraction.stores.store import (
 )
 
 __all__ = ["SqliteStore"]
+
+_LOG = logging.getLogger(__name__)
 
 _APPLICATION = 0x53705365
 """Stands in the header of the file, so that another program's database is not taken for a store."""
@@ -89,9 +92,15 @@ class SqliteStore:
             if not self._check_header():
                 for statement in _SCHEMA:
                     self._db.execute(statement)
-        # Before anybody is seen under a clock that may be wrong. Of a damaged file its reader is told.
-        with suppress(sqlite3.DatabaseError), self._transaction():
-            self._last_expiry()
+        # Before anybody is seen under a clock that may be wrong.
+        try:
+            with self._transaction():
+                self._last_expiry()
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            # Who reads or erases what is damaged is told; what is whole can still be read.
+            _LOG.error("%s: retention has no beginning: %s", self.path, error)
 
     def _last_expiry(self) -> float:
         """Return the time of it; before the first one when somebody was last seen, or now."""
