@@ -4,7 +4,7 @@ Whether an answer refuses shows in its opening, so evaluation asks for few token
 :mod:`nest.refusal` looks for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from spider_sense.errors import ConfigError
 from spider_sense.models import LoadedModel
 
 __all__ = ["generate_answers"]
+
+_CPU_TOKENS = 2048
+"""Of prompts in a batch on a processor: the activations of more leave its caches, and each token takes longer."""
 
 
 def generate_answers(
@@ -36,7 +39,7 @@ def generate_answers(
         loaded: the model and its tokenizer.
         prompts: texts of a user's turn, or whole conversations.
         max_new_tokens: most tokens of an answer.
-        batch_size: prompts in a batch.
+        batch_size: most prompts in a batch; on a processor long ones come in smaller batches.
         prefix: what the model is made to begin with (the prefill attack); it is not part of the returned text.
         max_prompt_tokens: a longer prompt is cut in the middle.
         through_generate: call ``model.generate``, which an attached guard needs, instead of this project's own loop,
@@ -58,13 +61,26 @@ def generate_answers(
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
     answers = [""] * len(rows)
     run = _generate if through_generate else _own
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    budget = _CPU_TOKENS if loaded.model.device.type == "cpu" else None
+    for chosen in _batches(order, rows, batch_size, budget):
         for place, tokens in zip(chosen, run(loaded, [rows[i] for i in chosen], max_new_tokens), strict=True):
             answers[place] = tokenizer.decode(tokens, skip_special_tokens=True)
         if advance is not None:
             advance(len(chosen))
     return answers
+
+
+def _batches(order: Sequence[int], rows: Sequence[Sequence[int]], size: int, budget: int | None) -> Iterator[list[int]]:
+    """Split places of rows, the shortest first, so that no batch but one of a single row holds more than its budget."""
+    batch: list[int] = []
+    for place in order:
+        full = budget is not None and (len(batch) + 1) * len(rows[place]) > budget
+        if batch and (full or len(batch) == size):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def _own(loaded: LoadedModel, rows: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:

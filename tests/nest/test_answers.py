@@ -58,6 +58,23 @@ def test_progress_counts_prompts(loaded: LoadedModel) -> None:
     assert done == [2, 2, 1]
 
 
+def test_long_prompts_come_in_smaller_batches_on_a_processor(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat, whole = Chat(loaded.tokenizer), generate_answers(loaded, PROMPTS, max_new_tokens=6)
+    longest = max(len(chat.render(prompt).ids) for prompt in PROMPTS)
+    monkeypatch.setattr("nest.answers._CPU_TOKENS", 2 * longest - 1)
+    done: list[int] = []
+    assert generate_answers(loaded, PROMPTS, max_new_tokens=6, advance=done.append) == whole
+    assert max(done) > 1
+    assert done[-1] == 1, "the longest has no room beside it"
+    assert sum(done) == len(PROMPTS)
+    monkeypatch.setattr("nest.answers._CPU_TOKENS", 1)
+    done.clear()
+    assert generate_answers(loaded, PROMPTS, max_new_tokens=6, advance=done.append) == whole
+    assert done == [1] * len(PROMPTS), "a prompt that is longer than a batch comes alone"
+
+
 def test_no_prompts_no_answers(loaded: LoadedModel) -> None:
     assert generate_answers(loaded, []) == []
 
