@@ -98,7 +98,7 @@ def _reach(figures: Sequence[Mapping[str, float]]) -> list[list[float]]:
 def legend(drawn: Any) -> None:
     """Put the legend of axes beside their picture, where no curve is hidden by it."""
     lines, labels = drawn.get_legend_handles_labels()
-    drawn.figure.legend(lines, labels, frameon=False, loc="outside right upper", fontsize="small")
+    drawn.figure.legend(lines, labels, frameon=False, loc="outside right center", fontsize="small")
 
 
 def write_png(drawn: Any, path: Path) -> Path:
