@@ -65,7 +65,7 @@ class PartStore:
             self.replaced += [name] if found else []
             begin = monotonic()
             rows = dict(compute())
-            found = {"key": key, "seconds": round(monotonic() - begin, 2), **rows}
+            found = {"key": key, "seconds": round(monotonic() - begin, 4), **rows}
         self.parts[name] = found
         self._found[name] = found
         self._write({"schema": SCHEMA, "complete": False, "rows": self._found})

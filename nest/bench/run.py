@@ -54,7 +54,7 @@ def run_one(bench: Bench, run: Run) -> Finished:
         "trained_parameters": done.change.count(),
         "trained_share": done.change.count() / bench.parameters,
         "patch_bytes": patch_bytes(run, done.change, stage, config),
-        "train_seconds": round(done.seconds, 1),
+        "train_seconds": round(done.seconds, 3),
         "learning_rate": rate,
     }
     curves = frontier(bench, run, done, rate, result) if drawn and _wanted(config) else None
