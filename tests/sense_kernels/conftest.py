@@ -1,10 +1,12 @@
 """What the tests of the kernels share: lanes of every kind with an oracle, and requests cut into steps."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,27 @@ import torch
 def seed() -> None:
     """Let every test draw the same numbers, in whatever order tests run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def exact_dots() -> Iterator[None]:
+    """Let the interpreter multiply tiles token by token, as a GPU does: with some processors' BLAS a row of a product
+    depends on its place among the others, which is what the kernels must not do."""
+    if importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
+        total = np.zeros_like(d.data)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for k in range(a.data.shape[-1]):
+                total += a.data[..., k, None].astype(total.dtype) * b.data[..., k, None, :].astype(total.dtype)
+            return TensorHandle(total + d.data, d.dtype.scalar)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_dot", dot)
+        yield
 
 
 def _load(name: str) -> ModuleType:
