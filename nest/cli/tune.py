@@ -50,7 +50,9 @@ def tune(
     started = time.monotonic()
     with progress_bars() as progress:
         patch = tune_patch(loaded, grouped, refused, answered, settings, work, progress)
-    if not processes(loaded.model).is_main_process:
+    state = processes(loaded.model)
+    state.destroy_process_group()  # Or gloo may abort the process that ends last.
+    if not state.is_main_process:
         return
     patch = patch.save_pretrained(out)
     record = patch.manifest

@@ -36,6 +36,7 @@ change = addition(model)
 losses = tune(model, change, lessons, TuneConfig(**{SETTINGS!r}, whiten=sys.argv[3] == "True"), pad=1)
 rank = processes(model).process_index
 save((change.values(), [[one.refuse, one.answer] for one in losses]), f"{{sys.argv[1]}}/rank{{rank}}.pt")
+processes(model).destroy_process_group()  # or gloo may abort the one that ends last
 """
 
 
